@@ -1,0 +1,101 @@
+"""How answers look in a terminal: text for people, or JSON lines for machines. Pure but for
+printing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cluster.client import Branch, ClusterStatus, Transaction
+
+
+class UserMistake(Exception):
+    """What was typed cannot be done; the text is one line: what, which, what next."""
+
+
+def print_json(value: Any) -> None:
+    """One line, at once, for whoever reads along."""
+    print(json.dumps(value, separators=(",", ":")), flush=True)
+
+
+def transaction_line(transaction: Transaction) -> str:
+    """`committed 0199...`, with the reason of an abort."""
+    state = transaction.outcome or transaction.state
+    why = f": {transaction.reason}" if transaction.reason else ""
+    return f"{state:<10} {transaction.id}{why}"
+
+
+def transaction_text(transaction: Transaction) -> str:
+    """The transaction and its branches."""
+    lines = [transaction_line(transaction)]
+    times = (
+        ("state", transaction.state),
+        ("created", transaction.created_at),
+        ("decided", transaction.decided_at),
+        ("finished", transaction.finished_at),
+    )
+    lines += [f"  {name:<9}{value}" for name, value in times if value is not None]
+    if transaction.metadata:
+        lines.append(f"  {'metadata':<9}{json.dumps(transaction.metadata)}")
+    rows = [_branch_row(branch) for branch in transaction.branches]
+    if rows:
+        lines += ["", *table(("branch", "name", "vote", "state", "attempts", "remarks"), rows)]
+    return "\n".join(lines)
+
+
+def transactions_text(transactions: Sequence[Transaction]) -> str:
+    """A line for each."""
+    if not transactions:
+        return "no transactions"
+    rows = [
+        (
+            transaction.id,
+            transaction.state,
+            transaction.created_at or "",
+            ", ".join(branch.name for branch in transaction.branches),
+            transaction.reason or "",
+        )
+        for transaction in transactions
+    ]
+    return "\n".join(table(("id", "state", "created", "participants", "reason"), rows))
+
+
+def cluster_text(status: ClusterStatus) -> str:
+    """The nodes, as the one sees them that was asked."""
+    leader = status.leader or "nobody"
+    head = (
+        f"cluster {status.cluster}, led by {leader} in term {status.term} ({status.self_id} says)"
+    )
+    rows = [
+        (
+            node.id,
+            node.role or "",
+            {True: "alive", False: "silent", None: ""}[node.alive],
+            node.api,
+            _number(node.match_index),
+            _number(node.lag),
+        )
+        for node in status.nodes
+    ]
+    return "\n".join([head, "", *table(("node", "role", "", "api", "match", "lag"), rows)])
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines with columns as wide as their widest cell."""
+    lines = [tuple(heads), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
+def _branch_row(branch: Branch) -> tuple[str, ...]:
+    remarks = branch.last_error or branch.reason or ""
+    attempts = _number(branch.attempts)
+    return (branch.branch_id, branch.name, branch.vote or "", branch.state, attempts, remarks)
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,266 @@
+"""What a client is told: the answers of the cluster as values, and its refusals as exceptions.
+Pure.
+
+    ClientError
+    ├── Refused               definite: the cluster understood the request and did not do it
+    │   ├── BadRequest        400: the request has no sense; the message names the field
+    │   ├── UnknownTransaction 404: not remembered, which does not mean that it aborted
+    │   ├── Conflict          409: another content under this id, or a state that does not allow it
+    │   ├── Expired           410: the id is too old to be told from a forgotten one
+    │   └── TooLarge          413
+    ├── OutcomeUnknown        no outcome before the deadline: ask again with `transaction_id`
+    ├── Unavailable           a read, or an operator's request, had no answer before the deadline
+    └── BadAnswer             what answered does not speak as a node of Assent does
+
+An abort is an answer, not an exception. A refused request under a new id may be tried again; after
+OutcomeUnknown only the same id is safe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ClientError(Exception):
+    """The base of everything that the client library raises about the cluster."""
+
+
+class Refused(ClientError):
+    """Definite. `code` is the error's code, for example `transaction_id_conflict`."""
+
+    def __init__(self, status: int, code: str, message: str, details: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.details = dict(details)
+
+
+class BadRequest(Refused):
+    """400, and any other refusal that has no class of its own."""
+
+
+class UnknownTransaction(Refused):
+    """404."""
+
+
+class Conflict(Refused):
+    """409."""
+
+
+class Expired(Refused):
+    """410."""
+
+
+class TooLarge(Refused):
+    """413."""
+
+
+class OutcomeUnknown(ClientError):
+    """The transaction may have committed, aborted, or not begun. `transaction_id` finds out."""
+
+    def __init__(self, transaction_id: str, why: str) -> None:
+        super().__init__(f"the outcome of transaction {transaction_id} is unknown: {why}")
+        self.transaction_id = transaction_id
+
+
+class Unavailable(ClientError):
+    """No node gave a usable answer before the deadline."""
+
+
+class BadAnswer(ClientError):
+    """A 2xx whose body is not what was asked for: perhaps another program listens there."""
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A transaction's part at one participant, as CONTRACT names its fields."""
+
+    branch_id: str
+    name: str
+    url: str | None
+    vote: str | None
+    reason: str | None
+    state: str
+    attempts: int
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """A transaction as a node tells it. Times are RFC 3339; `raw` is the answer as it came."""
+
+    id: str
+    state: str
+    outcome: str | None
+    reason: str | None
+    created_at: str | None
+    decided_at: str | None
+    finished_at: str | None
+    branches: tuple[Branch, ...]
+    metadata: Mapping[str, Any]
+    raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def committed(self) -> bool:
+        return self.outcome == "committed"
+
+    @property
+    def aborted(self) -> bool:
+        return self.outcome == "aborted"
+
+    @property
+    def finished(self) -> bool:
+        """Whether every participant has acknowledged the outcome; nothing more will happen."""
+        return self.state in ("committed", "aborted")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A piece of a list, newest first. `next_after` asks for the next; None: this was the last."""
+
+    transactions: tuple[Transaction, ...]
+    next_after: str | None
+    backlog: Mapping[str, int]
+    """Unfinished branches by participant, the most first."""
+    raw: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node as one of them sees it. `lag` is in log entries, where it is known."""
+
+    id: str
+    api: str
+    raft: str | None
+    role: str | None
+    alive: bool | None
+    match_index: int | None
+    lag: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """The cluster as the node `self_id` sees it; `leader` is a node's id, or None."""
+
+    cluster: str
+    self_id: str
+    leader: str | None
+    term: int | None
+    nodes: tuple[NodeStatus, ...]
+    raw: Mapping[str, Any] = field(repr=False)
+
+
+def read_json(body: bytes) -> Any:
+    """Decoded JSON, or None of what is none."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_transaction(answer: Any) -> Transaction:
+    """A transaction out of decoded JSON; raises BadAnswer."""
+    fields = _object(answer, "a transaction")
+    branches = fields.get("branches")
+    metadata = fields.get("metadata")
+    return Transaction(
+        id=_text(fields, "id"),
+        state=_text(fields, "state"),
+        outcome=fields.get("outcome"),
+        reason=fields.get("reason"),
+        created_at=fields.get("created_at"),
+        decided_at=fields.get("decided_at"),
+        finished_at=fields.get("finished_at"),
+        branches=tuple(_branch(entry) for entry in branches) if isinstance(branches, list) else (),
+        metadata=metadata if isinstance(metadata, dict) else {},
+        raw=fields,
+    )
+
+
+def read_page(answer: Any) -> Page:
+    """A page of a list out of decoded JSON; raises BadAnswer."""
+    fields = _object(answer, "a list")
+    entries = fields.get("transactions")
+    if not isinstance(entries, list):
+        raise BadAnswer("answered without a list of transactions")
+    backlog = fields.get("backlog")
+    return Page(
+        transactions=tuple(read_transaction(entry) for entry in entries),
+        next_after=fields.get("next_after"),
+        backlog=backlog if isinstance(backlog, dict) else {},
+        raw=fields,
+    )
+
+
+def read_cluster(answer: Any) -> ClusterStatus:
+    """The cluster's status out of decoded JSON; raises BadAnswer."""
+    fields = _object(answer, "a cluster's status")
+    nodes = fields.get("nodes")
+    if not isinstance(nodes, list):
+        raise BadAnswer("answered without a list of nodes")
+    return ClusterStatus(
+        cluster=_text(fields, "cluster"),
+        self_id=_text(fields, "self"),
+        leader=fields.get("leader"),
+        term=fields.get("term"),
+        nodes=tuple(_node(entry) for entry in nodes),
+        raw=fields,
+    )
+
+
+def read_error(status: int, answer: Any) -> Refused:
+    """The refusal that a status and a decoded body mean, also where the body has another shape."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    fields = error if isinstance(error, dict) else {}
+    code = str(fields.get("code", f"http_{status}"))
+    message = str(fields.get("message", f"answered {status}"))
+    details = fields.get("details")
+    kinds = {404: UnknownTransaction, 409: Conflict, 410: Expired, 413: TooLarge}
+    kind = kinds.get(status, BadRequest)
+    return kind(status, code, message, details if isinstance(details, dict) else {})
+
+
+def _branch(entry: Any) -> Branch:
+    fields = _object(entry, "a branch")
+    return Branch(
+        branch_id=_text(fields, "branch_id"),
+        name=_text(fields, "name"),
+        url=fields.get("url"),
+        vote=fields.get("vote"),
+        reason=fields.get("reason"),
+        state=_text(fields, "state"),
+        attempts=fields.get("attempts", 0),
+        last_error=fields.get("last_error"),
+    )
+
+
+def _node(entry: Any) -> NodeStatus:
+    fields = _object(entry, "a node")
+    return NodeStatus(
+        id=_text(fields, "id"),
+        api=_text(fields, "api"),
+        raft=fields.get("raft"),
+        role=fields.get("role"),
+        alive=fields.get("alive"),
+        match_index=fields.get("match_index"),
+        lag=fields.get("lag"),
+    )
+
+
+def _object(answer: Any, what: str) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise BadAnswer(f"answered with something that is not {what}")
+    return answer
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise BadAnswer(f"answered without {name}")
+    return value

@@ -1,0 +1,258 @@
+"""How a client gets an answer out of a cluster of which any node may be dead, deposed or deaf.
+
+One request is tried until a node gives a final answer or the deadline passes:
+
+    answer               what it means                 what is done
+    307                  that node follows             ask the node that it names; remember it as
+    leader 429                  not done, too much at once    ask again after Retry-After
+    5xx, 408             perhaps done                  ask another node
+    none, connection     perhaps done                  ask another node, the leader is forgotten
+    anything else        final                         returned
+
+That is safe because every request that changes something carries the id of its transaction. The
+first repeat follows at once (an idle connection that the other side closed is no more than that),
+later ones after a pause with jitter, doubled up to a quarter of a second: an election takes less
+than one, and whoever waits longer waits for nothing. Therefore a `Retry-After: 1` of a 503, the
+least that the header can say, is read as "soon"; one of a 429 is kept.
+
+The network is reached through the `Exchange` only, time through the event loop, chance through the
+given Random.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+
+_log = logging.getLogger(__name__)
+
+_FIRST_PAUSE = 0.025
+_LAST_PAUSE = 0.25
+_HOPS = 4
+"""Redirects in a row: more than a leader and its two successors is a circle."""
+_MAX_RETRY_AFTER = 60.0
+_CONNECTIONS = 1_024
+"""Of one client to all nodes. Requests beyond it wait for a free connection."""
+
+
+class NoAnswer(Exception):
+    """Nothing usable came back; the text says what did. Whether the request arrived is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """`headers` ignores the case of names."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Exchange(Protocol):
+    """One HTTP request, one answer; the seam at which the network can be replaced."""
+
+    async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpAnswer:
+        """Follows no redirect. Raises NoAnswer, also when `timeout` seconds pass."""
+
+    async def close(self) -> None: ...
+
+
+class AiohttpExchange:
+    """The real network, with connections kept alive. Belongs to the event loop of its first
+    `send`."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpAnswer:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"Content-Type": "application/json"},
+            )
+        try:
+            async with self._session.request(
+                method,
+                url,
+                data=body,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout),
+            ) as response:
+                return HttpAnswer(response.status, response.headers, await response.read())
+        except TimeoutError:
+            raise NoAnswer(f"no answer within {timeout:.1f} s") from None
+        except aiohttp.ClientConnectorError as error:
+            raise NoAnswer(f"cannot connect: {error.os_error.strerror}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise NoAnswer(str(error) or type(error).__name__) from None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+
+class Nodes:
+    """The nodes that are known, and which of them led last. Shared by all requests of a client."""
+
+    def __init__(self, given: Iterable[str], random: Random) -> None:
+        self._urls = [node_url(text) for text in given]
+        if not self._urls:
+            raise ValueError("nodes: name at least one, for example http://127.0.0.1:8101")
+        self._next = random.randrange(len(self._urls))  # so that not every client asks the first
+        self._leader: str | None = None
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(self._urls)
+
+    @property
+    def leader(self) -> str | None:
+        return self._leader
+
+    def any(self) -> str:
+        """The next node in turn."""
+        self._next += 1
+        return self._urls[self._next % len(self._urls)]
+
+    def other_than(self, url: str) -> str:
+        """Another node, or the same one where it is the only one."""
+        candidate = self.any()
+        return self.any() if candidate == url else candidate
+
+    def leads(self, url: str) -> None:
+        self.learn((url,))
+        self._leader = url
+
+    def failed(self, url: str) -> None:
+        if self._leader == url:
+            self._leader = None
+
+    def learn(self, urls: Iterable[str]) -> None:
+        """Add nodes that the cluster named: after the first answer a client knows them all."""
+        self._urls.extend(url for url in urls if url not in self._urls)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request. `again`, where given, makes the body of a repeat from the last answer (None:
+    none)."""
+
+    method: str
+    path: str
+    body: bytes | None = None
+    needs_leader: bool = True
+    again: Callable[[HttpAnswer | None], bytes] | None = None
+
+
+class Caller:
+    """Sends calls to the cluster until they are answered."""
+
+    def __init__(self, nodes: Nodes, exchange: Exchange, *, timeout: float, random: Random) -> None:
+        self._nodes = nodes
+        self._exchange = exchange
+        self._timeout = timeout
+        self._random = random
+
+    async def call(self, call: Call, deadline: float) -> HttpAnswer:
+        """The final answer to `call`. Raises NoAnswer at `deadline`, in the event loop's time."""
+        loop = asyncio.get_running_loop()
+        node = (self._nodes.leader if call.needs_leader else None) or self._nodes.any()
+        body, hops, failures = call.body, 0, 0
+        last = "not asked yet"
+        while (left := deadline - loop.time()) > 0:
+            answer: HttpAnswer | None = None
+            try:
+                answer = await self._exchange.send(
+                    call.method, node + call.path, body, min(self._timeout, left)
+                )
+                last = f"{node} answered {answer.status} {_start_of(answer.body)}"
+            except NoAnswer as error:
+                last = f"{node}: {error}"
+            if answer is not None:
+                named = _redirect(answer)
+                if named is not None and hops < _HOPS:
+                    self._nodes.leads(named)
+                    node, hops = named, hops + 1
+                    continue
+                if _is_final(answer):
+                    if call.needs_leader:
+                        self._nodes.leads(node)
+                    return answer
+            _log.debug("%s %s again: %s", call.method, call.path, last)
+            if call.again is not None:
+                body = call.again(answer)
+            if answer is None or answer.status != 429:
+                self._nodes.failed(node)
+                node = self._nodes.leader or self._nodes.other_than(node)
+            await asyncio.sleep(min(self._pause(answer, failures), deadline - loop.time()))
+            hops, failures = 0, failures + 1
+        raise NoAnswer(f"no final answer before the deadline; last: {last}")
+
+    def _pause(self, answer: HttpAnswer | None, failures: int) -> float:
+        """Seconds before the next try, after `failures` earlier ones."""
+        asked = 0.0 if answer is None else _retry_after(answer)
+        if answer is not None and answer.status == 429:
+            return (asked or 1.0) * self._random.uniform(1.0, 1.25)
+        if asked > 1.0:
+            return asked
+        return self.pause(failures)
+
+    def pause(self, failures: int) -> float:
+        """Seconds to wait after so many failures before the last one: none, then a growing
+        pause."""
+        if failures == 0:
+            return 0.0
+        ceiling = min(_FIRST_PAUSE * 2.0 ** min(failures - 1, 10), _LAST_PAUSE)
+        return ceiling * self._random.uniform(0.5, 1.0)
+
+
+def node_url(text: str) -> str:
+    """`http://host:port` of a node given so or as `host:port`; raises ValueError."""
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"{text!r} is not a node's address, such as http://127.0.0.1:8101")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def node_urls(text: str | Sequence[str]) -> tuple[str, ...]:
+    """The nodes in a list, or in a text that separates them by commas; raises ValueError."""
+    entries = text.split(",") if isinstance(text, str) else text
+    return tuple(dict.fromkeys(node_url(entry.strip()) for entry in entries if entry.strip()))
+
+
+def _is_final(answer: HttpAnswer) -> bool:
+    return answer.status < 500 and answer.status not in (307, 308, 408, 429)
+
+
+def _redirect(answer: HttpAnswer) -> str | None:
+    """The node that a 307 names. Path and query stay: a node sends the same ones back."""
+    if answer.status not in (307, 308):
+        return None
+    parts = urlsplit(answer.headers.get("Location", ""))
+    try:
+        return node_url(f"{parts.scheme}://{parts.netloc}")
+    except ValueError:
+        return None
+
+
+def _retry_after(answer: HttpAnswer) -> float:
+    """Seconds; 0 where the header is absent or not a number."""
+    text = answer.headers.get("Retry-After", "")
+    return min(float(text), _MAX_RETRY_AFTER) if text.isascii() and text.isdigit() else 0.0
+
+
+def _start_of(body: bytes) -> str:
+    return body[:200].decode("utf-8", "replace").strip()

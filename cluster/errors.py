@@ -1,0 +1,63 @@
+"""What can be wrong with a node's storage, and how it ends.
+
+StorageError
+├── Damaged          bytes that were promised are not as they were written: the node refuses to
+start ├── Foreign          the directory belongs to another node, cluster, program or format version
+├── InUse            another process holds the directory
+├── DiskFailed       the operating system refused an operation (full, failing, forbidden): a clean
+stop └── NotBootstrapped  an empty directory, and nobody said that this is a new cluster
+
+FailStop             not about storage: an invariant is broken, and this node must not speak any
+more
+
+Every message says what happened, to which file, and what to do next.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class StorageError(Exception):
+    """The node's storage cannot be used; the message says what to do."""
+
+
+class Damaged(StorageError):
+    """A file does not hold what was written to it, in a place where that cannot be repaired."""
+
+    def __init__(self, path: Path, offset: int, what: str) -> None:
+        super().__init__(
+            f"{path} is damaged at byte {offset}: {what}. Nothing was changed. Keep this directory "
+            "aside, remove the node from the cluster and add a new node id with an empty directory"
+        )
+        self.path = path
+        self.offset = offset
+
+
+class Foreign(StorageError):
+    """The directory was not written by this node of this cluster in this format."""
+
+
+class InUse(StorageError):
+    """Another process holds the directory's lock."""
+
+
+class DiskFailed(StorageError):
+    """An operation on a file failed; nothing that was reported as durable is lost."""
+
+    def __init__(self, operation: str, path: Path, reason: str) -> None:
+        super().__init__(
+            f"cannot {operation} {path}: {reason}. The node stops with what was durable intact; "
+            "free or replace the disk and start it again"
+        )
+        self.operation = operation
+        self.path = path
+        self.reason = reason
+
+
+class NotBootstrapped(StorageError):
+    """An empty directory: a node that forgot its votes must not come back under its old id."""
+
+
+class FailStop(Exception):
+    """An invariant is broken: this node must not send another message."""

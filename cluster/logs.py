@@ -1,0 +1,91 @@
+"""What a process writes about itself: lines for people, or JSON lines for machines, to standard
+error.
+
+    2026-01-31T12:00:00.123Z INFO  n1 coordinator.driver: decided commit  transaction_id=...
+    attempt=2
+
+Whatever a message carries beside its text (`_log.info("...", extra={"transaction_id": id})`) is
+shown at its end, or is a field of the JSON object; so is the node, where it is given.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""What every record has; the rest came with the message."""
+
+
+class LogFormat(enum.StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+def configure_logs(log_format: LogFormat, level: str = "INFO", *, node: str | None = None) -> None:
+    """Set up the root logger of this process; what was set up before is replaced."""
+    output = logging.StreamHandler(sys.stderr)
+    output.setFormatter(_Json(node) if log_format is LogFormat.JSON else _Text(node))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(output)
+    root.setLevel(level)
+
+
+class _Text(logging.Formatter):
+    def __init__(self, node: str | None) -> None:
+        super().__init__()
+        self._node = f"{node} " if node else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f" {name}={value}" for name, value in _carried(record).items())
+        line = (
+            f"{_time(record)} {record.levelname:<5} {self._node}{record.name}:"
+            f" {_one_line(record.getMessage())}"
+        )
+        line = f"{line} {fields}" if fields else line
+        trace = _trace(self, record)
+        return f"{line}\n{trace}" if trace else line
+
+
+class _Json(logging.Formatter):
+    def __init__(self, node: str | None) -> None:
+        super().__init__()
+        self._node = {"node": node} if node else {}
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname,
+            **self._node,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry.update((name, value) for name, value in _carried(record).items() if name not in entry)
+        trace = _trace(self, record)
+        if trace:
+            entry["trace"] = trace
+        return json.dumps(entry, default=str)
+
+
+def _carried(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{int(record.msecs):03d}Z"
+
+
+def _one_line(text: str) -> str:
+    """What others sent may stand in a message: it must not look like a line of ours."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    return formatter.formatException(record.exc_info) if record.exc_info else ""

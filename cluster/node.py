@@ -1,0 +1,304 @@
+"""One node: everything put together, run, and stopped in order.
+
+The composition root: the only file that knows how directory, journal, replica, machine, driver and
+API are joined. Start: lock the data directory, read it, join the log, serve. Stop (SIGTERM): take
+no new transactions, give leadership up, leave what is under way to the next leader, exit 0. A
+broken disk or a broken invariant stops the node at once with exit code 1: a node in an unknown
+state must not speak.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from random import Random, SystemRandom
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from cluster.directory import Directory, open_directory
+from cluster.disk import Disk, PosixDisk
+from cluster.errors import DiskFailed, StorageError
+from cluster.journal import Journal
+from cluster.raft_state import Role
+from cluster.replica import PeerStatus, Replica
+from cluster.settings import ClusterSettings, NodeSettings
+from cluster.snapshots import SnapshotStore
+from coordinator.api import Check, build_application
+from coordinator.driver import Driver
+from coordinator.gateway import Gateway
+from coordinator.machine import Machine
+from coordinator.metrics import LogFigures, LoopLag, Metrics
+from coordinator.steps import Steps
+from coordinator.sweep import Sweep
+
+LOG = logging.getLogger("assent.node")
+
+DRAIN_S = 3.0
+"""How long a stopping leader waits for what is under way, before it leaves it to the next one."""
+
+TRANSFER_S = 2.0
+MAX_CLOCK_OFFSET_MS = 5_000
+SERVE_SHUTDOWN_S = 1.0
+MAX_BEHIND = 10_000
+
+
+def now_ms() -> int:
+    """The wall clock, Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def run_node(
+    settings: ClusterSettings, node_id: str, *, data_dir: Path, bootstrap: bool, fsync: bool
+) -> int:
+    """Run one node until it is told to stop; the process's exit code.
+
+    0 after SIGTERM or SIGINT, 1 after a failure of its own, 2 for what the user must put right.
+    """
+    try:
+        return asyncio.run(_run(settings, node_id, data_dir, bootstrap=bootstrap, fsync=fsync))
+    except DiskFailed as error:
+        print(f"assent: {node_id}: {error}", file=sys.stderr)
+        return 1
+    except StorageError as error:
+        print(f"assent: {node_id}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"assent: {node_id}: {error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+async def _run(
+    settings: ClusterSettings, node_id: str, data_dir: Path, *, bootstrap: bool, fsync: bool
+) -> int:
+    for warning in settings.warnings():
+        LOG.warning("%s", warning)
+    disk = PosixDisk()
+    directory = open_directory(
+        data_dir, cluster=settings.name, node=node_id, bootstrap=bootstrap, disk=disk
+    )
+    try:
+        node = Node(settings, node_id, directory=directory, disk=disk, fsync=fsync)
+        return await node.run()
+    finally:
+        directory.close()
+
+
+class Node:
+    """A node on the running loop. `run` returns the exit code once it has stopped."""
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        node_id: str,
+        *,
+        directory: Directory,
+        disk: Disk,
+        fsync: bool,
+        random: Random | None = None,
+    ) -> None:
+        self._settings = settings
+        self._me: NodeSettings = settings.node(node_id)
+        self._stop = asyncio.Event()
+        self._stopping = False
+        self._failure: BaseException | None = None
+        random = random or SystemRandom()
+        self.machine = Machine()
+        self._journal = Journal.open(
+            directory.journal, cluster=settings.name, node=node_id, disk=disk, sync=fsync
+        )
+        self.replica = Replica(
+            node=node_id,
+            peers={n.id: (n.raft.host, n.raft.port) for n in settings.nodes},
+            bind=(self._me.raft_bind.host, self._me.raft_bind.port),
+            cluster=settings.name,
+            machine=self.machine,
+            journal=self._journal,
+            snapshots=SnapshotStore(directory.snapshots, disk=disk),
+            timings=settings.raft_timings,
+            now_ms=now_ms,
+            random=random,
+            snapshot_every=settings.log.snapshot_every,
+        )
+        self._gateway = Gateway(limits=settings.limits, timings=settings.timings, random=random)
+        registry = CollectorRegistry()
+        metrics = Metrics(registry)
+        self.driver = Driver(
+            self.replica,
+            self.machine,
+            self._gateway,
+            now_ms=now_ms,
+            random=random,
+            limits=settings.limits,
+            timings=settings.timings,
+            coordinators=tuple(n.api.url for n in settings.nodes),
+            steps=Steps(metrics),
+        )
+        self._gateway.on_call = metrics.called
+        self._sweep = Sweep(
+            self.replica,
+            self.machine,
+            self.driver,
+            now_ms=now_ms,
+            retention=settings.retention,
+            clock_is_sound=self._clock_is_sound,
+        )
+        self._lag = LoopLag(metrics.lagged)
+        metrics.watch(self.driver.figures, self._log_figures)
+        self.replica.on_leadership = self.driver.lead
+        self.replica.on_fatal = self._fail
+        self._runner = web.AppRunner(
+            build_application(
+                self.driver,
+                self.machine,
+                self.replica,
+                node=node_id,
+                apis={n.id: n.api.url for n in settings.nodes},
+                limits=settings.limits,
+                timings=settings.timings,
+                now_ms=now_ms,
+                random=random,
+                status=self._status,
+                checks=self._checks,
+                registry=registry,
+            ),
+            access_log=None,
+            shutdown_timeout=SERVE_SHUTDOWN_S,
+            handle_signals=False,
+        )
+
+    # --- running ---
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        try:
+            await self._start()
+            await self._stop.wait()
+            if self._failure is None:
+                await self._drain()
+        finally:
+            await self._end()
+        if self._failure is not None:
+            LOG.critical("node %s stops: %s", self._me.id, self._failure)
+            return 1
+        LOG.info("node %s has stopped", self._me.id)
+        return 0
+
+    async def _start(self) -> None:
+        await self._gateway.start()
+        await self._runner.setup()
+        bind = self._me.api_bind
+        await web.TCPSite(self._runner, bind.host, bind.port).start()
+        await self.replica.start()
+        self._sweep.start()
+        self._lag.start()
+        LOG.info("node %s serves on %s", self._me.id, self._me.api.url)
+
+    async def _drain(self) -> None:
+        """Give leadership up before going, so that nobody waits for an election."""
+        self._stopping = True
+        LOG.info("node %s stops: no new transactions from now on", self._me.id)
+        self.driver.drain()
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + DRAIN_S
+        while self.replica.epoch is not None and self.driver.live_count:
+            if loop.time() > give_up_s:
+                LOG.info("leaving %d transactions to the next leader", self.driver.live_count)
+                break
+            await asyncio.sleep(0.02)
+        if self.replica.epoch is not None:
+            await self.replica.transfer_leadership(timeout_s=TRANSFER_S)
+
+    async def _end(self) -> None:
+        self._lag.stop()
+        await self._sweep.stop()
+        await self._runner.cleanup()
+        await self.replica.stop()
+        self.driver.stop()
+        await self._gateway.stop()
+
+    def _fail(self, failure: BaseException) -> None:
+        self._failure = failure
+        self._stop.set()
+
+    # --- what it says of itself ---
+
+    def _clock_is_sound(self) -> bool:
+        """Whether this clock agrees with the median of its peers' (PROTOCOL, section 9)."""
+        return abs(self._clock_offset_ms()) <= MAX_CLOCK_OFFSET_MS
+
+    def _clock_offset_ms(self) -> int:
+        offsets = sorted(self.replica.clock_offsets_ms.values())
+        return offsets[len(offsets) // 2] if offsets else 0
+
+    def _log_figures(self) -> LogFigures:
+        status = self.replica.status()
+        return LogFigures(
+            term=status.term,
+            commit_index=status.committed,
+            applied_index=status.applied,
+            journal_bytes=self._journal.bytes,
+            journal_syncs=self._journal.syncs,
+        )
+
+    def _status(self) -> dict[str, Any]:
+        """The answer of GET /v1/cluster."""
+        status = self.replica.status()
+        peers = {peer.node: peer for peer in status.peers}
+        nodes = []
+        for node in self._settings.nodes:
+            peer = peers.get(node.id)
+            is_leader = node.id == status.leader
+            match: int | None
+            if peer is None:
+                alive, match = True, status.last
+            else:
+                alive = self._is_alive(peer)
+                match = peer.match_index if status.role is Role.LEADER else None
+            nodes.append(
+                {
+                    "id": node.id,
+                    "api": node.api.url,
+                    "raft": str(node.raft),
+                    "role": "leader" if is_leader else "follower",
+                    "alive": alive,
+                    "match_index": match,
+                    "lag": None if match is None else max(0, status.last - match),
+                }
+            )
+        return {
+            "cluster": self._settings.name,
+            "self": self._me.id,
+            "leader": status.leader,
+            "term": status.term,
+            "nodes": nodes,
+        }
+
+    def _is_alive(self, peer: PeerStatus) -> bool:
+        """Heard of within an election timeout; of a fellow follower only if it is connected."""
+        if peer.last_contact_s is None:
+            return peer.connected
+        return peer.last_contact_s < self._settings.raft_timings.election_max_ms / 1000
+
+    def _checks(self) -> dict[str, Check]:
+        """The readiness checklist: what must hold for this node to be of use."""
+        status = self.replica.status()
+        leader = status.leader
+        behind = status.committed - status.applied
+        offset_ms = self._clock_offset_ms()
+        return {
+            "running": Check(not self._stopping, "stopping" if self._stopping else "running"),
+            "leader": Check(
+                leader is not None, f"the leader is {leader}" if leader else "none known"
+            ),
+            "log": Check(behind <= MAX_BEHIND, f"{behind} entries behind"),
+            "journal": Check(self.replica.fatal is None, str(self.replica.fatal or "written")),
+            "clock": Check(self._clock_is_sound(), f"{offset_ms} ms from the peers' median"),
+        }

@@ -1,0 +1,182 @@
+"""What was asked of the leader and is not answered: commands on their way, reads that wait.
+
+Rules
+- Everything that waits goes into one group, up to a limit; while a group is under way the next one
+  gathers. There is no delay: a command that finds nothing under way leaves at once.
+- A command that never entered the log fails definitely; one that did, with its fate unknown.
+- A read waits for a round that began after it was asked for, answered by a quorum, and until what
+  was committed then is applied (Raft thesis, section 6.4). All that wait share a round.
+
+Nothing here calls anybody: what is to be told is returned as (whom, what).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from coordinator.log import Done, FateUnknown, LogError, NotApplied, Overloaded
+
+Told: TypeAlias = list[tuple[Done, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalLimits:
+    """How much may wait, and how much goes into one group."""
+
+    waiting_commands: int = 20_000
+    waiting_bytes: int = 64 << 20
+    command_bytes: int = 4 << 20
+    group_commands: int = 1024
+    group_bytes: int = 1 << 20
+    groups_under_way: int = 1
+    """Two were measured to be no faster: the second is smaller by what the first took."""
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    index: int
+    term: int
+    dones: list[Done]
+
+
+class Proposals:
+    """The commands of one leadership."""
+
+    def __init__(self, limits: ProposalLimits) -> None:
+        self.limits = limits
+        self._waiting: deque[tuple[bytes, Done]] = deque()
+        self._waiting_bytes = 0
+        self._under_way: deque[_UnderWay] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + sum(len(group.dones) for group in self._under_way)
+
+    @property
+    def is_idle(self) -> bool:
+        """Is no entry of this leadership under way?"""
+        return not self._under_way
+
+    def add(self, command: bytes, done: Done) -> None:
+        """Let `command` wait for the next group. Raises Overloaded."""
+        limits = self.limits
+        if len(command) > limits.command_bytes:
+            raise Overloaded(
+                f"a command of {len(command)} bytes; {limits.command_bytes} are allowed"
+            )
+        full = (
+            len(self._waiting) >= limits.waiting_commands
+            or self._waiting_bytes + len(command) > limits.waiting_bytes
+        )
+        if full:
+            raise Overloaded(f"{len(self._waiting)} commands wait already; try again later")
+        self._waiting.append((command, done))
+        self._waiting_bytes += len(command)
+
+    def next_group(self) -> tuple[list[bytes], list[Done]] | None:
+        """What waits, as much as one group takes; None when nothing may go now."""
+        if not self._waiting or len(self._under_way) >= self.limits.groups_under_way:
+            return None
+        commands: list[bytes] = []
+        dones: list[Done] = []
+        size = 0
+        while (
+            self._waiting
+            and len(commands) < self.limits.group_commands
+            and size < self.limits.group_bytes
+        ):
+            command, done = self._waiting.popleft()
+            commands.append(command)
+            dones.append(done)
+            size += len(command)
+        self._waiting_bytes -= size
+        return commands, dones
+
+    def entered(self, index: int, term: int, dones: list[Done]) -> None:
+        """A group is in the log at `index`."""
+        self._under_way.append(_UnderWay(index, term, dones))
+
+    def applied(self, index: int, term: int, results: list[object]) -> Told:
+        """The entry at `index` was applied."""
+        told: Told = []
+        while self._under_way and self._under_way[0].index <= index:
+            group = self._under_way.popleft()
+            if group.index == index and group.term == term:
+                told += zip(group.dones, results, strict=True)
+            elif group.index == index:
+                error = NotApplied(f"entry {index} was overwritten by the leader of term {term}")
+                told += [(done, error) for done in group.dones]
+            else:
+                told += [
+                    (done, FateUnknown(f"entry {group.index} was lost sight of"))
+                    for done in group.dones
+                ]
+        return told
+
+    def fail(self, *, waiting: LogError, under_way: LogError) -> Told:
+        """The leadership is over: everything is answered."""
+        told: Told = [(done, under_way) for group in self._under_way for done in group.dones]
+        told += [(done, waiting) for _, done in self._waiting]
+        self._under_way.clear()
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        return told
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    round: int
+    commit: int
+    futures: list[asyncio.Future[None]]
+
+
+class Barriers:
+    """The reads that wait until the applied state is current."""
+
+    def __init__(self) -> None:
+        self._new: list[asyncio.Future[None]] = []
+        self._asked: deque[_Asked] = deque()
+
+    def __len__(self) -> int:
+        return len(self._new) + sum(len(asked.futures) for asked in self._asked)
+
+    def add(self, future: asyncio.Future[None]) -> None:
+        self._new.append(future)
+
+    @property
+    def want_round(self) -> bool:
+        """Are there reads that no round was begun for, and none that could be waited for first?"""
+        return bool(self._new) and not self._asked
+
+    def round_begun(self, number: int, commit: int) -> None:
+        """The leader has spoken to all since the new ones were asked for."""
+        if self._new:
+            self._asked.append(_Asked(number, commit, self._new))
+            self._new = []
+
+    def settle(self, is_confirmed: Callable[[int], bool], applied: int) -> None:
+        """Resolve those whose round is confirmed and whose commit index is applied."""
+        while self._asked and self._asked[0].commit <= applied:
+            if not is_confirmed(self._asked[0].round):
+                return
+            for future in self._asked.popleft().futures:
+                if not future.done():
+                    future.set_result(None)
+
+    def fail(self, error: LogError) -> None:
+        """The leadership is over."""
+        futures = [future for asked in self._asked for future in asked.futures] + self._new
+        self._asked.clear()
+        self._new = []
+        for future in futures:
+            fail_future(future, error)
+
+
+def fail_future(future: asyncio.Future[None], error: LogError) -> None:
+    """Fail it, and do not mind if nobody waits for it any more."""
+    if not future.done():
+        future.set_exception(error)
+        future.exception()

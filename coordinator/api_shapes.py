@@ -1,0 +1,328 @@
+"""What a client may ask over HTTP, out of decoded JSON, and what it is answered. Pure.
+
+Reading: an unknown field is refused, for a misspelt `timeout_ms` that is ignored surprises later.
+Every refusal is an ApiError that names the field by its path. What is read can be stored.
+
+Showing: `show` makes the answer for one transaction, the same for every call that answers with one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from coordinator import ids
+from coordinator.api_errors import ApiError, bad_field, too_large
+from coordinator.api_fields import (
+    ID_RULE,
+    listed,
+    object_of,
+    one_of,
+    place_of,
+    text_field,
+    url_field,
+    whole_number,
+)
+from coordinator.facts import (
+    Branch,
+    Effect,
+    Mode,
+    Outcome,
+    State,
+    Transaction,
+    Vote,
+    branch_state,
+    state_of,
+)
+from coordinator.plan import Plan, Planned, Wait
+from coordinator.settings import Limits, Timings
+from participants.contract import BadMessage, Operation, encode_json, fingerprint, rfc3339
+
+if TYPE_CHECKING:  # for its type alone: this file is pure, that one is not
+    from coordinator.live import Progress
+
+MAX_AHEAD_MS = 300_000
+"""How far ahead an id's time may be: or it could not be forgotten in time (PROTOCOL, 9)."""
+
+MAX_NAME_CHARS = 200
+MAX_ACTOR_CHARS = 200
+MAX_RESOLVE_REASON_CHARS = 1_000
+
+_SUBMISSION_FIELDS = ("id", "mode", "participants", "timeout_ms", "wait", "metadata")
+_PARTICIPANT_FIELDS = ("name", "url", "prepare", "commit", "rollback", "payload")
+_RESOLVE_FIELDS = ("outcome", "branch_id", "effect", "actor", "reason")
+_EXPLICIT = ("prepare", "commit", "rollback")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+# --- reading a transaction ------------------------------------------------------------------------
+
+
+class Submission(NamedTuple):
+    """One transaction as asked for. `named`: the client gave the id."""
+
+    plan: Plan
+    wait: Wait
+    named: bool
+
+
+def read_submission(
+    value: Any,
+    *,
+    limits: Limits,
+    timings: Timings,
+    now_ms: int,
+    make_id: Callable[[], str],
+    traceparent: str | None = None,
+) -> Submission:
+    """A one-shot transaction out of decoded JSON (CONTRACT, the one-shot body); raises ApiError."""
+    fields = object_of(value, "body", _SUBMISSION_FIELDS)
+    _read_mode(fields)
+    transaction_id = _read_new_id(fields, now_ms)
+    branches = _read_participants(fields, limits)
+    metadata = _read_metadata(fields, limits)
+    size = len(metadata) + sum(len(branch.payload) for branch in branches)
+    if size > limits.body_bytes:
+        raise too_large("The transaction, as JSON in ASCII,", size, limits.body_bytes)
+    timeout_ms = whole_number(
+        fields, "timeout_ms", timings.default_timeout_ms, timings.min_timeout_ms,
+        timings.max_timeout_ms,
+    )  # fmt: skip
+    wait = one_of(fields, "wait", Wait, Wait.DECISION)
+    digest = fingerprint(
+        Mode.ONE_SHOT.value,
+        ((b.name, b.prepare_url, b.commit_url, b.rollback_url, b.payload) for b in branches),
+    )
+    plan = Plan(
+        id=transaction_id or make_id(),
+        fingerprint=digest,
+        mode=Mode.ONE_SHOT,
+        branches=branches,
+        timeout_ms=timeout_ms,
+        metadata=metadata,
+        traceparent=traceparent,
+    )
+    return Submission(plan, wait, transaction_id is not None)
+
+
+def read_batch(value: Any, limits: Limits) -> list[Any]:
+    """The elements of a batch, not yet read."""
+    elements = object_of(value, "body", ("transactions",)).get("transactions")
+    if not isinstance(elements, list) or not elements:
+        raise bad_field("transactions", "must be a list of at least one transaction")
+    if len(elements) > limits.batch_size:
+        raise bad_field(
+            "transactions", f"has {len(elements)} elements, at most {limits.batch_size} are taken"
+        )
+    return elements
+
+
+def read_traceparent(header: str | None) -> str | None:
+    """A W3C `traceparent` to carry along; one that is malformed is ignored, as the W3C asks."""
+    return header if header is not None and _TRACEPARENT.fullmatch(header) else None
+
+
+def interactive_not_supported() -> ApiError:
+    return ApiError(
+        400,
+        "interactive_not_supported",
+        "mode: interactive transactions are not served by this version; leave the field out "
+        "and name all participants in this request.",
+        field="mode",
+    )
+
+
+def _read_mode(fields: Mapping[str, Any]) -> None:
+    if one_of(fields, "mode", Mode, Mode.ONE_SHOT) is Mode.INTERACTIVE:
+        raise interactive_not_supported()
+
+
+def _read_new_id(fields: Mapping[str, Any], now_ms: int) -> str | None:
+    given = fields.get("id")
+    if given is None and "id" not in fields:
+        return None
+    if not ids.is_valid_id(given):
+        raise bad_field("id", ID_RULE)
+    assert isinstance(given, str)
+    time_ms = ids.time_of(given)
+    if time_ms is not None and time_ms > now_ms + MAX_AHEAD_MS:
+        raise bad_field("id", "its time lies more than 5 minutes ahead; set the client's clock")
+    return given
+
+
+def _read_participants(fields: Mapping[str, Any], limits: Limits) -> tuple[Planned, ...]:
+    values = fields.get("participants")
+    if not isinstance(values, list) or not values:
+        raise bad_field("participants", "must be a list of at least one participant")
+    if len(values) > limits.branches:
+        raise bad_field(
+            "participants", f"has {len(values)} elements, at most {limits.branches} are taken"
+        )
+    branches = tuple(_read_participant(v, f"participants[{i}]") for i, v in enumerate(values))
+    seen: dict[str, int] = {}
+    for position, branch in enumerate(branches):
+        first = seen.setdefault(branch.name, position)
+        if first != position:
+            raise bad_field(
+                f"participants[{position}].name",
+                f"is {branch.name!r}, like that of participants[{first}]; give each one a name",
+            )
+    return branches
+
+
+def _read_participant(value: Any, path: str) -> Planned:
+    fields = object_of(value, path, _PARTICIPANT_FIELDS)
+    prefix = f"{path}."
+    explicit = [name for name in _EXPLICIT if name in fields]
+    url: str | None = None
+    if "url" in fields:
+        if explicit:
+            raise bad_field(prefix + explicit[0], "cannot be given together with url")
+        url = url_field(fields, "url", prefix).rstrip("/")
+        if "?" in url:
+            raise bad_field(prefix + "url", "must have no query; give prepare, commit and rollback")
+        prepare_url, commit_url, rollback_url = (f"{url}/{name}" for name in _EXPLICIT)
+    elif explicit:
+        prepare_url, commit_url, rollback_url = (url_field(fields, n, prefix) for n in _EXPLICIT)
+    else:
+        raise bad_field(prefix + "url", "is missing (or else prepare, commit and rollback)")
+    if "name" in fields:
+        name = text_field(fields, "name", MAX_NAME_CHARS, prefix)
+    else:
+        name = place_of(url or prepare_url)
+    try:
+        payload = encode_json(fields.get("payload"))
+    except BadMessage as error:
+        raise bad_field(prefix + "payload", str(error)) from None
+    return Planned(name, url, prepare_url, commit_url, rollback_url, payload)
+
+
+def _read_metadata(fields: Mapping[str, Any], limits: Limits) -> bytes:
+    value = fields.get("metadata", {})
+    if not isinstance(value, dict):
+        raise bad_field("metadata", "must be an object")
+    try:
+        encoded = encode_json(value)
+    except BadMessage as error:
+        raise bad_field("metadata", str(error)) from None
+    if len(encoded) > limits.metadata_bytes:
+        raise bad_field(
+            "metadata", f"has {len(encoded)} bytes, at most {limits.metadata_bytes} are taken"
+        )
+    return encoded
+
+
+# --- reading what an operator asks ----------------------------------------------------------------
+
+
+class ResolveRequest(NamedTuple):
+    """`outcome` for the whole transaction, or `branch_id` and `effect` for one branch of it."""
+
+    outcome: Outcome | None
+    branch_id: str | None
+    effect: Effect | None
+    actor: str
+    reason: str
+
+
+def read_resolve(value: Any) -> ResolveRequest:
+    """The body of a resolve out of decoded JSON; raises ApiError."""
+    fields = object_of(value, "body", _RESOLVE_FIELDS)
+    actor = text_field(fields, "actor", MAX_ACTOR_CHARS)
+    reason = text_field(fields, "reason", MAX_RESOLVE_REASON_CHARS)
+    if "outcome" in fields:
+        for name in ("branch_id", "effect"):
+            if name in fields:
+                raise bad_field(name, "cannot be given together with outcome")
+        outcome = one_of(fields, "outcome", Outcome, Outcome.ABORT)
+        return ResolveRequest(outcome, None, None, actor, reason)
+    if "branch_id" not in fields:
+        raise bad_field("outcome", 'is missing: "abort", or else branch_id and effect')
+    branch_id = fields["branch_id"]
+    if not ids.is_valid_id(branch_id):
+        raise bad_field("branch_id", ID_RULE)
+    if "effect" not in fields:
+        raise bad_field("effect", f"is missing: one of {listed(Effect)}")
+    return ResolveRequest(
+        None, branch_id, one_of(fields, "effect", Effect, Effect.UNKNOWN), actor, reason
+    )
+
+
+# --- showing a transaction ------------------------------------------------------------------------
+
+
+def show(transaction: Transaction, progress: tuple[Progress, ...] | None = None) -> dict[str, Any]:
+    """A transaction as every answer shows it. `progress`: what the present leader saw of it."""
+    state = state_of(transaction)
+    outcome: str | None = None
+    match transaction.outcome:
+        case Outcome.COMMIT:
+            outcome = "committed"
+        case Outcome.ABORT:
+            outcome = "aborted"
+    if transaction.is_refusal and ids.time_of(transaction.id) is None:
+        # It may have committed longer ago than is remembered (PROTOCOL, section 5).
+        state, outcome = State.REFUSED, None
+    branches = [
+        _show_branch(transaction, position, progress[position] if progress else None)
+        for position in range(len(transaction.branches))
+    ]
+    return {
+        "id": transaction.id,
+        "state": state.value,
+        "outcome": outcome,
+        "reason": transaction.reason,
+        "mode": transaction.mode.value,
+        "created_at": rfc3339(transaction.created_ms),
+        "expires_at": None if transaction.is_refusal else rfc3339(transaction.deadline_ms),
+        "decided_at": _time_or_none(transaction.decided_ms),
+        "finished_at": _time_or_none(transaction.finished_ms),
+        "branches": branches,
+        "history": [
+            {
+                "branch_id": resolution.branch_id,
+                "effect": None if resolution.effect is None else resolution.effect.value,
+                "actor": resolution.actor,
+                "reason": resolution.reason,
+                "at": rfc3339(resolution.at_ms),
+            }
+            for resolution in transaction.resolutions
+        ],
+        "metadata": json.loads(transaction.metadata or b"{}"),
+    }
+
+
+def _time_or_none(unix_ms: int | None) -> str | None:
+    return None if unix_ms is None else rfc3339(unix_ms)
+
+
+def _show_branch(
+    transaction: Transaction, position: int, progress: Progress | None
+) -> dict[str, Any]:
+    branch = transaction.branches[position]
+    heard = progress.vote if progress is not None else None
+    reason = progress.reason if progress is not None else None
+    vote = heard
+    if transaction.outcome is not None:
+        vote = transaction.votes[position]
+        reason = transaction.vote_reasons[position]
+    said = vote is Vote.YES or vote is Vote.NO or vote is Vote.READ_ONLY
+    return {
+        "branch_id": branch.branch_id,
+        "name": branch.name,
+        "url": branch.url,
+        **_explicit_urls(branch),
+        "vote": vote.value if vote is not None and said else None,
+        "reason": reason,
+        "state": branch_state(transaction, position, heard).value,
+        "attempts": progress.attempts if progress is not None else 0,
+        "last_error": progress.last_error if progress is not None else None,
+    }
+
+
+def _explicit_urls(branch: Branch) -> dict[str, str]:
+    if branch.url is not None:
+        return {}
+    return {operation.value: branch.url_of(operation) for operation in Operation}

@@ -1,0 +1,419 @@
+"""The API's calls about transactions: leadership, beginning, waiting, reading, an operator's calls.
+
+Rules:
+- What needs the leader is answered by the leader; another node answers 307 towards a leader that it
+  has heard of within an election timeout, else 503.
+- A request without an id gets one only from a node that leads at that moment. From then on it
+  is never answered 307: the client would follow with a body that has no id, and run the work twice.
+- Nobody's going away ends a transaction: a waiter may be cancelled, the transaction goes on.
+- A read that claims to be current is made after a barrier (I8); one that does not says "stale".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from aiohttp import web
+
+from coordinator import api_fields, api_shapes
+from coordinator.api_errors import (
+    ApiError,
+    bad_field,
+    log_refusal,
+    no_leader,
+    not_leader,
+    outcome_unknown,
+    refusal,
+    too_large,
+)
+from coordinator.api_http import (
+    JSON_HEADERS,
+    Routes,
+    encode,
+    id_of,
+    json_answer,
+    read_body,
+    read_query,
+    require_json,
+)
+from coordinator.api_shapes import Submission, show
+from coordinator.driver import Driver
+from coordinator.errors import CoordinatorError, NotAllowed, UnknownTransaction
+from coordinator.facts import Mode, Outcome, Transaction
+from coordinator.log import FateUnknown, LogError, ReplicatedLog
+from coordinator.machine import Machine
+from coordinator.plan import Wait
+from coordinator.settings import Limits, Timings
+
+WAIT_MARGIN_MS = 5_000
+"""A POST waits for its transaction's timeout and this, to hear of the decision; then 202."""
+
+MAX_WAIT_MS = 60_000
+"""A GET waits no longer, whatever `wait_ms` asks: the client asks again. Proxies give up too."""
+
+DEFAULT_PAGE = 100
+BACKLOG_SHOWN = 50
+BRANCHES_PER_TURN = 500
+"""Branches shown in a list before the event loop gets a turn: some milliseconds."""
+
+_LIST_QUERY = ("state", "participant", "older_than_ms", "limit", "after", "stale")
+
+
+class _Begun(NamedTuple):
+    """An element of a batch, begun at `since`, a time of the event loop."""
+
+    submission: Submission
+    future: asyncio.Future[Transaction]
+    since: float
+
+
+class Transactions:
+    """The calls about transactions."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        machine: Machine,
+        log: ReplicatedLog,
+        node: str,
+        apis: Mapping[str, str],
+        limits: Limits,
+        timings: Timings,
+        now_ms: Callable[[], int],
+        make_id: Callable[[], str],
+    ) -> None:
+        self._driver = driver
+        self._machine = machine
+        self._log = log
+        self._node = node
+        self._apis = apis
+        self._limits = limits
+        self._timings = timings
+        self._now_ms = now_ms
+        self._make_id = make_id
+
+    def routes(self) -> Routes:
+        one = "/v1/transactions/{id:[^/]+}"
+        return (
+            ("POST", "/v1/transactions", self.submit),
+            ("GET", "/v1/transactions", self.page),
+            ("GET", one, self.get),
+            ("GET", one + "/decision", self.decision),
+            ("POST", one + "/resolve", self.resolve),
+            ("POST", one + "/retry", self.retry),
+            ("POST", one + "/branches", self.not_interactive),
+            ("POST", one + "/commit", self.not_interactive),
+            ("POST", one + "/rollback", self.not_interactive),
+        )
+
+    # --- beginning ---
+
+    async def submit(self, request: web.Request) -> web.Response:
+        """POST /v1/transactions: one, or a batch."""
+        read_query(request, ())
+        self._require_leader(request)
+        require_json(request)
+        body = await read_body(request, self._limits.batch_body_bytes)
+        if len(body) > self._limits.body_bytes and not api_fields.is_batch(body):
+            raise too_large("The body", len(body), self._limits.body_bytes)
+        value = api_fields.decode_json(body)
+        # Leadership may have gone while the body came. Last moment to say 307: no id is made yet.
+        self._require_leader(request)
+        traceparent = api_shapes.read_traceparent(request.headers.get("traceparent"))
+        if isinstance(value, dict) and "transactions" in value:
+            return await self._submit_batch(value, traceparent)
+        submission = self._read(value, traceparent)
+        try:
+            transaction = await self._finish(submission, self._begin(submission))
+        except LogError as error:
+            if submission.named:
+                self._redirect(request)
+            raise log_refusal(error, submission.plan.id, named=submission.named) from error
+        return json_answer(_status_of(transaction, submission.wait), self._show(transaction))
+
+    async def _submit_batch(self, value: Any, traceparent: str | None) -> web.Response:
+        """All are begun before one is waited for, so that they share log entries and calls."""
+        elements = api_shapes.read_batch(value, self._limits)
+        begun = [self._begin_element(element, traceparent) for element in elements]
+        try:
+            answers = [
+                each.body() if isinstance(each, ApiError) else await self._answer_of(*each)
+                for each in begun
+            ]
+        finally:
+            for each in begun:
+                if not isinstance(each, ApiError) and not each.future.done():
+                    each.future.cancel()
+        return json_answer(200, {"transactions": answers})
+
+    def _begin_element(self, value: Any, traceparent: str | None) -> _Begun | ApiError:
+        try:
+            submission = self._read(value, traceparent)
+        except ApiError as error:
+            return error
+        now = asyncio.get_running_loop().time()
+        return _Begun(submission, self._begin(submission), now)
+
+    async def _answer_of(
+        self, submission: Submission, future: asyncio.Future[Transaction], since: float
+    ) -> dict[str, Any]:
+        """The answer in a batch's place. Never a 307: each element has an answer of its own."""
+        waited = asyncio.get_running_loop().time() - since
+        try:
+            return self._show(await self._finish(submission, future, waited))
+        except ApiError as error:
+            return error.body()
+        except CoordinatorError as error:
+            return refusal(error).body()
+        except LogError as error:
+            return log_refusal(error, submission.plan.id, named=submission.named).body()
+
+    def _read(self, value: Any, traceparent: str | None) -> Submission:
+        return api_shapes.read_submission(
+            value,
+            limits=self._limits,
+            timings=self._timings,
+            now_ms=self._now_ms(),
+            make_id=self._make_id,
+            traceparent=traceparent,
+        )
+
+    def _begin(self, submission: Submission) -> asyncio.Future[Transaction]:
+        return self._driver.submit(submission.plan, submission.wait)
+
+    async def _finish(
+        self, submission: Submission, future: asyncio.Future[Transaction], waited: float = 0.0
+    ) -> Transaction:
+        """The transaction once what is waited for is there, or as it is when the wait ran out."""
+        bound = (submission.plan.timeout_ms + WAIT_MARGIN_MS) / 1000 - waited
+        if await _settles(future, bound):
+            return future.result()
+        present = self._machine.get(submission.plan.id)
+        if present is None or present.fingerprint != submission.plan.fingerprint:
+            raise outcome_unknown(submission.plan.id)
+        return present
+
+    # --- reading ---
+
+    async def get(self, request: web.Request) -> web.Response:
+        """GET /v1/transactions/{id}: current, after `wait_ms` or its end; or `stale`, at once."""
+        query = read_query(request, ("wait_ms", "stale"))
+        transaction_id = id_of(request)
+        wait_ms = api_fields.query_number(query, "wait_ms", 0, 0, self._timings.max_timeout_ms)
+        if api_fields.query_flag(query, "stale"):
+            if "wait_ms" in query:
+                raise bad_field("wait_ms", "cannot be given together with stale")
+            transaction = self._known(transaction_id)
+            return json_answer(200, {**self._show(transaction), "stale": True})
+        await self._barrier(request)
+        transaction = self._known(transaction_id)
+        if transaction.finished_ms is None and wait_ms:
+            transaction = await self._wait_for_end(request, transaction_id, wait_ms)
+        return json_answer(200, self._show(transaction))
+
+    async def _wait_for_end(
+        self, request: web.Request, transaction_id: str, wait_ms: int
+    ) -> Transaction:
+        future = self._driver.wait_for_end(transaction_id)
+        try:
+            if await _settles(future, min(wait_ms, MAX_WAIT_MS) / 1000):
+                return future.result()
+        except LogError as error:
+            self._leadership_lost(request, error)
+        return self._known(transaction_id)
+
+    async def page(self, request: web.Request) -> web.Response:
+        """GET /v1/transactions: newest first, with the backlog of each participant."""
+        query = read_query(request, _LIST_QUERY)
+        states = api_fields.query_states(query)
+        participant = query.get("participant")
+        limit = api_fields.query_number(query, "limit", DEFAULT_PAGE, 1, self._limits.page_size)
+        older_than_ms = api_fields.query_number(query, "older_than_ms", 0, 0, 10**14)
+        if "after" in query:
+            api_fields.query_number(query, "after", 0, 0, 10**14)
+        stale = api_fields.query_flag(query, "stale")
+        if not stale:
+            await self._barrier(request)
+        page = self._machine.page(
+            states=states,
+            participant=participant,
+            created_before_ms=self._now_ms() - older_than_ms if older_than_ms else None,
+            after=query.get("after"),
+            limit=limit,
+        )
+        figures = self._driver.figures()
+        rest = {
+            "next_after": page.next_after,
+            "backlog": _largest(figures.backlog),
+            "oldest_in_doubt_ms": figures.oldest_in_doubt_ms,
+            **({"stale": True} if stale else {}),
+        }
+        rows = await self._rows(page.transactions)
+        text = '{"transactions":[' + ",".join(rows) + "]," + encode(rest)[1:]
+        return web.Response(body=text.encode("ascii"), headers=JSON_HEADERS)
+
+    async def _rows(self, transactions: tuple[Transaction, ...]) -> list[str]:
+        """Each transaction as JSON, with turns for the event loop in between."""
+        rows: list[str] = []
+        shown = 0
+        for transaction in transactions:
+            rows.append(encode(self._show(transaction)))
+            shown += 1 + len(transaction.branches)
+            if shown > BRANCHES_PER_TURN:
+                shown = 0
+                await asyncio.sleep(0)
+        return rows
+
+    async def decision(self, request: web.Request) -> web.Response:
+        """GET /v1/transactions/{id}/decision: a participant in doubt (PROTOCOL, 5)."""
+        query = read_query(request, ("branch_id", "fingerprint"))
+        transaction_id = id_of(request)
+        branch_id = api_fields.query_id(query, "branch_id")
+        fingerprint = api_fields.query_id(query, "fingerprint")
+        self._require_leader(request)
+        try:
+            decision = await self._driver.inquire(transaction_id, branch_id, fingerprint)
+        except LogError as error:
+            self._leadership_lost(request, error)
+        return json_answer(200, {"decision": decision})
+
+    # --- an operator's calls ---
+
+    async def resolve(self, request: web.Request) -> web.Response:
+        """POST /v1/transactions/{id}/resolve: force an abort, or say what became of a branch."""
+        read_query(request, ())
+        transaction_id = id_of(request)
+        self._require_leader(request)
+        require_json(request)
+        body = await read_body(request, self._limits.body_bytes)
+        asked = api_shapes.read_resolve(api_fields.decode_json(body))
+        if asked.outcome is Outcome.COMMIT:
+            await self._barrier(request)
+            self._known(transaction_id)
+            raise NotAllowed(
+                f"Transaction {transaction_id} cannot be committed by hand: only the votes of all "
+                "its participants commit; ask for abort, or for the effect of one branch.",
+                id=transaction_id,
+            )
+        try:
+            transaction = await self._driver.resolve(
+                transaction_id,
+                branch_id=asked.branch_id,
+                effect=asked.effect,
+                actor=asked.actor,
+                reason=asked.reason,
+            )
+        except LogError as error:
+            self._redirect(request)
+            raise log_refusal(error, transaction_id) from error
+        return json_answer(200, self._show(transaction))
+
+    async def retry(self, request: web.Request) -> web.Response:
+        """POST /v1/transactions/{id}/retry: call its participants now, not after the pause."""
+        read_query(request, ())
+        transaction_id = id_of(request)
+        self._require_leader(request)
+        body = await read_body(request, self._limits.body_bytes)
+        if body and api_fields.decode_json(body) != {}:
+            raise bad_field("body", "must be empty or {}")
+        try:
+            transaction = self._driver.retry_now(transaction_id)
+        except LogError as error:
+            self._leadership_lost(request, error)
+        return json_answer(200, self._show(transaction))
+
+    async def not_interactive(self, request: web.Request) -> web.Response:
+        """POST .../branches, /commit, /rollback: not for a one-shot transaction."""
+        read_query(request, ())
+        transaction_id = id_of(request)
+        await self._barrier(request)
+        transaction = self._known(transaction_id)
+        if transaction.mode is Mode.INTERACTIVE:
+            raise api_shapes.interactive_not_supported()
+        raise ApiError(
+            409,
+            "not_interactive",
+            f"Transaction {transaction_id} is a one-shot transaction: the coordinator itself ends "
+            "it; GET it for its outcome.",
+            id=transaction_id,
+        )
+
+    # --- leadership and what is known ---
+
+    def _require_leader(self, request: web.Request) -> None:
+        """Raises the 307 or 503 of a node that does not lead."""
+        if self._log.epoch is None:
+            self._redirect(request)
+            raise no_leader()
+
+    def _redirect(self, request: web.Request) -> None:
+        """Raises the 307 to another node that leads, if one was heard of."""
+        leader = self._log.leader
+        if leader is None or leader == self._node or leader not in self._apis:
+            return
+        target = request.raw_path
+        if not target.startswith("/"):  # "GET http://host/path HTTP/1.1", as proxies are asked
+            target = request.rel_url.raw_path_qs
+        raise not_leader(self._apis[leader].rstrip("/") + target, leader)
+
+    def _leadership_lost(self, request: web.Request, error: LogError) -> NoReturn:
+        """For requests that change nothing, or may be repeated at will."""
+        self._redirect(request)
+        raise log_refusal(error, None) from error
+
+    async def _barrier(self, request: web.Request) -> None:
+        """What is read after this is current. The log ends every barrier when leadership goes."""
+        self._require_leader(request)
+        try:
+            await self._log.barrier()
+        except LogError as error:
+            self._leadership_lost(request, error)
+
+    def _known(self, transaction_id: str) -> Transaction:
+        transaction = self._machine.get(transaction_id)
+        if transaction is None:
+            raise UnknownTransaction(
+                f"Transaction {transaction_id} is not remembered, which does not mean that it "
+                "aborted: look up the id, or ask the participants.",
+                id=transaction_id,
+            )
+        return transaction
+
+    def _show(self, transaction: Transaction) -> dict[str, Any]:
+        progress = None
+        if transaction.finished_ms is None:
+            progress = self._driver.progress(transaction.id)
+        return show(transaction, progress)
+
+
+async def _settles(future: asyncio.Future[Transaction], seconds: float) -> bool:
+    """Whether `future` is done within this time. If not, nobody waits for it any more."""
+    try:
+        if not future.done():
+            await asyncio.wait((future,), timeout=max(seconds, 0))
+        if future.cancelled():  # the driver stops
+            raise FateUnknown
+        return future.done()
+    finally:
+        if not future.done():
+            future.cancel()
+
+
+def _largest(backlog: Mapping[str, int]) -> dict[str, int]:
+    """The participants with most unfinished branches, the most first."""
+    most = heapq.nsmallest(BACKLOG_SHOWN, backlog.items(), key=lambda item: (-item[1], item[0]))
+    return dict(most)
+
+
+def _status_of(transaction: Transaction, wait: Wait) -> int:
+    """200 if what was waited for is there, else 202."""
+    match wait:
+        case Wait.NONE:
+            return 202
+        case Wait.DECISION:
+            return 202 if transaction.outcome is None else 200
+        case Wait.COMPLETION:
+            return 202 if transaction.finished_ms is None else 200

@@ -1,0 +1,227 @@
+"""What is known of a transaction: facts only. Pure.
+
+The replicated machine stores these tuples and nothing else; states are derived from them here, so
+the same truth is never kept twice. Facts are named tuples, not dataclasses: a machine makes several
+per transaction, and a tuple is made in a fifth of the time and packed as it is.
+
+    Transaction ──has──▶ Branch (1..256)      a vote each, once decided
+                └─has──▶ Resolution (0..)     what an operator did by hand, kept for ever
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from participants.contract import Operation, Vote
+
+__all__ = [
+    "Branch",
+    "BranchState",
+    "Effect",
+    "Mode",
+    "Outcome",
+    "Resolution",
+    "State",
+    "Transaction",
+    "Vote",
+    "branch_state",
+    "everyone_can_commit",
+    "is_ended_by_hand",
+    "needs_phase_two",
+    "outstanding",
+    "state_of",
+]
+
+
+class Mode(enum.StrEnum):
+    ONE_SHOT = "one_shot"
+    INTERACTIVE = "interactive"
+
+
+class Outcome(enum.StrEnum):
+    COMMIT = "commit"
+    ABORT = "abort"
+
+
+class Effect(enum.StrEnum):
+    """What an operator says became of a branch at its participant."""
+
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    UNKNOWN = "unknown"
+
+
+class State(enum.StrEnum):
+    """A transaction's derived state. REFUSED: aborted before anyone began it, under an id without a
+    time.
+    """
+
+    ACTIVE = "active"
+    PREPARING = "preparing"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    ABORTING = "aborting"
+    ABORTED = "aborted"
+    REFUSED = "refused"
+
+
+class BranchState(enum.StrEnum):
+    ACTIVE = "active"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    ROLLING_BACK = "rolling_back"
+    ROLLED_BACK = "rolled_back"
+    READ_ONLY = "read_only"
+    NOT_PREPARED = "not_prepared"
+    RESOLVED = "resolved"
+
+
+class Branch(NamedTuple):
+    """A transaction's part at one participant. `payload` is JSON, and empty once the outcome is
+    decided.
+
+    `repeatable`: when it was begun, the participant was known to be built on the SDK: its prepare
+    may be sent again, and it inquires when it is in doubt. Otherwise it is a plain one.
+    """
+
+    branch_id: str
+    name: str
+    url: str | None
+    prepare_url: str
+    commit_url: str
+    rollback_url: str
+    payload: bytes
+    repeatable: bool
+
+    @property
+    def participant(self) -> str:
+        """What calls, limits and backlogs are counted by."""
+        return self.url or self.prepare_url
+
+    def url_of(self, operation: Operation) -> str:
+        match operation:
+            case Operation.PREPARE:
+                return self.prepare_url
+            case Operation.COMMIT:
+                return self.commit_url
+            case Operation.ROLLBACK:
+                return self.rollback_url
+
+
+class Resolution(NamedTuple):
+    """What an operator did by hand. `branch_id` and `effect` are None for a forced abort of the
+    whole.
+    """
+
+    branch_id: str | None
+    effect: Effect | None
+    actor: str
+    reason: str
+    at_ms: int
+
+
+class Transaction(NamedTuple):
+    """Everything recorded of one transaction. Times are Unix milliseconds, as their proposers read
+    them.
+
+    `acknowledged` is a bit per branch (bit 0 is the first). `fingerprint` is empty for a refused
+    id. `votes` and `vote_reasons` have an element per branch once decided, and are empty before.
+    """
+
+    id: str
+    sequence: int
+    fingerprint: str
+    mode: Mode
+    branches: tuple[Branch, ...]
+    metadata: bytes
+    created_ms: int
+    deadline_ms: int
+    closed: bool
+    votes: tuple[Vote, ...] = ()
+    vote_reasons: tuple[str | None, ...] = ()
+    outcome: Outcome | None = None
+    reason: str | None = None
+    decided_ms: int | None = None
+    acknowledged: int = 0
+    resolutions: tuple[Resolution, ...] = ()
+    finished_ms: int | None = None
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the id was refused (PROTOCOL, section 5) before anyone began it."""
+        return not self.fingerprint
+
+
+def everyone_can_commit(votes: tuple[Vote, ...], branch_count: int) -> bool:
+    """I3: commit only if every branch of the record voted YES or READ_ONLY."""
+    return len(votes) == branch_count and all(v is Vote.YES or v is Vote.READ_ONLY for v in votes)
+
+
+def needs_phase_two(transaction: Transaction) -> int:
+    """The branches that must hear the outcome, a bit each; 0 while undecided."""
+    if transaction.outcome is None:
+        return 0
+    interactive = transaction.mode is Mode.INTERACTIVE
+    mask = 0
+    for position, vote in enumerate(transaction.votes):
+        if vote is Vote.YES or vote is Vote.UNKNOWN or (interactive and vote is not Vote.READ_ONLY):
+            mask |= 1 << position
+    return mask
+
+
+def outstanding(transaction: Transaction) -> int:
+    """The branches that must still acknowledge, a bit each."""
+    return needs_phase_two(transaction) & ~transaction.acknowledged & ~_ended_by_hand(transaction)
+
+
+def is_ended_by_hand(transaction: Transaction, branch_id: str) -> bool:
+    return any(r.branch_id == branch_id for r in transaction.resolutions)
+
+
+def _ended_by_hand(transaction: Transaction) -> int:
+    if not transaction.resolutions:
+        return 0
+    by_hand = {r.branch_id for r in transaction.resolutions}
+    return sum(1 << i for i, b in enumerate(transaction.branches) if b.branch_id in by_hand)
+
+
+def state_of(transaction: Transaction) -> State:
+    match transaction.outcome:
+        case None:
+            return State.PREPARING if transaction.closed else State.ACTIVE
+        case Outcome.COMMIT:
+            return State.COMMITTING if transaction.finished_ms is None else State.COMMITTED
+        case Outcome.ABORT:
+            return State.ABORTING if transaction.finished_ms is None else State.ABORTED
+
+
+def branch_state(transaction: Transaction, position: int, heard: Vote | None = None) -> BranchState:
+    """The state of one branch. `heard` is the vote that the present leader has, while undecided."""
+    if is_ended_by_hand(transaction, transaction.branches[position].branch_id):
+        return BranchState.RESOLVED
+    if transaction.outcome is None:
+        return _undecided_state(transaction, heard)
+    vote = transaction.votes[position]
+    if vote is Vote.READ_ONLY:
+        return BranchState.READ_ONLY
+    done = bool(transaction.acknowledged >> position & 1)
+    if transaction.outcome is Outcome.COMMIT:
+        return BranchState.COMMITTED if done else BranchState.COMMITTING
+    if not needs_phase_two(transaction) >> position & 1:
+        return BranchState.NOT_PREPARED
+    return BranchState.ROLLED_BACK if done else BranchState.ROLLING_BACK
+
+
+def _undecided_state(transaction: Transaction, heard: Vote | None) -> BranchState:
+    match heard:
+        case Vote.YES:
+            return BranchState.PREPARED
+        case Vote.READ_ONLY:
+            return BranchState.READ_ONLY
+        case Vote.NO | Vote.UNSENT:
+            return BranchState.NOT_PREPARED
+        case _:
+            return BranchState.PREPARING if transaction.closed else BranchState.ACTIVE

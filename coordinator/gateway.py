@@ -1,0 +1,265 @@
+"""The one door to participants: every prepare, commit and rollback leaves through it.
+
+Rules
+- Isolation: a participant has two lanes, one for prepares and one for commits and rollbacks, each
+  with its own queue and its own bounded number of calls under way. One that hangs holds up only
+  its own lane, and its hanging prepares never hold up its commits.
+- A call is answered exactly once, on the event loop, and never from within `begin`; one that is
+  withdrawn while it waits is never sent and never answered.
+- Prepares are always tried: they are answered at their deadline, sent or not. Commits and
+  rollbacks to a participant that does not serve wait in a closed lane, and one of them at a time
+  probes (coordinator/lane.py). The probe's failure is its answer; the others have none until they
+  are sent.
+
+How it works: `begin` puts the call into its lane; `_pump` takes out of a lane whoever may go, a
+task each; the courier (coordinator/courier.py) carries it; the answer frees the place, and the
+lane is pumped again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from coordinator.courier import Courier, Delivery, Message
+from coordinator.lane import Backoff, Impression, Lane
+from coordinator.settings import Limits, Timings
+from participants.contract import (
+    PLAIN,
+    Declaration,
+    EndAnswer,
+    Failed,
+    Operation,
+    PrepareAnswer,
+    read_declaration,
+)
+
+Answer = PrepareAnswer | EndAnswer
+
+_DECLARATIONS = 10_000
+"""Participants whose declaration is remembered. One that is forgotten is a plain one until it
+answers again."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One message to a participant, and whom to tell what became of it.
+
+    `participant` is what lanes, limits and failures are counted by. `give_up_at` (the loop's
+    time) is a prepare's deadline; a commit or rollback has `Timings.call_timeout_ms` from when it
+    is sent. `sent_at` is set when the call leaves, before the first byte of it does.
+    """
+
+    participant: str
+    operation: Operation
+    url: str
+    transaction_id: str
+    branch_id: str
+    body: bytes
+    give_up_at: float
+    done: Callable[[Answer], None]
+    traceparent: str | None = None
+    sent_at: float | None = None
+
+
+class Gateway:
+    """See the top of this file. Everything happens on the event loop's thread."""
+
+    on_call: Callable[[Call, Answer, float], None]
+    """Told each answer just before `done` is, with the seconds since the call left. For metrics."""
+
+    def __init__(self, *, limits: Limits, timings: Timings, random: Random | None = None) -> None:
+        self.on_call = lambda _call, _answer, _seconds: None
+        self._room = limits.calls_per_participant
+        self._timeout = timings.call_timeout_ms / 1000
+        self._backoff = Backoff(timings.retry_initial_ms / 1000, timings.retry_max_ms / 1000)
+        self._random = random or Random()
+        self._courier = Courier(answer_bytes=limits.answer_bytes)
+        self._doors: dict[tuple[str, bool], _Door] = {}
+        self._expiries: dict[Call, asyncio.TimerHandle] = {}
+        self._under_way: dict[Call, asyncio.Task[None]] = {}
+        self._declared: OrderedDict[str, tuple[str, Declaration]] = OrderedDict()
+        self._open = False
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._courier.start()
+        self._open = True
+
+    async def stop(self) -> None:
+        """Answer everything at once, as failed, and close every connection."""
+        if not self._open:
+            return
+        self._open = False
+        for door in self._doors.values():
+            door.set_timer(None)
+            for call in list(door.lane):
+                if self._take_back(door, call):
+                    call.done(Failed("this node is stopping", arrived=False))
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for call in list(self._under_way):
+            del self._under_way[call]
+            arrived = call.sent_at is not None
+            call.done(Failed("this node is stopping", arrived=arrived))
+        self._doors.clear()
+        await self._courier.stop()
+
+    def begin(self, call: Call) -> None:
+        """Send the call as soon as its lane allows; `call.done` is told later what became of it."""
+        if not self._open:
+            stopped = Failed("this node is stopping", arrived=False)
+            asyncio.get_running_loop().call_soon(call.done, stopped)
+            return
+        door = self._door(call)
+        door.lane.put(call)
+        self._pump(door)
+        if call.operation is Operation.PREPARE and call not in self._under_way:
+            self._expiries[call] = self._loop.call_at(call.give_up_at, self._expire, door, call)
+
+    def withdraw(self, call: Call) -> bool:
+        """Whether the call was still waiting: then it will never be sent, and never be answered."""
+        door = self._doors.get(_key(call))
+        if door is None or not self._take_back(door, call):
+            return False
+        self._pump(door)
+        return True
+
+    def wake(self, participant: str) -> None:
+        """Probe at once, if the participant's commits and rollbacks wait for it to come back."""
+        door = self._doors.get((participant, False))
+        if door is not None:
+            door.lane.wake(self._loop.time())
+            self._pump(door)
+
+    def declaration(self, participant: str) -> Declaration:
+        """What the participant last said of itself; PLAIN until it has."""
+        said = self._declared.get(participant)
+        return PLAIN if said is None else said[1]
+
+    def waiting(self) -> dict[str, int]:
+        """How many calls wait, per participant for which any does."""
+        counts: dict[str, int] = {}
+        for (participant, _), door in self._doors.items():
+            if door.lane:
+                counts[participant] = counts.get(participant, 0) + len(door.lane)
+        return counts
+
+    def _door(self, call: Call) -> _Door:
+        key = _key(call)
+        door = self._doors.get(key)
+        if door is None:
+            is_prepare = key[1]
+            backoff = None if is_prepare else self._backoff
+            lane: Lane[Call] = Lane(room=self._room, backoff=backoff, random=self._random)
+            door = self._doors[key] = _Door(key, lane)
+        return door
+
+    def _pump(self, door: _Door) -> None:
+        """Send whoever may go. The one place where calls leave a queue.
+
+        Each goes on its own; for a participant whose declaration names a batch path, everything
+        that waits can be taken here and be sent as one request.
+        """
+        if not self._open:
+            return
+        now = self._loop.time()
+        while (call := door.lane.take(now)) is not None:
+            self._drop_expiry(call)
+            self._under_way[call] = self._loop.create_task(self._send(door, call))
+        forget_at = door.lane.forget_at()
+        if forget_at is not None and forget_at <= now:
+            door.set_timer(None)
+            if self._doors.get(door.key) is door:
+                del self._doors[door.key]
+            return
+        look_at = door.lane.next_at() if forget_at is None else forget_at
+        door.set_timer(None if look_at is None else self._loop.call_at(look_at, self._pump, door))
+
+    async def _send(self, door: _Door, call: Call) -> None:
+        now = self._loop.time()
+        if call.operation is not Operation.PREPARE:
+            end_at = now + self._timeout
+        elif now < call.give_up_at:
+            end_at = call.give_up_at
+        else:
+            self._answer(door, call, _too_late())
+            return
+        call.sent_at = now
+        delivery = await self._courier.carry(
+            Message(
+                call.operation, call.url, call.transaction_id, call.body, end_at, call.traceparent
+            )
+        )
+        if delivery.heard:
+            self._remember(call.participant, delivery.declaration)
+        self._answer(door, call, delivery)
+
+    def _answer(self, door: _Door, call: Call, delivery: Delivery) -> None:
+        del self._under_way[call]
+        now = self._loop.time()
+        door.lane.finished(delivery.impression, now)
+        try:
+            seconds = 0.0 if call.sent_at is None else now - call.sent_at
+            self.on_call(call, delivery.answer, seconds)
+            call.done(delivery.answer)
+        finally:
+            self._pump(door)
+
+    def _expire(self, door: _Door, call: Call) -> None:
+        """A prepare's deadline passed while it waited."""
+        if self._take_back(door, call):
+            answer = _too_late().answer
+            self.on_call(call, answer, 0.0)
+            call.done(answer)
+            self._pump(door)
+
+    def _take_back(self, door: _Door, call: Call) -> bool:
+        self._drop_expiry(call)
+        return door.lane.withdraw(call)
+
+    def _drop_expiry(self, call: Call) -> None:
+        timer = self._expiries.pop(call, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _remember(self, participant: str, header: str | None) -> None:
+        """Only those who say something are remembered: who says nothing is plain."""
+        if not header:
+            self._declared.pop(participant, None)
+            return
+        said = self._declared.get(participant)
+        if said is None or said[0] != header:
+            self._declared[participant] = (header, read_declaration(header))
+        self._declared.move_to_end(participant)
+        if len(self._declared) > _DECLARATIONS:
+            self._declared.popitem(last=False)
+
+
+@dataclass(slots=True, eq=False)
+class _Door:
+    """A lane with its place among the others, and the timer that will look at it again."""
+
+    key: tuple[str, bool]
+    lane: Lane[Call]
+    timer: asyncio.TimerHandle | None = field(default=None)
+
+    def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = timer
+
+
+def _key(call: Call) -> tuple[str, bool]:
+    return call.participant, call.operation is Operation.PREPARE
+
+
+def _too_late() -> Delivery:
+    """Nothing was sent, so nothing was learnt; a prepare's lane does not ask anyway."""
+    waited = Failed("its deadline passed before it could be sent", arrived=False)
+    return Delivery(waited, Impression.REFUSED)

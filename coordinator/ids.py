@@ -1,0 +1,78 @@
+"""Ids of transactions: which ones are valid, how one is made, and which time one carries. Pure.
+
+A client makes the id before it sends, so that asking again is the same transaction. An id is 1 to
+64 characters of `A-Z a-z 0-9 . _ : -`. The client library makes UUIDv7 (RFC 9562, section 5.7):
+their first 48 bits are the time in milliseconds since 1970, so an id too old to be remembered can
+be told from a new one, and is refused for ever instead of being run twice (PROTOCOL, section 9).
+
+Clock and randomness come from outside, so that a simulation makes the same ids from the same seed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from random import Random
+
+MAX_ID_CHARS = 64
+
+_VALID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_ID_CHARS}}}")
+_UUID7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_RANDOM_BITS = 74
+_STEP_BITS = 32
+_TIME_LIMIT = 1 << 48
+
+
+def is_valid_id(text: object) -> bool:
+    """Whether `text` may name a transaction."""
+    return isinstance(text, str) and _VALID.fullmatch(text) is not None
+
+
+def time_of(transaction_id: str) -> int | None:
+    """The time that the id carries, in ms since 1970; None unless it is a UUIDv7 in canonical form.
+
+    Canonical is lower case with four hyphens. Another spelling is an id like any other: valid,
+    timeless.
+    """
+    match = _UUID7.fullmatch(transaction_id)
+    return None if match is None else int(match[1] + match[2], 16)
+
+
+def uuid7(now_ms: int, random: Random) -> str:
+    """A UUIDv7 in canonical form; `now_ms` since 1970. For ids that also sort as made: IdMaker."""
+    return _canonical(now_ms, random.getrandbits(_RANDOM_BITS))
+
+
+class IdMaker:
+    """Makes UUIDv7 that grow strictly: two ids of one maker sort in the order in which they were
+    made.
+
+    In one millisecond, or when the clock steps back, the random part is advanced by a random step
+    (RFC 9562, section 6.2, method 2), so that the next id cannot be guessed from the last.
+    """
+
+    def __init__(self, now_ms: Callable[[], int], random: Random) -> None:
+        self._now_ms = now_ms
+        self._random = random
+        self._last_ms = -1
+        self._last_bits = 0
+
+    def __call__(self) -> str:
+        now_ms = self._now_ms()
+        if now_ms > self._last_ms:
+            self._last_ms = now_ms
+            self._last_bits = self._random.getrandbits(_RANDOM_BITS)
+        else:
+            self._last_bits += 1 + self._random.getrandbits(_STEP_BITS)
+            if self._last_bits >> _RANDOM_BITS:  # no room in this millisecond: borrow from the next
+                self._last_ms += 1
+                self._last_bits = self._random.getrandbits(_RANDOM_BITS)
+        return _canonical(self._last_ms, self._last_bits)
+
+
+def _canonical(now_ms: int, random_bits: int) -> str:
+    assert 0 <= now_ms < _TIME_LIMIT
+    high, low = random_bits >> 62, random_bits & ((1 << 62) - 1)
+    number = now_ms << 80 | 7 << 76 | high << 64 | 0b10 << 62 | low
+    digits = f"{number:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

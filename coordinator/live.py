@@ -1,0 +1,101 @@
+"""A transaction in the present leader's hands: its conversation, its calls, who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from coordinator.conversation import Conversation
+from coordinator.facts import Transaction
+from coordinator.gateway import Call
+from coordinator.plan import Wait
+from participants.contract import Vote
+
+Waiting = asyncio.Future[Transaction]
+
+
+class Progress(NamedTuple):
+    """What the present leader knows of a branch beyond the record."""
+
+    vote: Vote | None
+    reason: str | None
+    attempts: int
+    last_error: str | None
+
+
+class Live:
+    """A transaction in this leader's hands. `conversation` is None until `Begin` is applied."""
+
+    __slots__ = (
+        "_waiting",
+        "conversation",
+        "ends",
+        "epoch",
+        "fingerprint",
+        "id",
+        "prepares",
+        "started_s",
+        "timer",
+        "traceparent",
+    )
+
+    def __init__(self, transaction_id: str, fingerprint: str, epoch: int, started_s: float) -> None:
+        self.id = transaction_id
+        self.fingerprint = fingerprint
+        self.epoch = epoch
+        self.started_s = started_s
+        self.conversation: Conversation | None = None
+        self.traceparent: str | None = None
+        self.prepares: dict[int, Call] = {}
+        self.ends: dict[int, Call] = {}
+        self.timer: asyncio.TimerHandle | None = None
+        self._waiting: list[tuple[Wait, Waiting]] = []
+
+    def wait(self, wait: Wait, future: Waiting) -> None:
+        """Give `future` the transaction once as much as `wait` says has been reached."""
+        self._waiting.append((wait, future))
+
+    def tell(self, transaction: Transaction) -> None:
+        """Tell those who waited for as much as the record now says. I5: a quorum holds it."""
+        if not self._waiting:
+            return
+        still: list[tuple[Wait, Waiting]] = []
+        for wait, future in self._waiting:
+            if not is_reached(transaction, wait):
+                still.append((wait, future))
+            elif not future.done():
+                future.set_result(transaction)
+        self._waiting = still
+
+    def fail(self, error: Exception) -> None:
+        """Tell all who wait that they will not learn it here."""
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # who waited may have gone: not an error of ours
+        self._waiting = []
+
+    def progress(self) -> tuple[Progress, ...] | None:
+        """What this leader knows of each branch, in order; None before `Begin` is applied."""
+        if self.conversation is None:
+            return None
+        return tuple(
+            Progress(leg.vote, leg.reason, leg.attempts, leg.last_error)
+            for leg in self.conversation.legs
+        )
+
+    def calls(self) -> list[Call]:
+        return [*self.prepares.values(), *self.ends.values()]
+
+
+def is_reached(transaction: Transaction, wait: Wait) -> bool:
+    """Whether the record says as much as `wait` asks for."""
+    if transaction.is_refusal:
+        return True
+    match wait:
+        case Wait.NONE:
+            return True
+        case Wait.DECISION:
+            return transaction.outcome is not None
+        case Wait.COMPLETION:
+            return transaction.finished_ms is not None

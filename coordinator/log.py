@@ -1,0 +1,97 @@
+"""The port to a replicated log: what the coordinator needs of consensus, and no more.
+
+`cluster/replica.py` implements `ReplicatedLog` over Raft; tests implement it in memory. The log
+carries commands as bytes to a `StateMachine` on every node, in one order. Each leadership starts
+with an epoch; a command proposed under one epoch does nothing in another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+
+class LogError(Exception):
+    """A proposal or a barrier did not succeed.
+
+    LogError
+    ├── NotLeader       definite: it was never proposed
+    ├── Overloaded      definite: it was never proposed
+    ├── NotApplied      definite: it never will be applied (a newer epoch came first)
+    └── FateUnknown     unknown: look at the applied state after a barrier
+    """
+
+
+class NotLeader(LogError):
+    """This node does not lead, or the epoch given is not the one it leads."""
+
+
+class Overloaded(LogError):
+    """Too many proposals wait already."""
+
+
+class NotApplied(LogError):
+    """The command was overwritten or fenced: it has no effect and never will have."""
+
+
+class FateUnknown(LogError):
+    """Leadership ended, or the node stops, while the command was under way."""
+
+
+Done = Callable[[object], None]
+"""Called once, on the event loop, never before `propose` returns: the machine's result, or a
+LogError.
+"""
+
+
+class ReplicatedLog(Protocol):
+    """One node's door to the log. Everything happens on the event loop's thread."""
+
+    on_leadership: Callable[[int | None], None]
+    """Called with the epoch once its `Epoch` is applied here, and with None when leadership is
+    lost.
+
+    Before the None, every proposal and barrier under way has been given its LogError.
+    """
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch that this node leads (its `Epoch` applied here), or None."""
+
+    @property
+    def leader(self) -> str | None:
+        """The leader's node id, if it was heard of within an election timeout; this node's own if
+        it leads.
+        """
+
+    def propose(self, command: bytes, epoch: int, done: Done) -> None:
+        """Ask for a command to enter the log. Refusals go to `done` as well, never raised."""
+
+    def barrier(self) -> asyncio.Future[None]:
+        """Resolves when a read of the applied state is current; fails with a LogError."""
+
+
+class StateMachine(Protocol):
+    """What the log drives; deterministic: the same log, the same bytes on every node."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last `Epoch` command applied; 0 before the first."""
+
+    def apply(self, command: bytes) -> object:
+        """Apply one command. A refusal is a returned value; raising stops the node for good."""
+
+    def epoch_command(self, epoch: int, node: str, now_ms: int) -> bytes:
+        """The command with which the leadership `epoch` of `node` begins."""
+
+    def view(self) -> object:
+        """An immutable view of the state, cheap to take (well below a millisecond per 100,000)."""
+
+    def chunks(self, view: object) -> Iterator[bytes]:
+        """The view as pieces of some 64 KiB; called in a thread. Same state, same bytes."""
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """Replace the state by what `chunks` gave; raises ValueError, state unchanged, if it
+        cannot.
+        """

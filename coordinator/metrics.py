@@ -1,0 +1,258 @@
+"""What a node counts and measures, for Prometheus. Every name and its meaning is in this file.
+
+Counters and durations are told by the driver (`Metrics` is its Observer) and the gateway, as things
+happen; sizes and ages are asked for when /metrics is read. Each node has a registry of its own, so
+that several nodes may live in one process. No label is unbounded: participants are named in the
+backlog only, and there only the BACKLOG_PARTICIPANTS with most; the rest is one sum, "(others)".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import heapq
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from coordinator.driver import Figures
+from coordinator.facts import Outcome, Vote
+from coordinator.gateway import Answer, Call
+from participants.contract import Acknowledged, Failed, Operation, Voted, Working
+
+Word = TypeVar("Word", bound=enum.StrEnum)
+
+BACKLOG_PARTICIPANTS = 50
+OTHERS = "(others)"
+LAG_EVERY_S = 0.25
+
+_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0
+)  # fmt: skip
+_LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_RESULTS = ("yes", "no", "read_only", "working", "acknowledged", "failed")
+
+
+class LogFigures(NamedTuple):
+    """The replicated log of this node as /metrics shows it."""
+
+    term: int
+    commit_index: int
+    applied_index: int
+    journal_bytes: int
+    journal_syncs: int
+
+
+class Metrics:
+    """The Observer of a node's driver. Labels are resolved once: each transaction passes here."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        ProcessCollector(registry=registry)
+        self._begun = self._counter("transactions_begun", "Transactions begun by this node.")
+        self._votes = self._counters("votes", "Votes heard of participants.", Vote)
+        self._decided = self._counters(
+            "transactions_decided",
+            "Transactions whose outcome this node saw decided while it led.",
+            Outcome,
+        )
+        self._finished = self._counters(
+            "transactions_finished",
+            "Transactions that all participants acknowledged while this node led.",
+            Outcome,
+        )
+        self._decision_seconds = self._histograms(
+            "decision_seconds", "From begin (or takeover) to the durable decision.", Outcome
+        )
+        self._completion_seconds = self._histograms(
+            "completion_seconds", "From begin (or takeover) to the last acknowledgement.", Outcome
+        )
+        calls = Counter(
+            "assent_calls",
+            "Calls to participants, by what they were answered.",
+            ["operation", "result"],
+            registry=registry,
+        )
+        self._calls = {(o, r): calls.labels(o.value, r) for o in Operation for r in _RESULTS}
+        self._call_seconds = self._histograms(
+            "call_seconds", "Calls to participants, from leaving to answer or timeout.", Operation
+        )
+        self._retries = self._counters("retries", "Calls planned again after a failure.", Operation)
+        self._takeovers = self._counter("takeovers", "Leaderships that this node began.")
+        self._taken_over = self._counter(
+            "transactions_taken_over",
+            "Unfinished transactions found when this node's leaderships began.",
+        )
+        self._loop_lag = Histogram(
+            "assent_loop_lag_seconds",
+            f"How late the event loop runs what is due, looked at every {LAG_EVERY_S} s.",
+            buckets=_LAG_SECONDS,
+            registry=registry,
+        )
+
+    def _counter(self, name: str, meaning: str) -> Counter:
+        return Counter(f"assent_{name}", meaning, registry=self._registry)
+
+    def _counters(self, name: str, meaning: str, words: type[Word]) -> dict[Word, Counter]:
+        """A counter for each value of the label, which is named after the enum."""
+        label = words.__name__.lower()
+        family = Counter(f"assent_{name}", meaning, [label], registry=self._registry)
+        return {word: family.labels(word.value) for word in words}
+
+    def _histograms(self, name: str, meaning: str, words: type[Word]) -> dict[Word, Histogram]:
+        """A histogram for each value of the label, which is named after the enum."""
+        label = words.__name__.lower()
+        family = Histogram(
+            f"assent_{name}", meaning, [label], buckets=_SECONDS, registry=self._registry
+        )
+        return {word: family.labels(word.value) for word in words}
+
+    # --- the driver's Observer ---
+
+    def began(self) -> None:
+        self._begun.inc()
+
+    def voted(self, vote: Vote) -> None:
+        self._votes[vote].inc()
+
+    def decided(self, outcome: Outcome, seconds: float) -> None:
+        self._decided[outcome].inc()
+        self._decision_seconds[outcome].observe(seconds)
+
+    def finished(self, outcome: Outcome, seconds: float) -> None:
+        self._finished[outcome].inc()
+        self._completion_seconds[outcome].observe(seconds)
+
+    def retried(self, operation: Operation) -> None:
+        self._retries[operation].inc()
+
+    def took_over(self, count: int) -> None:
+        self._takeovers.inc()
+        self._taken_over.inc(count)
+
+    # --- the gateway's `on_call` ---
+
+    def called(self, call: Call, answer: Answer, seconds: float) -> None:
+        self._calls[call.operation, _result_of(answer)].inc()
+        self._call_seconds[call.operation].observe(seconds)
+
+    # --- the event loop ---
+
+    def lagged(self, seconds: float) -> None:
+        self._loop_lag.observe(seconds)
+
+    # --- what is asked for when it is read ---
+
+    def watch(self, figures: Callable[[], Figures], log: Callable[[], LogFigures]) -> None:
+        """Show these from now on; once for a registry."""
+        self._registry.register(_Watched(figures, log))
+
+
+class LoopLag:
+    """Tells `lagged` four times a second how late the event loop is. Whoever starts it stops it."""
+
+    def __init__(self, lagged: Callable[[float], None], every_s: float = LAG_EVERY_S) -> None:
+        self._lagged = lagged
+        self._every_s = every_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        assert self._timer is None, "started twice"
+        self._plan(asyncio.get_running_loop())
+
+    def stop(self) -> None:
+        """May be called at any time, and again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
+        due = loop.time() + self._every_s
+        self._timer = loop.call_at(due, self._look, loop, due)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        self._plan(loop)
+        self._lagged(max(0.0, loop.time() - due))
+
+
+class _Watched(Collector):
+    def __init__(self, figures: Callable[[], Figures], log: Callable[[], LogFigures]) -> None:
+        self._figures = figures
+        self._log = log
+
+    def describe(self) -> list[Metric]:
+        """Nothing is asked for before the first scrape: the node may not have started yet."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        figures, log = self._figures(), self._log()
+        yield _gauge("assent_leading", "1 while this node leads, else 0.", figures.leading)
+        yield _gauge(
+            "assent_transactions_unfinished",
+            "Transactions that are not finished, in the applied state.",
+            figures.unfinished,
+        )
+        yield _gauge(
+            "assent_conversations", "Transactions in this leader's hands.", figures.conversations
+        )
+        yield _gauge(
+            "assent_transactions_remembered",
+            "Finished transactions whose answer is kept.",
+            figures.remembered,
+        )
+        yield _gauge(
+            "assent_horizon_seconds",
+            "Unix time before which finished transactions were forgotten; 0: none was.",
+            figures.horizon_ms / 1000,
+        )
+        yield _gauge(
+            "assent_oldest_in_doubt_seconds",
+            "Age of the oldest unfinished transaction; 0: there is none.",
+            figures.oldest_in_doubt_ms / 1000,
+        )
+        yield _backlog(figures.backlog)
+        yield _gauge("assent_term", "The log's term, as in the Raft paper.", log.term)
+        yield _gauge("assent_commit_index", "Entries known to be on a quorum.", log.commit_index)
+        yield _gauge("assent_applied_index", "Entries applied on this node.", log.applied_index)
+        yield _gauge("assent_journal_bytes", "Size of the journal's files.", log.journal_bytes)
+        syncs = CounterMetricFamily(
+            "assent_journal_syncs", "Times that the journal was synced to disk."
+        )
+        syncs.add_metric([], log.journal_syncs)
+        yield syncs
+
+
+def _gauge(name: str, meaning: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, meaning, value=float(value))
+
+
+def _backlog(backlog: Mapping[str, int]) -> Metric:
+    family = GaugeMetricFamily(
+        "assent_backlog",
+        "Branches of unfinished transactions, by participant: the largest, and the rest as one.",
+        labels=["participant"],
+    )
+    largest = heapq.nsmallest(
+        BACKLOG_PARTICIPANTS, backlog.items(), key=lambda item: (-item[1], item[0])
+    )
+    for participant, count in largest:
+        family.add_metric([participant], count)
+    if len(backlog) > len(largest):
+        rest = sum(backlog.values()) - sum(count for _, count in largest)
+        family.add_metric([OTHERS], rest)
+    return family
+
+
+def _result_of(answer: Answer) -> str:
+    match answer:
+        case Voted(vote=vote):
+            return vote.value
+        case Working():
+            return "working"
+        case Acknowledged():
+            return "acknowledged"
+        case Failed():
+            return "failed"

@@ -1,0 +1,59 @@
+"""What a client asked for, read and checked but not begun. Pure."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from coordinator.facts import Branch, Mode
+
+
+class Wait(enum.StrEnum):
+    """How long the client wants to wait: until it is begun, decided, or finished everywhere."""
+
+    NONE = "none"
+    DECISION = "decision"
+    COMPLETION = "completion"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A branch as the client asked for it. `payload` is JSON as `contract.encode_json` gives it."""
+
+    name: str
+    url: str | None
+    prepare_url: str
+    commit_url: str
+    rollback_url: str
+    payload: bytes
+
+    @property
+    def participant(self) -> str:
+        """See `Branch.participant`."""
+        return self.url or self.prepare_url
+
+    def recorded(self, branch_id: str, *, repeatable: bool) -> Branch:
+        """The branch as `Begin` records it."""
+        return Branch(
+            branch_id,
+            self.name,
+            self.url,
+            self.prepare_url,
+            self.commit_url,
+            self.rollback_url,
+            self.payload,
+            repeatable,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A transaction as the client asked for it. `metadata` is JSON."""
+
+    id: str
+    fingerprint: str
+    mode: Mode
+    branches: tuple[Planned, ...]
+    timeout_ms: int
+    metadata: bytes
+    traceparent: str | None = None

@@ -1,0 +1,144 @@
+"""Runs one participant as a process: `python -m participants inventory --port 9002 --data-dir DIR`.
+
+It prints one line when it is ready. SIGTERM and SIGINT end it cleanly, with exit code 0. A port
+that is taken, or a file that is not ours, is one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from aiohttp import web
+
+from participants import activity, inventory, profile
+from participants.sdk import ParticipantSettings
+from participants.simulated import Simulated
+from participants.store import StoreError
+
+SHUTDOWN_TIMEOUT_S = 5.0
+"""How long calls under way may take to end; what has not been answered will be asked again."""
+
+
+class CannotStart(Exception):
+    """One line that says what, which, and what next."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    level = options.log_level.upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(_serve(options))
+    except CannotStart as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m participants",
+        description="Run a participant: a sample, or a simulated one.",
+    )
+    services = parser.add_subparsers(dest="service", required=True, metavar="SERVICE")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    shared.add_argument("--port", type=_port, required=True, help="0: any that is free")
+    shared.add_argument("--log-level", default="info", choices=("debug", "info", "warning"))
+    for name, what in (("profile", "users"), ("inventory", "stock"), ("activity", "a log")):
+        service = services.add_parser(name, parents=[shared], help=f"sample service: {what}")
+        service.add_argument("--data-dir", type=Path, required=True)
+        if name == "inventory":
+            service.add_argument(
+                "--stock",
+                type=_quantity,
+                default=1_000_000,
+                help="of an article that is asked for the first time; default: %(default)s",
+            )
+            service.add_argument(
+                "--item",
+                type=_item,
+                action="append",
+                default=[],
+                metavar="SKU=QUANTITY",
+                help="an article's stock, if it is not there yet; may be repeated",
+            )
+    simulated = services.add_parser("simulated", parents=[shared], help="does wrong when told to")
+    simulated.add_argument("--data-dir", type=Path, help="without one it forgets what it promised")
+    simulated.add_argument("--plain", action="store_true", help="not built on the SDK")
+    return parser
+
+
+def _application(options: argparse.Namespace, settings: ParticipantSettings) -> web.Application:
+    match options.service:
+        case "profile":
+            return profile.application(options.data_dir, settings)
+        case "inventory":
+            items = dict(options.item)
+            return inventory.application(options.data_dir, options.stock, items, settings)
+        case "activity":
+            return activity.application(options.data_dir, settings)
+        case _:
+            simulated = Simulated(
+                sdk=not options.plain, directory=options.data_dir, settings=settings
+            )
+            return simulated.application()
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    runner = web.AppRunner(
+        _application(options, ParticipantSettings()),
+        access_log=None,
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(runner.cleanup)
+        try:
+            await runner.setup()
+            site = web.TCPSite(runner, options.host, options.port, backlog=1024)
+            await site.start()
+        except StoreError as error:
+            raise CannotStart(f"{options.service}: {error}") from None
+        except OSError as error:
+            where = f"{options.host}:{options.port}"
+            raise CannotStart(
+                f"{options.service}: cannot listen on {where}: {os.strerror(error.errno or 0)}; "
+                "choose another --port, or stop what holds it"
+            ) from None
+        host, port = runner.addresses[0][:2]
+        print(f"{options.service} ready at http://{host}:{port} (pid {os.getpid()})", flush=True)
+        await stop.wait()
+
+
+def _port(text: str) -> int:
+    if not (text.isdigit() and int(text) <= 65_535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port")
+    return int(text)
+
+
+def _quantity(text: str) -> int:
+    if not (text.isdigit() and len(text) <= 12):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a quantity")
+    return int(text)
+
+
+def _item(text: str) -> tuple[str, int]:
+    sku, _, quantity = text.partition("=")
+    if not sku:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SKU=QUANTITY")
+    return sku, _quantity(quantity)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

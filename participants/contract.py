@@ -1,0 +1,350 @@
+"""What the coordinator and a participant say to each other: the shapes of the messages. Pure.
+
+A participant offers three calls, JSON in and out (`POST {url}/prepare`, `/commit`, `/rollback`).
+One built on this package offers more, and declares it in the header `Assent-Participant` of every
+answer: repeatable prepare, inquiry, and the path of a call that carries many messages at once.
+
+Both sides import this file, so neither can drift from the other. Nothing here does IO.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+DECLARATION_HEADER = "Assent-Participant"
+CONTRACT_VERSION = 1
+MAX_REASON_CHARS = 500
+"""A participant's reason is kept in the replicated record; longer ones are cut."""
+
+
+class Vote(enum.StrEnum):
+    """What is known of a branch's promise. A participant says the first three.
+
+    UNSENT and UNKNOWN are the coordinator's words for a vote that it does not have: no prepare was
+    ever sent, or one was sent (perhaps) and its answer never heard.
+    """
+
+    YES = "yes"
+    NO = "no"
+    READ_ONLY = "read_only"
+    UNSENT = "unsent"
+    UNKNOWN = "unknown"
+
+
+class Operation(enum.StrEnum):
+    """The three calls."""
+
+    PREPARE = "prepare"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+
+
+class BadMessage(ValueError):
+    """A message that does not have the shape it must have; the text says what is wrong."""
+
+
+# --- the declaration ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a participant says of itself. The default is a plain one: none of this."""
+
+    repeatable_prepare: bool = False
+    inquiry: bool = False
+    batch_path: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return not (self.repeatable_prepare and self.inquiry)
+
+    def header(self) -> str:
+        """The value of `Assent-Participant`, for example `1; repeatable-prepare; inquiry`."""
+        words = [str(CONTRACT_VERSION)]
+        if self.repeatable_prepare:
+            words.append("repeatable-prepare")
+        if self.inquiry:
+            words.append("inquiry")
+        if self.batch_path is not None:
+            words.append(f"batch={self.batch_path}")
+        return "; ".join(words)
+
+
+PLAIN = Declaration()
+
+
+def read_declaration(header: str | None) -> Declaration:
+    """The declaration in a header's value; of none, or one that is not understood, PLAIN."""
+    if not header:
+        return PLAIN
+    version, *words = (word.strip() for word in header.split(";"))
+    if version != str(CONTRACT_VERSION):
+        return PLAIN
+    batch = [word.removeprefix("batch=") for word in words if word.startswith("batch=/")]
+    return Declaration(
+        "repeatable-prepare" in words, "inquiry" in words, batch[0] if batch else None
+    )
+
+
+# --- the coordinator's messages -----------------------------------------------------------------
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces, ASCII only: the one form that is stored and digested.
+
+    Raises BadMessage on what JSON cannot say (NaN, infinities).
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise BadMessage(f"not JSON: {error}") from None
+    return text.encode("ascii")
+
+
+def prepare_body(
+    transaction_id: str,
+    branch_id: str,
+    payload: bytes,
+    fingerprint: str,
+    expires_at: str,
+    coordinators: bytes,
+) -> bytes:
+    """The body of a prepare. `payload` and `coordinators` (a list of URLs) are JSON already."""
+    return (
+        b'{"transaction_id":"%s","branch_id":"%s","payload":%s,'
+        b'"fingerprint":"%s","expires_at":"%s","coordinators":%s}'
+    ) % (
+        transaction_id.encode("ascii"),
+        branch_id.encode("ascii"),
+        payload,
+        fingerprint.encode("ascii"),
+        expires_at.encode("ascii"),
+        coordinators,
+    )
+
+
+def rfc3339(unix_ms: int) -> str:
+    """A time as the contract writes it: RFC 3339, UTC, milliseconds."""
+    moment = datetime.fromtimestamp(unix_ms // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{unix_ms % 1000:03d}Z"
+
+
+def end_body(transaction_id: str, branch_id: str) -> bytes:
+    """The body of a commit or a rollback. Both ids hold nothing that JSON would have to escape."""
+    return b'{"transaction_id":"%s","branch_id":"%s"}' % (
+        transaction_id.encode("ascii"),
+        branch_id.encode("ascii"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """A prepare as a participant reads it. `expires_at`: RFC 3339; `payload`: any JSON value."""
+
+    transaction_id: str
+    branch_id: str
+    payload: Any
+    fingerprint: str
+    expires_at: str
+    coordinators: tuple[str, ...]
+
+
+def read_prepare(message: Any) -> Prepare:
+    """A prepare out of decoded JSON; raises BadMessage naming the field."""
+    fields = _fields(message)
+    coordinators = fields.get("coordinators", [])
+    if not isinstance(coordinators, list) or not all(isinstance(c, str) for c in coordinators):
+        raise BadMessage("coordinators: must be a list of URLs")
+    return Prepare(
+        transaction_id=_text(fields, "transaction_id"),
+        branch_id=_text(fields, "branch_id"),
+        payload=fields.get("payload"),
+        fingerprint=_text(fields, "fingerprint"),
+        expires_at=_time(fields, "expires_at"),
+        coordinators=tuple(coordinators),
+    )
+
+
+def read_end(message: Any) -> tuple[str, str]:
+    """(transaction id, branch id) of a commit or rollback in decoded JSON; raises BadMessage."""
+    fields = _fields(message)
+    return _text(fields, "transaction_id"), _text(fields, "branch_id")
+
+
+def _fields(message: Any) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise BadMessage("the body must be a JSON object")
+    return message
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value or len(value) > 256:
+        raise BadMessage(f"{name}: must be a string of 1 to 256 characters")
+    if not value.isprintable():  # what cannot be printed cannot always be stored (lone surrogates)
+        raise BadMessage(f"{name}: must hold printable characters only")
+    return value
+
+
+def read_time_ms(text: str) -> int:
+    """Milliseconds since 1970 of an RFC 3339 time; raises BadMessage."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise BadMessage(f"{text[:40]!r} is not a time as RFC 3339 has it")
+    return (time - _EPOCH) // _MILLISECOND
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def _time(fields: dict[str, Any], name: str) -> str:
+    text = _text(fields, name)
+    try:
+        read_time_ms(text)
+    except BadMessage as error:
+        raise BadMessage(f"{name}: {error}") from None
+    return text
+
+
+# --- a participant's answers --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Voted:
+    """The participant has voted; `vote` is YES, NO or READ_ONLY."""
+
+    vote: Vote
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """It is still working: ask again, after `retry_after_ms` if it said so."""
+
+    retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The branch has finished its outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No usable answer.
+
+    `arrived`: whether the message may have reached the participant. False only where it surely
+    never left (the connection was refused). `broken`: the connection ended without an answer.
+    `answered`: the participant itself gave an answer, if a useless one, so the message is no longer
+    under way.
+    """
+
+    what: str
+    arrived: bool = True
+    broken: bool = False
+    answered: bool = False
+
+
+PrepareAnswer = Voted | Working | Failed
+EndAnswer = Acknowledged | Failed
+
+
+def read_prepare_answer(
+    status: int, body: bytes, transaction_id: str, retry_after: str | None = None
+) -> PrepareAnswer:
+    """What an HTTP answer to a prepare means. `retry_after` is that header's value, in seconds."""
+    if status in (202, 425):
+        return Working(_retry_after_ms(retry_after))
+    answer = _decoded(body)
+    stranger = _another_transaction(answer, transaction_id)
+    if stranger is not None:
+        return stranger
+    if status == 409:
+        return Voted(Vote.NO, _reason(answer) or "the participant answered 409")
+    if status != 200:
+        own = status not in (502, 503, 504)  # those a proxy gives while the call goes on behind it
+        return Failed(f"answered {status}: {_excerpt(body)}", answered=own)
+    if answer is True:
+        return Voted(Vote.YES)
+    if answer is False:
+        return Voted(Vote.NO, "the participant answered false")
+    if isinstance(answer, dict) and answer.get("vote") in ("yes", "no", "read_only"):
+        vote = Vote(answer["vote"])
+        reason = _reason(answer)
+        return Voted(vote, reason or ("no reason given" if vote is Vote.NO else None))
+    return Failed(f"answered 200 without a vote: {_excerpt(body)}", answered=True)
+
+
+def read_end_answer(
+    operation: Operation, status: int, body: bytes, transaction_id: str
+) -> EndAnswer:
+    """What an HTTP answer to a commit or a rollback means: any 2xx acknowledges."""
+    stranger = _another_transaction(_decoded(body), transaction_id)
+    if stranger is not None:
+        return stranger
+    if 200 <= status < 300:
+        return Acknowledged()
+    if status == 404 and operation is Operation.ROLLBACK:
+        return Acknowledged()  # nothing was prepared here
+    return Failed(f"answered {status}: {_excerpt(body)}")
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _another_transaction(answer: Any, transaction_id: str) -> Failed | None:
+    if isinstance(answer, dict):
+        named = answer.get("transaction_id", transaction_id)
+        if named != transaction_id:
+            return Failed(f"answered for another transaction: {str(named)[:80]!r}")
+    return None
+
+
+def _reason(answer: Any) -> str | None:
+    """The participant's reason, fit to be kept: text that UTF-8 can carry, cut to its limit."""
+    reason = answer.get("reason") if isinstance(answer, dict) else None
+    if not isinstance(reason, str) or not reason:
+        return None
+    return reason[:MAX_REASON_CHARS].encode("utf-8", "replace").decode("utf-8")
+
+
+def _excerpt(body: bytes) -> str:
+    text = body[:120].decode("utf-8", "replace")
+    return repr(text) if text else "an empty body"
+
+
+def _retry_after_ms(header: str | None) -> int | None:
+    if header is None or not header.isascii() or not header.isdigit():
+        return None
+    return min(int(header[:6]) * 1000, 3_600_000)
+
+
+# --- the fingerprint ----------------------------------------------------------------------------
+
+
+def fingerprint(mode: str, participants: Iterable[tuple[str, str, str, str, bytes]]) -> str:
+    """A digest of what was asked: SHA-256, hexadecimal, of mode and participants in their order.
+
+    A participant is (name, prepare URL, commit URL, rollback URL, payload as `encode_json` gives
+    it). Times, metadata and what the client waits for are not part of it: asking again with another
+    timeout is the same transaction (PROTOCOL, section 2).
+    """
+    digest = hashlib.sha256(encode_json([mode]))
+    for name, prepare_url, commit_url, rollback_url, payload in participants:
+        digest.update(encode_json([name, prepare_url, commit_url, rollback_url, len(payload)]))
+        digest.update(payload)
+    return digest.hexdigest()

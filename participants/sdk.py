@@ -1,0 +1,363 @@
+"""With which a team lets its own resource take part in transactions: a Resource and a Participant.
+
+    class Seats(Resource[sqlite3.Connection]):
+        def prepare(self, work, payload):   # promise: reserve, or raise Refused("sold out")
+            ...
+            return Vote.YES
+        def commit(self, work): ...         # make the promise real
+        def rollback(self, work): ...       # take it back
+
+    store = SqliteStore(Path("seats.sqlite"), owner="seats")
+    application.add_subapp("/seats", Participant(Seats(), store).application())
+
+Rules:
+- The functions are plain ones, not `async`: they run in the store's local transaction (of a
+  SqliteStore: in its thread), and change the resource through `work.transaction` only. That is what
+  makes their changes and the branch's state one: both are there after a crash, or neither.
+- They are called once for each step of a branch, however often its messages come: repeats, late
+  messages and messages out of order are answered by the branch table (`branch.py`).
+- What `prepare` changed is kept only if it votes YES. An exception in `prepare` is a failed prepare
+  and leaves nothing; one in `commit` or `rollback` leaves the branch prepared, and it is tried
+  again.
+- A prepared branch never ends because of time. If it hears nothing, it inquires (`inquiry.py`).
+- An answer leaves when what it says is synced.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import inspect
+import json
+import logging
+import random as randomness
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from aiohttp import web
+
+from participants import branch
+from participants.branch import Action, Answer, DoPrepare, End, Step
+from participants.contract import BadMessage, Declaration, Prepare, Vote, encode_json, read_time_ms
+from participants.endpoints import EndBranch, Received, Reply, error_body, protocol_application
+from participants.inquiry import AskNode, Decision, Inquirer, InquirySettings
+from participants.store import (
+    BranchRecord,
+    LocalTransaction,
+    Store,
+    StoreError,
+    StoreUnavailable,
+)
+
+T = TypeVar("T")
+
+log = logging.getLogger("assent.participant")
+
+
+class Refused(Exception):
+    """Raised by `prepare` to vote NO; the text is the reason that the client will read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[T]):
+    """What a resource's function works on. `transaction`: the store's local transaction.
+
+    `payload`: what the client sent for this branch (any JSON value), the same in all three calls.
+    """
+
+    transaction_id: str
+    branch_id: str
+    payload: Any
+    transaction: T
+
+
+class Resource(abc.ABC, Generic[T]):
+    """What a team writes. `T` is what the store offers for changes (of SQLite: the connection)."""
+
+    def create(self, transaction: T) -> None:
+        """Create what the resource needs, if it is not there; called at each start."""
+
+    @abc.abstractmethod
+    def prepare(self, work: Work[T], payload: Any) -> Vote:
+        """Promise that `commit` will succeed after any crash: YES, or NO (by Refused: and why).
+
+        READ_ONLY says that the branch changes nothing: it hears no more of the transaction.
+        """
+
+    @abc.abstractmethod
+    def commit(self, work: Work[T]) -> None:
+        """Make real what was promised. It must not fail; if it does, it is called again."""
+
+    @abc.abstractmethod
+    def rollback(self, work: Work[T]) -> None:
+        """Take back what was promised. It must not fail; if it does, it is called again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantSettings:
+    """`grace_ms`: how far clocks may be apart; a prepare is accepted so long after `expires_at`.
+
+    `tombstones_kept_ms`: longer than the coordinator remembers (a day) and than any message can be
+    under way. `sweep_every_s`: how often older ones are dropped.
+    """
+
+    grace_ms: int = 5_000
+    tombstones_kept_ms: int = 7 * 24 * 3600 * 1000
+    sweep_every_s: float = 600.0
+    inquiry: InquirySettings = field(default_factory=InquirySettings)
+
+
+class ResourceFailed(Exception):
+    """A resource's function raised, or returned what is no vote."""
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Participant(Generic[T]):
+    """A resource, the store that remembers its branches, and the protocol over both.
+
+    `now_ms`: the wall clock; `random`: for the jitter of inquiries; `ask`: how to ask one node, if
+    not over HTTP.
+    """
+
+    declaration = Declaration(repeatable_prepare=True, inquiry=True)
+
+    def __init__(
+        self,
+        resource: Resource[T],
+        store: Store[T],
+        settings: ParticipantSettings | None = None,
+        *,
+        now_ms: Callable[[], int] = _wall_clock_ms,
+        random: randomness.Random | None = None,
+        ask: AskNode | None = None,
+    ) -> None:
+        for function in (resource.prepare, resource.commit, resource.rollback):
+            if inspect.iscoroutinefunction(function):
+                raise TypeError(
+                    f"{function.__qualname__} is async; write it as a plain function, it runs "
+                    "inside the store's local transaction"
+                )
+        self.store = store
+        self._resource = resource
+        self._settings = settings or ParticipantSettings()
+        self._now_ms = now_ms
+        self._inquirer = Inquirer(
+            store.in_doubt,
+            self._obey,
+            self._settings.inquiry,
+            now_ms=now_ms,
+            random=random or randomness.Random(),
+            ask=ask,
+        )
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def application(self) -> web.Application:
+        """The protocol's routes, to be mounted with `add_subapp` or served as they are.
+
+        The store is opened and closed, and inquiry started and stopped, with the application.
+        """
+        application = protocol_application(self.receive, self.declaration)
+
+        async def lifetime(_: web.Application) -> AsyncIterator[None]:
+            await self.start()
+            try:
+                yield
+            finally:
+                await self.stop()
+
+        application.cleanup_ctx.append(lifetime)
+        return application
+
+    async def start(self) -> None:
+        """Open the store and begin to inquire; raises StoreError."""
+        await self.store.open(self._resource.create)
+        self._sweeping = asyncio.create_task(self._sweep(), name="drop tombstones")
+        await self._inquirer.start()
+
+    async def stop(self) -> None:
+        await self._inquirer.stop()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeping
+        await self.store.close()
+
+    async def receive(self, messages: Sequence[Received]) -> list[Reply]:
+        """Carry out independent messages; the replies are in order, and true after any crash."""
+        works = [partial(self._carry_out, message) for message in messages]
+        results = await self.store.perform(works)
+        replies = []
+        for message, result in zip(messages, results, strict=True):
+            if isinstance(result, Reply):
+                if log.isEnabledFor(logging.INFO):
+                    _log_reply(message, result)
+                replies.append(result)
+            else:
+                replies.append(_failure(message, result))
+        return replies
+
+    # --- one message, inside the local transaction ----------------------------------------------
+
+    def _carry_out(self, message: Received, local: LocalTransaction[T]) -> Reply:
+        record = local.find(message.transaction_id, message.branch_id)
+        if isinstance(message, Prepare):
+            return self._carry_out_prepare(message, local, record)
+        return self._carry_out_end(message, local, record)
+
+    def _carry_out_prepare(
+        self, message: Prepare, local: LocalTransaction[T], record: BranchRecord | None
+    ) -> Reply:
+        now_ms = self._now_ms()
+        payload = encode_json(message.payload)
+        late = now_ms > read_time_ms(message.expires_at) + self._settings.grace_ms
+        before = None if record is None else record.branch
+        step = branch.step(before, DoPrepare(message.fingerprint, late))
+        reason = step.reason
+        if step.action is Action.PREPARE:
+            vote, reason = self._ask(message, local)
+            step = step.voted(vote)
+            if step.action is Action.DISCARD:
+                local.undo()
+        if step.after != before:
+            assert step.after is not None
+            local.keep(
+                BranchRecord(
+                    message.transaction_id,
+                    message.branch_id,
+                    step.after,
+                    payload,
+                    message.coordinators,
+                    now_ms,
+                )
+            )
+        return _reply(message, step, reason)
+
+    def _ask(self, message: Prepare, local: LocalTransaction[T]) -> tuple[Vote, str | None]:
+        work = Work(message.transaction_id, message.branch_id, message.payload, local.resource)
+        try:
+            vote = self._resource.prepare(work, message.payload)
+        except Refused as refused:
+            return Vote.NO, str(refused) or "refused, no reason given"
+        if vote not in (Vote.YES, Vote.NO, Vote.READ_ONLY):
+            raise ResourceFailed(f"prepare returned {vote!r}; return a Vote, or raise Refused")
+        return vote, "refused, no reason given" if vote is Vote.NO else None
+
+    def _carry_out_end(
+        self, message: EndBranch, local: LocalTransaction[T], record: BranchRecord | None
+    ) -> Reply:
+        before = None if record is None else record.branch
+        step = branch.step(before, message.end)
+        if step.action in (Action.COMMIT, Action.ROLLBACK):
+            assert record is not None
+            payload = json.loads(record.payload)
+            work = Work(message.transaction_id, message.branch_id, payload, local.resource)
+            if step.action is Action.COMMIT:
+                self._resource.commit(work)
+            else:
+                self._resource.rollback(work)
+        if step.after != before:
+            assert step.after is not None
+            ended = BranchRecord(message.transaction_id, message.branch_id, step.after)
+            local.keep(replace(ended, changed_at_ms=self._now_ms()))
+        return _reply(message, step, step.reason)
+
+    # --- beside the messages --------------------------------------------------------------------
+
+    async def _obey(self, record: BranchRecord, decision: Decision) -> None:
+        end = End.ANSWERED_COMMIT if decision is Decision.COMMIT else End.ANSWERED_ABORT
+        (reply,) = await self.receive((EndBranch(record.transaction_id, record.branch_id, end),))
+        if reply.status != 200:
+            raise StoreUnavailable(reply.body["error"]["message"])
+
+    async def _sweep(self) -> None:
+        while True:
+            before_ms = self._now_ms() - self._settings.tombstones_kept_ms
+            try:
+                dropped = await self.store.drop_tombstones(before_ms)
+                log.debug("dropped %d tombstones", dropped)
+            except StoreError as error:
+                log.warning("tombstones were not dropped, they will be later: %s", error)
+            await asyncio.sleep(self._settings.sweep_every_s)
+
+
+# --- replies ------------------------------------------------------------------------------------
+
+_STATUS = {
+    Answer.YES: 200,
+    Answer.NO: 200,
+    Answer.READ_ONLY: 200,
+    Answer.DONE: 200,
+    Answer.REFUSED: 409,
+    Answer.UNKNOWN_BRANCH: 404,
+    Answer.NOT_PREPARED: 409,
+    Answer.ALREADY_COMMITTED: 409,
+    Answer.ALREADY_ROLLED_BACK: 409,
+}
+_VOTES = (Answer.YES, Answer.NO, Answer.READ_ONLY)
+
+
+def _reply(message: Received, step: Step, reason: str | None) -> Reply:
+    body: dict[str, Any] = {
+        "transaction_id": message.transaction_id,
+        "branch_id": message.branch_id,
+    }
+    answer = step.answer or Answer.DONE
+    status = _STATUS[answer]
+    if answer in _VOTES:
+        body["vote"] = answer.value
+        if reason is not None:
+            body["reason"] = reason
+    elif status == 200:
+        body["state"] = "absent" if step.after is None else step.after.state.value
+    else:
+        state = "absent" if step.before is None else step.before.state.value
+        what = f"branch {message.branch_id} of {message.transaction_id} is {state}"
+        body |= error_body(answer.value, f"{what}: {reason}" if reason else what, state=state)
+    return Reply(status, body)
+
+
+def _failure(message: Received, error: Exception) -> Reply:
+    what = _named(message)
+    if isinstance(error, BadMessage):
+        status, body = 400, error_body("bad_message", f"payload: {error}; nothing was changed")
+    elif isinstance(error, StoreError):
+        log.error("%s %s/%s: %s", what, message.transaction_id, message.branch_id, error)
+        status, body = 503, error_body("store_unavailable", str(error))
+    else:
+        log.error(
+            "%s %s/%s failed in the resource",
+            what,
+            message.transaction_id,
+            message.branch_id,
+            exc_info=error,
+        )
+        kept = "nothing was kept" if what == "prepare" else "the branch stays prepared"
+        text = f"{what} failed in the resource, {kept}: {type(error).__name__}: {error}"
+        status, body = 500, error_body("resource_failed", text[:500])
+    ids = {"transaction_id": message.transaction_id, "branch_id": message.branch_id}
+    return Reply(status, body | ids)
+
+
+def _log_reply(message: Received, reply: Reply) -> None:
+    body = reply.body
+    said = body.get("vote") or body.get("state") or body["error"]["code"]
+    reason = body.get("reason")
+    log.info(
+        "%s %s/%s: %s%s",
+        _named(message),
+        message.transaction_id,
+        message.branch_id,
+        said,
+        f" ({reason})" if reason else "",
+    )
+
+
+def _named(message: Received) -> str:
+    return "prepare" if isinstance(message, Prepare) else message.end.value

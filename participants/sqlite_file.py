@@ -1,0 +1,350 @@
+"""The file of a SqliteStore: its format, how it is opened, and one local transaction in it.
+
+Rules:
+- What is not ours is refused before anything is written to it, and so is a second process
+  (by a lock on the file beside it that ends in `-lock`).
+- Only `carry_out` ends a local transaction. The resource's functions get a StoreConnection, which
+  refuses to.
+- Each piece of work has its own savepoint in the shared local transaction, so one that fails does
+  not undo another; what makes SQLite give up the whole is reported to all of them.
+
+Everything here runs in the store's own threads, never in the event loop's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from participants.branch import ENDED, Branch, State
+from participants.store import (
+    BranchRecord,
+    Ended,
+    LocalTransaction,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+)
+
+FORMAT_VERSION = 1
+
+# What the machine, and not the resource's own SQL, is to blame for.
+_UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,
+}
+
+_SCHEMA = (
+    "CREATE TABLE assent_format (version INTEGER NOT NULL, owner TEXT NOT NULL)",
+    """CREATE TABLE assent_branches (
+        transaction_id TEXT NOT NULL,
+        branch_id TEXT NOT NULL,
+        state TEXT NOT NULL,
+        fingerprint TEXT,
+        incarnation INTEGER,
+        payload TEXT NOT NULL,
+        coordinators TEXT NOT NULL,
+        changed_at_ms INTEGER NOT NULL,
+        ended_number INTEGER,
+        PRIMARY KEY (transaction_id, branch_id)
+    ) WITHOUT ROWID""",
+    """CREATE INDEX assent_in_doubt ON assent_branches (changed_at_ms)
+        WHERE state = 'prepared'""",
+    """CREATE UNIQUE INDEX assent_tombstones ON assent_branches (ended_number)
+        WHERE ended_number IS NOT NULL""",
+)
+_COLUMNS = (
+    "transaction_id, branch_id, state, fingerprint, incarnation, payload, coordinators,"
+    " changed_at_ms"
+)
+_FIND = f"SELECT {_COLUMNS} FROM assent_branches WHERE transaction_id = ? AND branch_id = ?"
+_KEEP = f"""INSERT INTO assent_branches ({_COLUMNS}, ended_number)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (transaction_id, branch_id) DO UPDATE SET state = excluded.state,
+    fingerprint = excluded.fingerprint, incarnation = excluded.incarnation,
+    payload = excluded.payload, coordinators = excluded.coordinators,
+    changed_at_ms = excluded.changed_at_ms, ended_number = excluded.ended_number"""
+_IN_DOUBT = (
+    f"SELECT {_COLUMNS} FROM assent_branches WHERE state = 'prepared'"
+    " ORDER BY changed_at_ms LIMIT ?"
+)
+_ENDED = """SELECT ended_number, transaction_id, branch_id, state, changed_at_ms
+    FROM assent_branches WHERE ended_number > ? ORDER BY ended_number LIMIT ?"""
+_DROP = """DELETE FROM assent_branches WHERE changed_at_ms < ? AND ended_number IN
+    (SELECT ended_number FROM assent_branches WHERE ended_number > ?
+     ORDER BY ended_number LIMIT ?)"""
+
+
+class StoreConnection(sqlite3.Connection):
+    """What the resource's functions get: it cannot end the store's local transaction."""
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise sqlite3.ProgrammingError(
+            f"{what} is not for the resource: the store ends the local transaction, "
+            "together with the branch's own row; leave the call out"
+        )
+
+    def commit(self) -> None:
+        self._refuse("commit()")
+
+    def rollback(self) -> None:
+        self._refuse("rollback()")
+
+    def executescript(self, sql_script: str, /) -> NoReturn:  # noqa: ARG002
+        self._refuse("executescript(), which commits,")
+
+    def __enter__(self) -> NoReturn:
+        self._refuse("'with connection', which commits,")
+
+
+def open_writing(
+    path: Path,
+    owner: str,
+    adopt: bool,
+    timeout_s: float,
+    create: Callable[[sqlite3.Connection], None],
+) -> Local:
+    """Open or make the file, and let the resource create its tables.
+
+    Raises StoreRefused if the file is not ours, StoreUnavailable if it cannot be opened now.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+        file = sqlite3.connect(
+            path,
+            timeout=timeout_s,
+            isolation_level=None,
+            factory=StoreConnection,
+            cached_statements=256,
+        )
+        try:
+            return Local(file, lock, _prepare_file(file, path, owner, adopt, create))
+        except BaseException:
+            file.close()
+            os.close(lock)
+            raise
+    except sqlite3.Error as error:
+        code = _primary_code(error)
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            message = f"{path} is not a sound SQLite database ({error}); name another file"
+            raise StoreRefused(message) from error
+        raise StoreUnavailable(f"the store {path} cannot be opened: {error}") from error
+    except OSError as error:
+        raise StoreUnavailable(f"the store {path} cannot be opened: {error}") from error
+
+
+def open_reading(path: Path, timeout_s: float) -> sqlite3.Connection:
+    """A second connection, which sees what is synced and cannot write."""
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None)
+
+
+def _prepare_file(
+    file: sqlite3.Connection,
+    path: Path,
+    owner: str,
+    adopt: bool,
+    create: Callable[[sqlite3.Connection], None],
+) -> int:
+    """Bring the file into shape; returns the number of its last tombstone."""
+    is_new = _is_new(file, path, owner, adopt)
+    file.execute("PRAGMA journal_mode=WAL")
+    file.execute("PRAGMA synchronous=FULL")
+    file.execute("BEGIN IMMEDIATE")
+    if is_new:
+        for statement in _SCHEMA:
+            file.execute(statement)
+        file.execute("INSERT INTO assent_format VALUES (?, ?)", (FORMAT_VERSION, owner))
+    create(file)
+    last = "SELECT coalesce(max(ended_number), 0) FROM assent_branches"
+    (last_number,) = file.execute(last).fetchone()
+    file.execute("COMMIT")
+    _sync_directory(path.parent)
+    return int(last_number)
+
+
+def _lock(path: Path) -> int:
+    """Two processes would number the same tombstones. The lock ends with the process."""
+    lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise StoreRefused(
+            f"another process has {path} open; stop it, or give this one its own file"
+        ) from None
+    return lock
+
+
+def _is_new(file: sqlite3.Connection, path: Path, owner: str, adopt: bool) -> bool:
+    """Whether the store's tables have yet to be made; raises StoreRefused. Only reads."""
+    tables = [name for (name,) in file.execute("SELECT name FROM sqlite_master")]
+    if "assent_format" not in tables:
+        if tables and not adopt:
+            raise StoreRefused(
+                f"{path} is a database of something else (it has {tables[0]!r}, but no branches);"
+                " name another file, or open it with adopt=True"
+            )
+        return True
+    version, file_owner = file.execute("SELECT version, owner FROM assent_format").fetchone()
+    if version > FORMAT_VERSION:
+        raise StoreRefused(
+            f"{path} has format {version}, and this program reads up to {FORMAT_VERSION};"
+            " run the newer program again"
+        )
+    if file_owner != owner:
+        raise StoreRefused(f"{path} belongs to {file_owner!r}, not to {owner!r}; name another file")
+    return False
+
+
+class Local:
+    """The writing thread's side of the file; implements `LocalTransaction`."""
+
+    def __init__(self, file: sqlite3.Connection, lock: int, last_number: int) -> None:
+        self.resource = file
+        self._lock = lock
+        self._last_number = last_number
+        self._execute = file.execute
+
+    def find(self, transaction_id: str, branch_id: str) -> BranchRecord | None:
+        row = self._execute(_FIND, (transaction_id, branch_id)).fetchone()
+        return None if row is None else _record(row)
+
+    def keep(self, record: BranchRecord) -> None:
+        branch = record.branch
+        number = None
+        if branch.state in ENDED:
+            self._last_number += 1
+            number = self._last_number
+        self._execute(
+            _KEEP,
+            (
+                record.transaction_id,
+                record.branch_id,
+                branch.state.value,
+                branch.fingerprint,
+                branch.incarnation,
+                record.payload.decode("ascii"),
+                json.dumps(record.coordinators),
+                record.changed_at_ms,
+                number,
+            ),
+        )
+
+    def close(self) -> None:
+        self.resource.close()
+        os.close(self._lock)
+
+    def undo(self) -> None:
+        self._execute("ROLLBACK TO work")
+
+
+def carry_out(
+    path: Path, local: Local, works: list[Callable[[LocalTransaction[sqlite3.Connection]], Any]]
+) -> list[Any | Exception]:
+    """One local transaction, in the writing thread: each work's result or exception, synced."""
+    file = local.resource
+    try:
+        file.execute("BEGIN IMMEDIATE")
+        results = [_carry_out_one(path, local, work) for work in works]
+        file.execute("COMMIT")
+    except (sqlite3.Error, StoreError) as error:
+        with contextlib.suppress(sqlite3.Error):
+            if file.in_transaction:
+                file.execute("ROLLBACK")
+        failure = error if isinstance(error, StoreError) else unavailable(path, error)
+        if len(works) == 1 or _primary_code(error) in _UNAVAILABLE:
+            return [failure] * len(works)
+        # One of them is to blame (a deferred constraint, a COMMIT in its SQL). The others' work is
+        # undone or answered by the branch table, so each can be carried out again, alone.
+        return [carry_out(path, local, [work])[0] for work in works]
+    return results
+
+
+def _carry_out_one(
+    path: Path, local: Local, work: Callable[[LocalTransaction[sqlite3.Connection]], Any]
+) -> Any | Exception:
+    file = local.resource
+    file.execute("SAVEPOINT work")
+    result: Any | Exception
+    try:
+        result = work(local)
+    except Exception as error:
+        result = error
+        if isinstance(error, sqlite3.Error) and _primary_code(error) in _UNAVAILABLE:
+            result = unavailable(path, error)
+        # Some failures (disk full) make SQLite undo the whole local transaction, others' work
+        # included.
+        if not file.in_transaction:
+            raise unavailable(path, error) from error
+        file.execute("ROLLBACK TO work")
+    if not file.in_transaction:
+        raise StoreUnavailable(
+            f"the resource's function ended the local transaction of {path} itself; "
+            "take COMMIT or ROLLBACK out of it"
+        )
+    file.execute("RELEASE work")
+    return result
+
+
+def read_in_doubt(file: sqlite3.Connection, limit: int) -> list[BranchRecord]:
+    return [_record(row) for row in file.execute(_IN_DOUBT, (limit,))]
+
+
+def read_ended(file: sqlite3.Connection, after: int, limit: int) -> list[Ended]:
+    rows = file.execute(_ENDED, (after, limit))
+    return [Ended(row[0], row[1], row[2], State(row[3]), row[4]) for row in rows]
+
+
+def read_count(file: sqlite3.Connection) -> dict[State, int]:
+    rows = file.execute("SELECT state, count(*) FROM assent_branches GROUP BY state")
+    return {State(state): number for state, number in rows}
+
+
+def drop_tombstones(file: sqlite3.Connection, ended_before_ms: int, after: int, limit: int) -> int:
+    """Of the first `limit` tombstones after the number `after`, drop the old ones."""
+    return file.execute(_DROP, (ended_before_ms, after, limit)).rowcount
+
+
+def _record(row: tuple[Any, ...]) -> BranchRecord:
+    transaction_id, branch_id, state, fingerprint, incarnation, payload, coordinators, at_ms = row
+    return BranchRecord(
+        transaction_id,
+        branch_id,
+        Branch(State(state), fingerprint, incarnation),
+        payload.encode("ascii"),
+        tuple(json.loads(coordinators)) if coordinators != "[]" else (),
+        at_ms,
+    )
+
+
+def unavailable(path: Path, error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(f"the store {path} failed, nothing was kept: {error}; ask again")
+
+
+def _primary_code(error: BaseException) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _sync_directory(directory: Path) -> None:
+    """A new file's name is durable only once its directory is."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

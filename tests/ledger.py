@@ -1,0 +1,67 @@
+"""The smallest state machine that shows what a replicated log did: a list of what was applied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgpack
+
+
+class Ledger:
+    """Commands are msgpack: ["epoch", number, node] or ["put", epoch, text].
+
+    A put of another epoch is refused, as the coordinator's machine does it; it answers the length
+    of the list after it.
+    """
+
+    def __init__(self) -> None:
+        self._epoch = 0
+        self.lines: list[str] = []
+        self.refused = 0
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    def apply(self, command: bytes) -> object:
+        match msgpack.unpackb(command):
+            case ["epoch", int(epoch), _]:
+                self._epoch = epoch
+                return None
+            case ["put", int(epoch), str(text)]:
+                if epoch != self._epoch:
+                    self.refused += 1
+                    return "refused"
+                if text == "poison":
+                    raise ValueError("poison")
+                self.lines.append(text)
+                return len(self.lines)
+        raise AssertionError(command)
+
+    def epoch_command(self, epoch: int, node: str, now_ms: int) -> bytes:
+        del now_ms
+        packed: bytes = msgpack.packb(["epoch", epoch, node])
+        return packed
+
+    def view(self) -> object:
+        return self._epoch, tuple(self.lines)
+
+    def chunks(self, view: object) -> Iterator[bytes]:
+        assert isinstance(view, tuple)
+        epoch, lines = view
+        yield msgpack.packb(epoch)
+        for at in range(0, len(lines), 100):
+            yield msgpack.packb(lines[at : at + 100])
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        epoch, *pages = (msgpack.unpackb(chunk) for chunk in chunks)
+        if not isinstance(epoch, int):
+            raise ValueError("not a ledger")
+        self._epoch = epoch
+        self.lines = [line for page in pages for line in page]
+
+
+def put(epoch: int, text: str) -> bytes:
+    """The command that adds a line."""
+    packed: bytes = msgpack.packb(["put", epoch, text])
+    return packed

@@ -1,0 +1,221 @@
+"""The command line: exit codes, one line for a mistake, JSON for machines."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from cluster.cli import main
+from tests.fake_nodes import FakeNode, committed, fails, node_beside, shown
+
+Run = Callable[..., tuple[int, str, str]]
+
+BODY = {"participants": [{"name": "stock", "url": "http://127.0.0.1:9", "payload": {}}]}
+TWO_NODES = "".join(
+    f'[nodes.{name}]\napi = "127.0.0.1:{port}"\nraft = "127.0.0.1:{port + 1}"\n'
+    for name, port in (("a", 5000), ("b", 5002))
+)
+
+
+@pytest.fixture
+def node() -> Iterator[FakeNode]:
+    with node_beside() as node:
+        yield node
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs a command in an empty directory; (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ASSENT_NODES", raising=False)
+
+    def run_command(*arguments: str, given: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "COMMAND"),
+        (["frob"], "frob"),
+        (["get"], "ID"),
+        (["get", "a", "--frob"], "--frob"),
+        (["get", "a", "--nodes", "http://a/b"], "http://a/b"),
+        (["submit", "nowhere.json"], "nowhere.json"),
+        (["submit"], "not JSON"),
+        (["resolve", "a", "--abort"], "--reason"),
+        (["resolve", "a", "--reason", "r"], "--abort"),
+        (["resolve", "a", "--branch", "1", "--reason", "r"], "--effect"),
+        (["resolve", "a", "--abort", "--effect", "unknown", "--reason", "r"], "--effect"),
+        (["cluster"], "COMMAND"),
+        (["up", "--nodes", "4"], "--nodes 4"),
+        (["up", "--base-port", "80"], "80"),
+        (["up", "--base-port", "x"], "x"),
+        (["demo", "--data-dir", "."], "exists"),
+        (["demo", "--seconds", "0"], "0"),
+        (["node", "n1"], "--config"),
+        (["node", "n1", "--config", "nowhere.toml"], "nowhere.toml"),
+        (["node", "a", "--config", "two.toml"], "nodes: 2"),
+        (["node", "zz", "--config", "three.toml"], "'zz'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    run: Run, tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    (tmp_path / "two.toml").write_text(TWO_NODES)
+    third = '[nodes.c]\napi = "127.0.0.1:5004"\nraft = "127.0.0.1:5005"\n'
+    (tmp_path / "three.toml").write_text(TWO_NODES + third)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("assent: ")
+    assert named in err
+    assert err.count("\n") == 1
+
+
+def test_a_busy_port_is_one_line_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        code, out, err = run("up", "--base-port", str(port - 1))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert f"port {port} (API of n1) is in use" in err
+    assert not (tmp_path / "assent-data" / "cluster.toml").exists()
+
+
+@pytest.mark.parametrize("command", ["--help", "up", "node", "demo", "submit", "watch", "resolve"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"] if command != "--help" else [command])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: assent")
+
+
+# --- transactions ---------------------------------------------------------------------------------
+
+
+def test_submit_tells_the_outcome_by_its_exit_code(
+    run: Run, node: FakeNode, tmp_path: Path
+) -> None:
+    async def aborted(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(shown(body["id"], "aborted") | {"reason": "out of stock"})
+
+    file = tmp_path / "order.json"
+    file.write_text(json.dumps(BODY))
+    nodes = ("--nodes", node.url)
+    code, out, _ = run("submit", str(file), "--id", "order-17", "--wait", "decision", *nodes)
+    assert code == 0
+    assert out.startswith("committed  order-17\n")
+    assert node.bodies()[0] == BODY | {"id": "order-17", "wait": "decision"}
+
+    node.usual = aborted
+    code, out, _ = run("submit", "-", *nodes, given=json.dumps(BODY))
+    assert code == 1
+    assert out.startswith("aborted ")
+    assert "out of stock" in out
+
+    node.usual = fails(409, "transaction_id_conflict")
+    code, out, err = run("submit", str(file), "--id", "order-17", *nodes)
+    assert (code, out) == (2, "")
+    assert err == "assent: it is transaction_id_conflict\n"
+
+
+def test_submit_without_an_outcome_exits_with_3_and_says_the_id(run: Run, node: FakeNode) -> None:
+    node.usual = fails(503, "no_leader")
+    arguments = ("submit", "--nodes", node.url, "--deadline", "0.2", "--json")
+    code, out, err = run(*arguments, given=json.dumps(BODY | {"id": "order-17"}))
+    assert code == 3
+    assert json.loads(out)["id"] == "order-17"
+    assert json.loads(out)["outcome"] is None
+    assert err.count("\n") == 1
+    assert "assent get order-17" in err
+
+
+def test_a_batch_exits_with_what_needs_attention_most(run: Run, node: FakeNode) -> None:
+    def answering(*outcomes: str) -> Callable[..., Any]:
+        async def answer(_: web.Request, body: Any) -> web.StreamResponse:
+            error = {"code": "bad_request", "message": "no", "details": {}}
+            answers: list[Any] = [
+                {"error": error} if outcome == "error" else shown(entry["id"], outcome)
+                for outcome, entry in zip(outcomes, body["transactions"], strict=True)
+            ]
+            return web.json_response({"transactions": answers})
+
+        return answer
+
+    batch = json.dumps({"transactions": [BODY, BODY]})
+    for outcomes, expected in (
+        (("committed", "committed"), 0),
+        (("committed", "aborted"), 1),
+        (("error", "aborted"), 2),
+    ):
+        node.usual = answering(*outcomes)
+        code, out, _ = run("submit", "--nodes", node.url, "--json", given=batch)
+        assert code == expected
+        assert len([json.loads(line) for line in out.splitlines()]) == 2
+    node.usual = fails(503, "no_leader")
+    code, out, _ = run("submit", "--nodes", node.url, "--deadline", "0.2", given=batch)
+    assert code == 3
+    assert out.count("unknown") >= 2
+
+
+def test_nodes_come_from_the_environment(
+    run: Run, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.usual = committed
+    monkeypatch.setenv("ASSENT_NODES", f"127.0.0.1:1,{node.url}")
+    code, out, _ = run("get", "order-17", "--json")
+    assert code == 0
+    assert json.loads(out)["id"] == "order-17"
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_and_exit_code_3(run: Run) -> None:
+    code, out, err = run("list", "--nodes", "127.0.0.1:1", "--deadline", "0.2")
+    assert (code, out) == (3, "")
+    assert err.count("\n") == 1
+
+
+def test_reading_and_operating(run: Run, node: FakeNode) -> None:
+    async def answer(request: web.Request, _: Any) -> web.StreamResponse:
+        if request.path == "/v1/transactions":
+            entries = [shown("a", "committed"), shown("b", None)]
+            return web.json_response({"transactions": entries, "next_after": "b"})
+        return web.json_response(shown("a", "committed"))
+
+    node.usual = answer
+    node.known = [node.url]
+    nodes = ("--nodes", node.url)
+    code, out, _ = run("list", *nodes)
+    assert code == 0
+    assert "committed" in out
+    assert "--after b" in out
+    code, out, _ = run("watch", "a", *nodes)
+    assert code == 0
+    assert out == "committed  stock prepared\n"
+    code, out, _ = run("resolve", "a", "--abort", "--reason", "lost", "--actor", "ada", *nodes)
+    assert code == 0
+    assert ("POST", "/v1/transactions/a/resolve") in [entry[:2] for entry in node.requests]
+    assert node.bodies()[-1] == {"actor": "ada", "reason": "lost", "outcome": "abort"}
+    code, out, _ = run("retry", "a", "--json", *nodes)
+    assert code == 0
+    assert json.loads(out)["id"] == "a"
+    code, out, _ = run("cluster", "status", *nodes)
+    assert code == 0
+    assert "led by n0 in term 3" in out
+    assert node.url in out

@@ -1,0 +1,490 @@
+"""The client library against small nodes in this process that answer what a test tells them to."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from cluster.client import (
+    BadRequest,
+    Client,
+    Conflict,
+    Expired,
+    OutcomeUnknown,
+    Refused,
+    SyncClient,
+    TooLarge,
+    Transaction,
+    Unavailable,
+    UnknownTransaction,
+)
+from coordinator.ids import time_of
+from tests.fake_nodes import (
+    FOREVER,
+    FakeNode,
+    breaks_off,
+    fails,
+    hangs,
+    redirects_to,
+    shown,
+)
+
+ORDER = [{"name": "stock", "url": "http://127.0.0.1:9", "payload": {"quantity": 1}}]
+
+
+def run(test: Callable[[list[FakeNode]], Awaitable[None]], nodes: int = 2) -> None:
+    """Run `test` with so many fake nodes."""
+
+    async def body() -> None:
+        async with AsyncExitStack() as stack:
+            fakes = [FakeNode() for _ in range(nodes)]
+            for fake in fakes:
+                await fake.start()
+                stack.push_async_callback(fake.die)
+            for fake in fakes:
+                fake.known = [other.url for other in fakes]
+            await test(fakes)
+
+    asyncio.run(body())
+
+
+@asynccontextmanager
+async def asking(*nodes: FakeNode, timeout: float = 30.0) -> AsyncIterator[Client]:
+    async with Client([node.url for node in nodes], timeout=timeout, random=Random(7)) as client:
+        yield client
+
+
+# --- one transaction ------------------------------------------------------------------------------
+
+
+def test_the_outcome_and_the_branches_are_told() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        async with asking(nodes[0]) as client:
+            answer = await client.submit(ORDER, metadata={"a": "b"}, timeout_ms=500)
+        assert answer.committed
+        assert not answer.aborted
+        assert answer.branches[0].name == "stock"
+        assert answer.raw["id"] == answer.id
+        (body,) = nodes[0].bodies()
+        assert body["participants"] == ORDER
+        assert body["timeout_ms"] == 500
+        assert body["metadata"] == {"a": "b"}
+
+    run(test)
+
+
+def test_an_abort_is_an_answer_and_nothing_is_tried_again() -> None:
+    async def aborted(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(shown(body["id"], "aborted") | {"reason": "out of stock"})
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = aborted
+        async with asking(nodes[0]) as client:
+            answer = await client.submit(ORDER)
+        assert answer.aborted
+        assert answer.reason == "out of stock"
+        assert len(nodes[0].bodies()) == 1
+
+    run(test)
+
+
+def test_the_id_is_made_before_sending_and_is_the_same_in_every_repeat() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [breaks_off, fails(500, "internal_error"), fails(503, "no_leader")]
+        async with asking(nodes[0]) as client:
+            answer = await client.submit(ORDER)
+        ids = [body["id"] for body in nodes[0].bodies()]
+        assert len(ids) == 4
+        assert set(ids) == {answer.id}
+        assert time_of(answer.id) is not None
+
+    run(test)
+
+
+def test_an_id_that_the_caller_gives_is_kept() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        async with asking(nodes[0]) as client:
+            answer = await client.submit(ORDER, id="order-17")
+        assert answer.id == "order-17"
+
+    run(test)
+
+
+# --- finding the leader ---------------------------------------------------------------------------
+
+
+def test_a_redirect_is_followed_with_the_body_and_the_leader_remembered() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        follower, leader = nodes
+        follower.usual = redirects_to(leader)
+        async with asking(follower) as client:
+            for _ in range(3):
+                assert (await client.submit(ORDER)).committed
+            assert client.leader == leader.url
+        assert len(follower.requests) == 1
+        assert [body["participants"] for body in leader.bodies()] == [ORDER] * 3
+
+    run(test)
+
+
+def test_the_death_of_the_leader_is_not_a_failure() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        first, second, third = nodes
+        asked = asyncio.Event()
+
+        async def dies_while_asked(_: web.Request, __: Any) -> web.StreamResponse:
+            asked.set()
+            await asyncio.sleep(FOREVER)
+            raise AssertionError
+
+        first.script = [dies_while_asked]
+        # The others believe in the dead leader for a while, then elect one.
+        second.script = [redirects_to(first), fails(503, "no_leader")]
+        second.usual = redirects_to(third)
+        third.script = [redirects_to(first), fails(503, "no_leader")]
+        async with asking(*nodes) as client:
+            client._nodes.leads(first.url)
+            submission = asyncio.create_task(client.submit(ORDER))
+            await asked.wait()
+            await first.die()
+            answer = await submission
+        assert answer.committed
+        sent = {body["id"] for node in nodes for body in node.bodies()}
+        assert sent == {answer.id}
+        assert client.leader == third.url
+
+    run(test, nodes=3)
+
+
+def test_a_client_that_was_given_one_node_learns_the_others() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        first, second = nodes
+        async with asking(first) as client:
+            assert (await client.submit(ORDER)).committed
+            assert client._learning is not None
+            await client._learning
+            await first.die()
+            assert (await client.submit(ORDER)).committed
+        assert len(second.bodies()) == 1
+
+    run(test)
+
+
+def test_a_silent_node_is_left_for_another_with_the_same_id() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        silent, other = nodes
+        silent.usual = hangs
+        async with asking(silent, other, timeout=0.2) as client:
+            client._nodes.leads(silent.url)
+            answer = await client.submit(ORDER)
+        assert answer.committed
+        assert [body["id"] for body in silent.bodies()] == [answer.id]
+        assert [body["id"] for body in other.bodies()] == [answer.id]
+
+    run(test)
+
+
+def test_redirects_in_a_circle_end_at_the_deadline() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = redirects_to(nodes[1])
+        nodes[1].usual = redirects_to(nodes[0])
+        async with asking(*nodes) as client:
+            with pytest.raises(OutcomeUnknown):
+                await client.submit(ORDER, deadline=0.5)
+        # It rests between the rounds instead of asking as fast as it can.
+        assert len(nodes[0].requests) + len(nodes[1].requests) < 200
+
+    run(test)
+
+
+# --- definite and unknown -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (400, "bad_request", BadRequest),
+        (404, "unknown_transaction", UnknownTransaction),
+        (409, "transaction_id_conflict", Conflict),
+        (410, "transaction_id_expired", Expired),
+        (413, "body_too_large", TooLarge),
+    ],
+)
+def test_what_is_definite_is_raised_at_once(status: int, code: str, kind: type[Refused]) -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = fails(status, code, field="id")
+        async with asking(nodes[0]) as client:
+            with pytest.raises(kind) as caught:
+                await client.submit(ORDER, id="order-17")
+        assert caught.value.code == code
+        assert caught.value.details == {"field": "id"}
+        assert str(caught.value) == f"it is {code}"
+        assert len(nodes[0].requests) == 1
+
+    run(test)
+
+
+def test_at_the_deadline_the_outcome_is_unknown_and_the_id_is_told() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = fails(503, "no_leader")
+        async with asking(nodes[0]) as client:
+            with pytest.raises(OutcomeUnknown) as caught:
+                await client.submit(ORDER, id="order-17", deadline=0.3)
+            assert caught.value.transaction_id == "order-17"
+            with pytest.raises(Unavailable):
+                await client.get("order-17", deadline=0.1)
+
+    run(test)
+
+
+def test_a_full_cluster_is_asked_again_when_it_said() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [fails(429, "at_capacity", headers={"Retry-After": "1"})]
+        async with asking(nodes[0]) as client:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            assert (await client.submit(ORDER)).committed
+            assert loop.time() - began >= 1.0
+        assert len(nodes[0].requests) == 2
+
+    run(test)
+
+
+def test_unknown_goes_on_under_the_id_that_the_node_names() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [fails(503, "outcome_unknown", id="made-by-the-node")]
+        async with asking(nodes[0]) as client:
+            answer = await client.submit(ORDER)
+        assert [body["id"] for body in nodes[0].bodies()][1:] == ["made-by-the-node"]
+        assert answer.id == "made-by-the-node"
+
+    run(test)
+
+
+def test_an_answer_that_is_no_transaction_leaves_the_outcome_unknown() -> None:
+    async def html(_: web.Request, __: Any) -> web.StreamResponse:
+        return web.Response(text="<html>It works!</html>", content_type="text/html")
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = html
+        async with asking(nodes[0]) as client:
+            with pytest.raises(OutcomeUnknown):
+                await client.submit(ORDER)
+
+    run(test)
+
+
+def test_a_refused_id_has_no_outcome_and_is_not_asked_for_again() -> None:
+    async def refused(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(shown(body["id"], None, state="refused"))
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = refused
+        async with asking(nodes[0]) as client:
+            with pytest.raises(OutcomeUnknown):
+                await client.submit(ORDER, id="order-17")
+        assert len(nodes[0].requests) == 1
+
+    run(test)
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+def test_an_answer_without_an_outcome_is_asked_for_again() -> None:
+    async def not_yet(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(shown(body["id"], None), status=202)
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [not_yet]
+        async with asking(nodes[0]) as client:
+            assert (await client.submit(ORDER)).committed
+            nodes[0].script = [not_yet]
+            assert (await client.submit(ORDER, wait="none")).outcome is None
+        assert [body["wait"] for body in nodes[0].bodies()] == ["decision", "decision", "none"]
+
+    run(test)
+
+
+def test_completion_is_followed_until_everybody_has_acknowledged() -> None:
+    async def decided(request: web.Request, body: Any) -> web.StreamResponse:
+        id = body["id"] if body else request.path.split("/")[-1]
+        return web.json_response(shown(id, "committed", state="committing"))
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [breaks_off, decided, decided]
+        async with asking(nodes[0]) as client:
+            answer = await client.submit(ORDER, wait="completion")
+            assert answer.finished
+            waits = [body["wait"] for body in nodes[0].bodies()]
+            assert waits == ["completion", "decision"]
+            assert all("wait_ms=" in path for method, path, _ in nodes[0].requests[2:])
+            nodes[0].usual = decided
+            answer = await client.submit(ORDER, wait="completion", deadline=0.5)
+            assert answer.committed
+            assert not answer.finished
+
+    run(test)
+
+
+# --- many in one request --------------------------------------------------------------------------
+
+
+def test_a_batch_is_one_request_with_answers_in_its_order() -> None:
+    async def mixed(_: web.Request, body: Any) -> web.StreamResponse:
+        conflict = {"code": "transaction_id_conflict", "message": "other", "details": {}}
+        return web.json_response(
+            {
+                "transactions": [
+                    shown(body["transactions"][0]["id"], "committed"),
+                    shown(body["transactions"][1]["id"], "aborted"),
+                    {"error": conflict},
+                ]
+            }
+        )
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = mixed
+        async with asking(nodes[0]) as client:
+            first, second, third = await client.submit_many(
+                [{"participants": ORDER}, {"participants": ORDER, "id": "b"}, {"participants": []}]
+            )
+            assert await client.submit_many([]) == []
+        assert isinstance(first, Transaction)
+        assert first.committed
+        assert isinstance(second, Transaction)
+        assert (second.id, second.outcome) == ("b", "aborted")
+        assert isinstance(third, Conflict)
+        assert len(nodes[0].requests) == 1
+
+    run(test)
+
+
+def test_only_what_is_open_in_a_batch_is_sent_again_under_the_same_ids() -> None:
+    async def partly(_: web.Request, body: Any) -> web.StreamResponse:
+        unknown = {"code": "outcome_unknown", "message": "?", "details": {}}
+        ids = [entry["id"] for entry in body["transactions"]]
+        answers = [shown(ids[0], "committed"), {"error": unknown}, shown(ids[2], None)]
+        return web.json_response({"transactions": answers})
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [partly]
+        async with asking(nodes[0]) as client:
+            answers = await client.submit_many([{"participants": ORDER}] * 3)
+        assert all(isinstance(answer, Transaction) and answer.committed for answer in answers)
+        first, second = ([entry["id"] for entry in b["transactions"]] for b in nodes[0].bodies())
+        assert second == first[1:]
+
+    run(test)
+
+
+def test_a_batch_whose_end_is_not_known_at_the_deadline_says_which() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = fails(503, "no_leader")
+        async with asking(nodes[0]) as client:
+            answers = await client.submit_many([{"participants": ORDER, "id": "a"}], deadline=0.2)
+        (answer,) = answers
+        assert isinstance(answer, OutcomeUnknown)
+        assert answer.transaction_id == "a"
+
+    run(test)
+
+
+def test_a_batch_that_is_refused_as_a_whole_is_raised() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = fails(413, "body_too_large")
+        async with asking(nodes[0]) as client:
+            with pytest.raises(TooLarge):
+                await client.submit_many([{"participants": ORDER}])
+
+    run(test)
+
+
+# --- the other calls ------------------------------------------------------------------------------
+
+
+def test_reads_and_an_operators_requests_have_the_paths_of_the_api() -> None:
+    async def answer(request: web.Request, _: Any) -> web.StreamResponse:
+        if request.path.endswith("/decision"):
+            return web.json_response({"decision": "abort"})
+        if request.path == "/v1/transactions":
+            return web.json_response({"transactions": [shown("a", None)], "next_after": "cursor"})
+        return web.json_response(shown("a", "committed"))
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = answer
+        async with asking(nodes[0]) as client:
+            assert (await client.get("a")).id == "a"
+            assert (await client.get("a:b", stale=True)).committed
+            page = await client.list(state="committing", limit=5, after="x y")
+            assert (page.transactions[0].id, page.next_after) == ("a", "cursor")
+            assert await client.decision("a", "1", "f" * 64) == "abort"
+            await client.resolve("a", actor="ada", reason="lost", outcome="abort")
+            await client.resolve("a", actor="ada", reason="x", branch_id="1", effect="unknown")
+            await client.retry("a")
+            status = await client.cluster()
+        assert (status.leader, status.term) == ("n0", 3)
+        assert nodes[0].requests == [
+            ("GET", "/v1/transactions/a", None),
+            ("GET", "/v1/transactions/a:b?stale=true", None),
+            ("GET", "/v1/transactions?state=committing&limit=5&after=x+y", None),
+            ("GET", f"/v1/transactions/a/decision?branch_id=1&fingerprint={'f' * 64}", None),
+            (
+                "POST",
+                "/v1/transactions/a/resolve",
+                {"actor": "ada", "reason": "lost", "outcome": "abort"},
+            ),
+            (
+                "POST",
+                "/v1/transactions/a/resolve",
+                {"actor": "ada", "reason": "x", "branch_id": "1", "effect": "unknown"},
+            ),
+            ("POST", "/v1/transactions/a/retry", {}),
+        ]
+
+    run(test)
+
+
+@pytest.mark.parametrize("nodes", [[], "", "http://", "127.0.0.1:x", "ftp://a:1", "http://a/b"])
+def test_nodes_that_are_none_are_refused(nodes: str | list[str]) -> None:
+    with pytest.raises(ValueError, match="node"):
+        Client(nodes)
+
+
+# --- the synchronous twin -------------------------------------------------------------------------
+
+
+def test_the_synchronous_twin_serves_several_threads() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = redirects_to(nodes[1])
+        outcomes: list[str | None] = []
+
+        def work() -> None:
+            with SyncClient(nodes[0].url) as client:
+
+                def submit() -> None:
+                    outcomes.append(client.submit(ORDER).outcome)
+
+                threads = [threading.Thread(target=submit) for _ in range(4)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                assert client.get("a").committed
+                nodes[1].usual = fails(409, "transaction_id_conflict")
+                with pytest.raises(Conflict):
+                    client.submit(ORDER, id="a")
+            with pytest.raises(RuntimeError, match="closed"):
+                client.get("a")
+
+        await asyncio.get_running_loop().run_in_executor(None, work)
+        assert outcomes == ["committed"] * 4
+
+    run(test)

@@ -1,0 +1,241 @@
+"""The shapes of messages and answers: what is written is read back, what is wrong is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from participants import contract
+from participants.contract import (
+    PLAIN,
+    Acknowledged,
+    BadMessage,
+    Declaration,
+    Failed,
+    Operation,
+    Vote,
+    Voted,
+    Working,
+    encode_json,
+    read_declaration,
+    read_end_answer,
+    read_prepare_answer,
+)
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        Declaration(repeatable_prepare=True, inquiry=True),
+        Declaration(repeatable_prepare=True, inquiry=True, batch_path="/seats/batch"),
+        Declaration(inquiry=True),
+        PLAIN,
+    ],
+)
+def test_a_declaration_is_read_as_it_was_written(declaration: Declaration) -> None:
+    assert read_declaration(declaration.header()) == declaration
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "2; repeatable-prepare; inquiry", "yes", "1", ";;", "1; batch=elsewhere"]
+)
+def test_what_is_not_understood_is_a_plain_participant(header: str | None) -> None:
+    assert read_declaration(header) == PLAIN
+
+
+def test_one_promise_of_two_is_still_plain() -> None:
+    assert Declaration(repeatable_prepare=True).is_plain
+    assert Declaration(inquiry=True).is_plain
+    assert not Declaration(repeatable_prepare=True, inquiry=True).is_plain
+
+
+def test_a_prepare_is_read_as_it_was_written() -> None:
+    payload = {"sku": "A-1", "quantity": 2, "note": 'quotes " and ümlauts'}
+    body = contract.prepare_body(
+        "t1",
+        "1",
+        encode_json(payload),
+        "abc",
+        "2026-01-02T03:04:05.678Z",
+        encode_json(["http://127.0.0.1:8101"]),
+    )
+    prepare = contract.read_prepare(json.loads(body))
+    assert prepare.transaction_id == "t1"
+    assert prepare.branch_id == "1"
+    assert prepare.payload == payload
+    assert prepare.fingerprint == "abc"
+    assert prepare.expires_at == "2026-01-02T03:04:05.678Z"
+    assert prepare.coordinators == ("http://127.0.0.1:8101",)
+
+
+def test_an_end_is_read_as_it_was_written() -> None:
+    assert contract.read_end(json.loads(contract.end_body("t1", "2"))) == ("t1", "2")
+
+
+GOOD: dict[str, Any] = {
+    "transaction_id": "t1",
+    "branch_id": "1",
+    "payload": None,
+    "fingerprint": "f",
+    "expires_at": "2026-01-02T03:04:05.678Z",
+    "coordinators": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("transaction_id", None),
+        ("transaction_id", ""),
+        ("transaction_id", 7),
+        ("transaction_id", "x" * 257),
+        ("transaction_id", "\ud800"),
+        ("transaction_id", "a\nb"),
+        ("branch_id", ["1"]),
+        ("fingerprint", True),
+        ("expires_at", "tomorrow"),
+        ("expires_at", "2026-01-02T03:04:05"),
+        ("expires_at", 1_800_000_000),
+        ("coordinators", "http://127.0.0.1"),
+        ("coordinators", [1]),
+    ],
+)
+def test_a_wrong_field_is_named(field: str, value: Any) -> None:
+    with pytest.raises(BadMessage, match=f"^{field}"):
+        contract.read_prepare(GOOD | {field: value})
+
+
+@pytest.mark.parametrize("message", [None, 1, "x", [], [GOOD]])
+def test_a_message_must_be_an_object(message: Any) -> None:
+    with pytest.raises(BadMessage, match="object"):
+        contract.read_prepare(message)
+    with pytest.raises(BadMessage, match="object"):
+        contract.read_end(message)
+
+
+def test_times_are_read_to_the_millisecond_wherever_they_were_written() -> None:
+    assert contract.read_time_ms("1970-01-01T00:00:01.234Z") == 1234
+    assert contract.read_time_ms("1970-01-01T02:00:01.234+02:00") == 1234
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [float("-inf")]])
+def test_what_json_cannot_say_is_refused(value: Any) -> None:
+    with pytest.raises(BadMessage):
+        encode_json(value)
+
+
+def test_json_that_is_too_deep_is_refused() -> None:
+    value: Any = None
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(BadMessage):
+        encode_json(value)
+    while value is not None:  # taken apart by hand: the collector would go as deep
+        (value,) = value
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, b"true", Voted(Vote.YES)),
+        (200, b"false", Voted(Vote.NO, "the participant answered false")),
+        (200, b'{"vote":"yes"}', Voted(Vote.YES)),
+        (200, b'{"vote":"yes","transaction_id":"t1"}', Voted(Vote.YES)),
+        (200, b'{"vote":"no"}', Voted(Vote.NO, "no reason given")),
+        (200, b'{"vote":"no","reason":"sold out"}', Voted(Vote.NO, "sold out")),
+        (200, b'{"vote":"read_only"}', Voted(Vote.READ_ONLY)),
+        (409, b'{"reason":"busy"}', Voted(Vote.NO, "busy")),
+        (409, b"<html>", Voted(Vote.NO, "the participant answered 409")),
+        (425, b"", Working()),
+        (202, b'{"vote":"yes"}', Working()),
+    ],
+)
+def test_answers_to_a_prepare_that_count(status: int, body: bytes, expected: Any) -> None:
+    assert read_prepare_answer(status, body, "t1") == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b""),
+        (200, b"<html><h1>It works!</h1></html>"),
+        (200, b'{"vote":"maybe"}'),
+        (200, b'{"vote":"unknown"}'),
+        (200, b'{"vote":["yes"]}'),
+        (200, b'{"vote":"ye'),
+        (200, b"1"),
+        (200, b'"yes"'),
+        (200, b"[" * 100_000),
+        (201, b"true"),
+        (204, b""),
+        (307, b"true"),
+        (404, b"true"),
+        (500, b'{"vote":"yes"}'),
+        (200, b'{"vote":"yes","transaction_id":"another"}'),
+        (200, b'{"vote":"yes","transaction_id":null}'),
+        (409, b'{"reason":"no","transaction_id":"another"}'),
+    ],
+)
+def test_answers_to_a_prepare_that_are_failures(status: int, body: bytes) -> None:
+    assert isinstance(read_prepare_answer(status, body, "t1"), Failed)
+
+
+def test_retry_after_is_in_seconds_and_bounded() -> None:
+    assert read_prepare_answer(425, b"", "t1", "2") == Working(2000)
+    assert read_prepare_answer(425, b"", "t1", "9" * 400) == Working(3_600_000)
+    assert read_prepare_answer(425, b"", "t1", "soon") == Working()
+
+
+@pytest.mark.parametrize(
+    ("operation", "status", "body", "acknowledged"),
+    [
+        (Operation.COMMIT, 200, b"", True),
+        (Operation.COMMIT, 204, b"", True),
+        (Operation.COMMIT, 200, b"<html>", True),
+        (Operation.COMMIT, 404, b"", False),
+        (Operation.COMMIT, 409, b"", False),
+        (Operation.COMMIT, 307, b"", False),
+        (Operation.COMMIT, 503, b"", False),
+        (Operation.COMMIT, 200, b'{"transaction_id":"another"}', False),
+        (Operation.ROLLBACK, 200, b"", True),
+        (Operation.ROLLBACK, 404, b"", True),
+        (Operation.ROLLBACK, 404, b'{"transaction_id":"another"}', False),
+        (Operation.ROLLBACK, 500, b"", False),
+    ],
+)
+def test_answers_to_an_end(
+    operation: Operation, status: int, body: bytes, acknowledged: bool
+) -> None:
+    answer = read_end_answer(operation, status, body, "t1")
+    assert (answer == Acknowledged()) is acknowledged
+
+
+def test_a_reason_is_cut_and_fit_to_be_kept() -> None:
+    body = json.dumps({"vote": "no", "reason": "\ud800" + "x" * 10_000}).encode()
+    answer = read_prepare_answer(200, body, "t1")
+    assert isinstance(answer, Voted)
+    assert answer.reason is not None
+    assert len(answer.reason.encode()) <= contract.MAX_REASON_CHARS * 4
+
+
+PARTICIPANT = ("inventory", "http://a/prepare", "http://a/commit", "http://a/rollback")
+
+
+def digest(payload: Any, mode: str = "one_shot", name: str = "inventory") -> str:
+    return contract.fingerprint(mode, [(name, *PARTICIPANT[1:], encode_json(payload))])
+
+
+def test_the_fingerprint_is_of_the_content_not_of_its_encoding() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+    assert digest({"a": 1}) != digest({"a": 1}, mode="interactive")
+    assert digest({"a": 1}) != digest({"a": 1}, name="other")
+
+
+def test_the_fingerprint_knows_the_order_and_the_bounds_of_participants() -> None:
+    one = (*PARTICIPANT, b"1")
+    two = ("second", *PARTICIPANT[1:], b"2")
+    assert contract.fingerprint("m", [one, two]) != contract.fingerprint("m", [two, one])
+    assert contract.fingerprint("m", [one]) != contract.fingerprint("m", [one, one])

@@ -1,0 +1,200 @@
+"""A data directory belongs to one process at a time and to one node for ever."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.directory import Directory, open_directory
+from cluster.disk import Disk, PosixDisk
+from cluster.errors import Damaged, DiskFailed, Foreign, InUse, NotBootstrapped
+from cluster.journal import Journal
+from cluster.journal_recovery import segment_path
+from cluster.records import decode_record, encode_record
+from tests.memory_disk import MemoryDisk, PowerCut
+
+HOME = Path("/home/n1")
+
+
+def start(disk: Disk, path: Path = HOME, *, node: str = "n1", bootstrap: bool = False) -> Directory:
+    return open_directory(path, cluster="c", node=node, bootstrap=bootstrap, disk=disk)
+
+
+def bootstrapped(disk: Disk, path: Path = HOME) -> None:
+    """A directory whose node has run, and promised something."""
+    directory = start(disk, path, bootstrap=True)
+    journal = Journal.open(directory.journal, cluster="c", node="n1", disk=disk)
+    journal.set_vote(1, "n2")
+    journal.close()
+    directory.close()
+
+
+def test_s18_an_empty_directory_is_refused_without_bootstrap() -> None:
+    disk = MemoryDisk()
+    with pytest.raises(NotBootstrapped, match=r"--bootstrap.*must not come back under its old id"):
+        start(disk)
+    assert disk.operations == 0, "nothing was made"
+
+
+def test_s18_a_wiped_directory_is_refused_under_the_old_id(tmp_path: Path) -> None:
+    path = tmp_path / "n1"
+    disk = PosixDisk()
+    bootstrapped(disk, path)
+    start(disk, path).close()
+    for file in sorted(path.rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    with pytest.raises(NotBootstrapped, match="add a new node"):
+        start(disk, path)
+
+
+def test_bootstrap_makes_a_directory_that_opens_without_it_and_changes_nothing_later() -> None:
+    disk = MemoryDisk()
+    first = start(disk, bootstrap=True)
+    assert first.bootstrapped
+    assert first.journal != first.snapshots
+    first.close()
+    files = {path: bytes(content.now) for path, content in disk.files.items()}
+    for bootstrap in (False, True):
+        again = start(disk, bootstrap=bootstrap)
+        assert not again.bootstrapped
+        again.close()
+    assert files == {path: bytes(content.now) for path, content in disk.files.items()}
+
+
+def test_s18_another_nodes_or_clusters_directory_is_refused_even_with_bootstrap() -> None:
+    disk = MemoryDisk()
+    bootstrapped(disk)
+    for bootstrap in (False, True):
+        with pytest.raises(Foreign, match="belongs to node n1 of cluster c, not to node n2"):
+            start(disk, node="n2", bootstrap=bootstrap)
+        with pytest.raises(Foreign, match="not to node n1 of cluster d"):
+            open_directory(HOME, cluster="d", node="n1", bootstrap=bootstrap, disk=disk)
+    start(disk).close()
+
+
+def test_a_directory_of_something_else_is_refused_and_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"precious")
+    with pytest.raises(Foreign, match=r"holiday\.jpg"):
+        start(PosixDisk(), tmp_path, bootstrap=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_the_root_of_a_fresh_volume_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    start(PosixDisk(), tmp_path, bootstrap=True).close()
+
+
+def test_s18_a_second_process_on_the_same_directory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "n1"
+    bootstrapped(PosixDisk(), path)
+    code = (
+        "import sys; from pathlib import Path; from cluster.directory import open_directory\n"
+        "from cluster.disk import PosixDisk\n"
+        "directory = open_directory(Path(sys.argv[1]), cluster='c', node='n1', bootstrap=False,"
+        " disk=PosixDisk())\n"
+        "print('held', flush=True); input()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        with pytest.raises(InUse, match="in use by another process"):
+            start(PosixDisk(), path)
+        child.kill()
+    start(PosixDisk(), path).close()
+
+
+def test_the_lock_is_given_up_when_opening_fails() -> None:
+    disk = MemoryDisk()
+    bootstrapped(disk)
+    with pytest.raises(Foreign):
+        start(disk, node="n2")
+    start(disk).close()
+
+
+def test_a_crash_at_any_operation_of_a_bootstrap_is_recovered_by_doing_it_again() -> None:
+    whole = MemoryDisk()
+    start(whole, bootstrap=True)
+    draw = random.Random(1)
+    for stop_at in range(1, whole.operations + 1):
+        for power in (False, True):
+            disk = MemoryDisk()
+            disk.stop_at = stop_at
+            with pytest.raises(PowerCut):
+                start(disk, bootstrap=True)
+            disk = disk.after_power_loss(draw) if power else disk.after_kill()
+            try:
+                start(disk).close()
+            except NotBootstrapped:
+                start(disk, bootstrap=True).close()
+            start(disk.after_power_loss(draw)).close()
+
+
+def test_a_disk_that_fails_at_any_operation_of_a_bootstrap_leaves_it_repeatable() -> None:
+    whole = MemoryDisk()
+    start(whole, bootstrap=True)
+    for fail_at in range(1, whole.operations + 1):
+        disk = MemoryDisk()
+        disk.fail_at = fail_at
+        with pytest.raises(DiskFailed):
+            start(disk, bootstrap=True)
+        disk.fail_at = 0
+        start(disk, bootstrap=True).close()
+
+
+def test_a_journal_without_an_identity_is_refused_even_with_bootstrap() -> None:
+    disk = MemoryDisk()
+    bootstrapped(disk)
+    del disk.files[HOME / "identity"]
+    for bootstrap in (False, True):
+        with pytest.raises(Damaged, match="missing"):
+            start(disk, bootstrap=bootstrap)
+
+
+def test_a_snapshot_without_an_identity_is_refused_even_with_bootstrap() -> None:
+    disk = MemoryDisk()
+    directory = start(disk, bootstrap=True)
+    disk.create(directory.snapshots / "snapshot").close()
+    directory.close()
+    del disk.files[HOME / "identity"]
+    with pytest.raises(Damaged, match="missing"):
+        start(disk, bootstrap=True)
+
+
+def test_an_identity_without_its_journal_is_refused() -> None:
+    disk = MemoryDisk()
+    bootstrapped(disk)
+    del disk.files[segment_path(HOME / "journal", 1)]
+    with pytest.raises(Damaged, match="what this node promised"):
+        start(disk)
+
+
+def test_a_flipped_bit_in_the_identity_is_refused() -> None:
+    disk = MemoryDisk()
+    bootstrapped(disk)
+    content = disk.files[HOME / "identity"].now
+    for bit in range(len(content) * 8):
+        content[bit // 8] ^= 1 << (bit % 8)
+        with pytest.raises(Damaged):
+            start(disk, bootstrap=True)
+        content[bit // 8] ^= 1 << (bit % 8)
+    start(disk).close()
+
+
+def test_another_format_version_is_refused() -> None:
+    disk = MemoryDisk()
+    bootstrapped(disk)
+    content = disk.files[HOME / "identity"]
+    body = decode_record(bytes(content.now), 0, 0)
+    assert body is not None
+    newer = body.replace(b"\xa6format\x01", b"\xa6format\x02")
+    assert newer != body
+    content.now[:] = encode_record(0, 0, newer)
+    with pytest.raises(Foreign, match="format 2"):
+        start(disk)

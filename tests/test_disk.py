@@ -1,0 +1,125 @@
+"""PosixDisk does what the Disk protocol says, and says what failed and where."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.disk import Disk, File, PosixDisk, read_file
+from cluster.errors import DiskFailed, InUse, StorageError
+
+DISK: Disk = PosixDisk()
+
+
+def make(path: Path, content: bytes = b"") -> File:
+    file = DISK.create(path)
+    file.write(0, content)
+    return file
+
+
+def test_bytes_are_read_where_they_were_written(tmp_path: Path) -> None:
+    file = make(tmp_path / "f", b"0123456789")
+    file.write(3, b"abc")
+    file.write(12, b"z")
+    assert file.size() == 13
+    assert file.read(2, 5) == b"2abc6"
+    assert file.read(9, 100) == b"9\0\0z"
+    assert file.read(13, 1) == b""
+    file.truncate(4)
+    file.sync()
+    file.close()
+    assert read_file(DISK, tmp_path / "f") == b"012a"
+
+
+def test_names_are_made_renamed_removed_and_listed_in_order(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert not DISK.exists(home)
+    DISK.make_directory(home)
+    DISK.make_directory(home)
+    for name in ("b", "a", "c"):
+        make(home / name, name.encode()).close()
+    DISK.rename(home / "a", home / "c")
+    DISK.unlink(home / "b")
+    DISK.sync_directory(home)
+    assert DISK.names(home) == ["c"]
+    assert read_file(DISK, home / "c") == b"a"
+    assert DISK.exists(home / "c")
+
+
+def test_an_open_file_outlives_its_name(tmp_path: Path) -> None:
+    file = make(tmp_path / "old", b"old")
+    make(tmp_path / "new", b"new").close()
+    DISK.rename(tmp_path / "new", tmp_path / "old")
+    assert file.read(0, 9) == b"old"
+    file.close()
+
+
+def test_what_is_made_is_for_its_owner_only(tmp_path: Path) -> None:
+    make(tmp_path / "f").close()
+    assert (tmp_path / "f").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("operation", ["create", "open", "remove", "list", "sync"])
+def test_every_failure_is_a_disk_failure_that_names_operation_and_file(
+    tmp_path: Path, operation: str
+) -> None:
+    path = tmp_path / "missing" / "f"
+    calls = {
+        "create": DISK.create,
+        "open": DISK.open,
+        "remove": DISK.unlink,
+        "list": DISK.names,
+        "sync": DISK.sync_directory,
+    }
+    with pytest.raises(DiskFailed, match=f"cannot {operation} .*missing.*No such file") as failure:
+        calls[operation](path)
+    assert isinstance(failure.value, StorageError)
+    assert failure.value.path == path
+
+
+def test_create_never_opens_what_exists(tmp_path: Path) -> None:
+    make(tmp_path / "f", b"precious").close()
+    with pytest.raises(DiskFailed, match="exists"):
+        DISK.create(tmp_path / "f")
+    assert read_file(DISK, tmp_path / "f") == b"precious"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_s15_a_full_disk_is_an_error_and_not_a_signal() -> None:
+    file = DISK.open(Path("/dev/full"))
+    with pytest.raises(DiskFailed, match="No space left on device"):
+        file.write(0, b"x")
+    file.close()
+
+
+def test_s18_a_second_lock_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    lock = DISK.lock(tmp_path / "LOCK")
+    with pytest.raises(InUse, match="another process"):
+        DISK.lock(tmp_path / "LOCK")
+    lock.close()
+    DISK.lock(tmp_path / "LOCK").close()
+
+
+def test_s18_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from cluster.disk import PosixDisk\n"
+            "lock = PosixDisk().lock(Path(sys.argv[1])); print('held', flush=True); input()",
+            str(tmp_path / "LOCK"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        with pytest.raises(InUse):
+            DISK.lock(tmp_path / "LOCK")
+        child.kill()
+    DISK.lock(tmp_path / "LOCK").close()

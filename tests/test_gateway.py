@@ -1,0 +1,349 @@
+"""The gateway over real sockets: who waits for whom, who is left alone, and what it remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from coordinator.gateway import Answer, Gateway
+from coordinator.settings import Limits
+from participants.contract import (
+    DECLARATION_HEADER,
+    PLAIN,
+    Acknowledged,
+    Declaration,
+    Operation,
+    Vote,
+    Voted,
+)
+from tests.calling import ask, call_for, failed, run
+from tests.stubs import (
+    Behaviour,
+    Stub,
+    answer,
+    bound_socket,
+    close,
+    hang,
+    per_operation,
+    reset,
+    url_of,
+)
+
+PREPARE, COMMIT = Operation.PREPARE, Operation.COMMIT
+YES = answer(b"true")
+SDK = Declaration(repeatable_prepare=True, inquiry=True, batch_path="/batch")
+
+
+# --- what a participant says of itself ------------------------------------------------------------
+
+
+def test_a_participant_is_plain_until_it_has_declared_itself() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        headers = {DECLARATION_HEADER: SDK.header()}
+        async with Stub(answer(b"", 404, headers)) as stub, Stub(YES) as plain:
+            assert gateway.declaration(stub.url) is PLAIN
+            await ask(gateway, stub.url)
+            await ask(gateway, plain.url)
+            assert gateway.declaration(stub.url) == SDK
+            assert gateway.declaration(plain.url) is PLAIN
+
+    run(scenario)
+
+
+def test_the_last_word_counts_and_a_failure_in_between_says_nothing() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(answer(b"true", headers={DECLARATION_HEADER: SDK.header()})) as stub:
+            await ask(gateway, stub.url)
+            for silent in (answer(b"bad gateway", 502), close):
+                stub.behaviour = silent
+                await ask(gateway, stub.url)
+                assert gateway.declaration(stub.url) == SDK
+            stub.behaviour = YES  # the service was replaced by a plain one
+            await ask(gateway, stub.url)
+            assert gateway.declaration(stub.url) is PLAIN
+
+    run(scenario)
+
+
+def test_only_so_many_declarations_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.gateway._DECLARATIONS", 2)
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(answer(b"true", headers={DECLARATION_HEADER: SDK.header()})) as stub:
+            urls = [f"{stub.url}/{name}" for name in "abc"]
+            for url in urls:
+                await ask(gateway, url)
+            assert [gateway.declaration(url) == SDK for url in urls] == [False, True, True]
+
+    run(scenario)
+
+
+# --- lanes ----------------------------------------------------------------------------------------
+
+
+def test_a_participant_that_hangs_delays_no_other_and_not_its_own_commits() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(per_operation(prepare=hang)) as hanging, Stub(YES) as well:
+            calls = [call_for(hanging.url)[0] for _ in range(50)]
+            for call in calls:
+                call.done = lambda _answer: None
+                gateway.begin(call)
+            await hanging.until_received(4)
+            assert await ask(gateway, well.url) == Voted(Vote.YES)
+            assert await ask(gateway, well.url, COMMIT) == Acknowledged()
+            assert await ask(gateway, hanging.url, COMMIT) == Acknowledged()
+            assert gateway.waiting() == {hanging.url: 46}
+
+    run(scenario, limits=Limits(calls_per_participant=4))
+
+
+def test_no_more_calls_are_under_way_than_the_limit_and_all_are_made_in_order() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(YES) as stub:
+            pairs = [call_for(stub.url, transaction_id=f"t{n}") for n in range(100)]
+            for call, _ in pairs:
+                gateway.begin(call)
+            answers = await asyncio.gather(*(answered for _, answered in pairs))
+            assert set(answers) == {Voted(Vote.YES)}
+            assert stub.most_under_way <= 5
+            assert stub.connections <= 100
+            sent = [call.sent_at for call, _ in pairs]
+            assert sent == sorted(sent, key=lambda at: at or 0.0)
+
+    run(scenario, limits=Limits(calls_per_participant=5))
+
+
+def test_a_prepare_that_still_waits_at_its_deadline_is_answered_unsent() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(hang) as stub:
+            first, _ = call_for(stub.url)
+            first.done = lambda _answer: None
+            gateway.begin(first)
+            second, answered = call_for(stub.url, transaction_id="t2", within=0.1)
+            gateway.begin(second)
+            assert not failed(await answered).arrived
+            assert second.sent_at is None
+            assert [received.body["transaction_id"] for received in stub.received] in ([], ["t1"])
+            assert gateway.waiting() == {}
+            assert gateway._expiries == {}
+
+    run(scenario, limits=Limits(calls_per_participant=1))
+
+
+def test_a_prepare_whose_deadline_has_passed_is_not_sent_though_there_is_room() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(YES) as stub:
+            assert not failed(await ask(gateway, stub.url, within=-1.0)).arrived
+            assert stub.received == []
+
+    run(scenario)
+
+
+def test_a_withdrawn_call_is_neither_sent_nor_answered() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(hang) as stub:
+            pairs = [call_for(stub.url, transaction_id=f"t{n}", within=1.0) for n in range(3)]
+            for call, _ in pairs:
+                gateway.begin(call)
+            await stub.until_received(1)
+            assert not gateway.withdraw(pairs[0][0])  # under way
+            assert gateway.withdraw(pairs[1][0])
+            assert not gateway.withdraw(pairs[1][0])
+            stub.behaviour = YES
+            await pairs[0][1]
+            failed(await pairs[2][1])  # its deadline is the same as the first one's
+            assert not pairs[1][1].done()
+            assert "t1" not in [received.body["transaction_id"] for received in stub.received]
+
+    run(scenario, limits=Limits(calls_per_participant=1))
+
+
+def test_done_may_begin_and_withdraw_calls_of_the_same_lane() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(YES) as stub:
+            first, waiting = call_for(stub.url)[0], call_for(stub.url)
+            next_one = call_for(stub.url)
+
+            def done(_answer: Answer) -> None:
+                assert gateway.withdraw(waiting[0])
+                gateway.begin(next_one[0])
+
+            first.done = done
+            gateway.begin(first)
+            gateway.begin(waiting[0])
+            assert await next_one[1] == Voted(Vote.YES)
+            assert not waiting[1].done()
+            assert len(stub.received) == 2
+            await asyncio.sleep(0)
+            assert gateway._doors == {}  # nothing is kept of a lane that is not in use
+
+    run(scenario, limits=Limits(calls_per_participant=1))
+
+
+def test_metrics_are_told_of_every_answer() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        told: list[tuple[Operation, Answer, bool]] = []
+        gateway.on_call = lambda call, given, seconds: told.append(
+            (call.operation, given, seconds > 0)
+        )
+        async with Stub(YES) as stub:
+            await ask(gateway, stub.url)
+            await ask(gateway, stub.url, COMMIT)
+            late = await ask(gateway, stub.url, within=-1.0)
+        assert told == [
+            (PREPARE, Voted(Vote.YES), True),
+            (COMMIT, Acknowledged(), True),
+            (PREPARE, late, False),
+        ]
+
+    run(scenario)
+
+
+# --- a participant that is down -------------------------------------------------------------------
+
+
+class Backlog:
+    """Commits that are begun again a moment after they failed, as the driver does it."""
+
+    def __init__(self, gateway: Gateway, url: str, count: int) -> None:
+        self.failures = 0
+        self.left = count
+        self.more_failures = asyncio.Event()
+        self.drained = asyncio.Event()
+        self._gateway = gateway
+        for number in range(count):
+            self._begin(url, number)
+
+    def _begin(self, url: str, number: int) -> None:
+        call, answered = call_for(url, COMMIT, transaction_id=f"t{number}")
+        answered.add_done_callback(lambda future: self._after(future.result(), url, number))
+        self._gateway.begin(call)
+
+    def _after(self, given: Answer, url: str, number: int) -> None:
+        if isinstance(given, Acknowledged):
+            self.left -= 1
+            if not self.left:
+                self.drained.set()
+            return
+        self.failures += 1
+        self.more_failures.set()
+        if self._gateway._open:
+            asyncio.get_running_loop().call_later(0.05, self._begin, url, number)
+
+    async def until_failures(self, count: int) -> None:
+        while self.failures < count:
+            self.more_failures.clear()
+            await self.more_failures.wait()
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [reset, answer(b"nobody is here", 503), answer(b"it broke", 500)],
+    ids=["reset", "503", "500"],
+)
+def test_a_backlog_for_a_participant_that_is_down_costs_nearly_nothing_and_then_drains(
+    behaviour: Behaviour,
+) -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(behaviour) as stub, Stub(YES) as well:
+            backlog = Backlog(gateway, stub.url, 2_000)
+            await backlog.until_failures(64 + 4)  # what was under way, and some probes
+            for _ in range(20):  # meanwhile others are served
+                assert await ask(gateway, well.url, COMMIT) == Acknowledged()
+            assert len(stub.received) < 200
+            assert len(gateway._under_way) <= 2
+            stub.behaviour = answer(b"")
+            gateway.wake(stub.url)
+            await backlog.drained.wait()
+            assert stub.most_under_way <= 64
+            assert backlog.failures < 200
+        assert gateway.waiting() == {}
+
+    run(scenario, limits=Limits(calls_per_participant=64))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "closes"),
+    [
+        (reset, True),
+        (answer(b"bad gateway", 502), True),
+        (answer(b"nobody is here", 503), True),
+        (answer(b"too slow", 504), True),
+        (answer(b"it broke", 500), False),
+        (answer(b"", 404), False),
+        (answer(b""), False),
+    ],
+)
+def test_one_call_that_does_not_reach_the_participant_closes_its_lane(
+    behaviour: Behaviour, closes: bool
+) -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(behaviour) as stub:
+            await ask(gateway, stub.url, COMMIT)
+            door = gateway._doors.get((stub.url, False))
+            assert (door is not None and door.lane.closed) == closes
+
+    run(scenario)
+
+
+def test_a_refused_backlog_drains_by_itself_when_the_participant_comes_up() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        held = bound_socket()
+        backlog = Backlog(gateway, url_of(held), 300)
+        await backlog.until_failures(18)
+        assert gateway.waiting()[url_of(held)] > 200
+        async with Stub(answer(b""), listener=held) as stub:
+            await backlog.drained.wait()
+            assert len(stub.received) == 300
+
+    run(scenario, limits=Limits(calls_per_participant=16))
+
+
+def test_prepares_are_tried_although_the_lane_of_commits_is_closed() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(per_operation(prepare=YES, commit=reset)) as stub:
+            backlog = Backlog(gateway, stub.url, 100)
+            await backlog.until_failures(4)
+            assert gateway.waiting()
+            for _ in range(10):
+                assert await ask(gateway, stub.url) == Voted(Vote.YES)
+
+    run(scenario, limits=Limits(calls_per_participant=4))
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def test_stop_answers_everything_promptly() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(hang) as stub:
+            pairs = [
+                call_for(stub.url, operation)
+                for operation in (PREPARE, PREPARE, PREPARE, COMMIT, COMMIT, COMMIT)
+            ]
+            for call, _ in pairs:
+                gateway.begin(call)
+            await stub.until_received(4)
+            before = time.monotonic()
+            await gateway.stop()
+            assert time.monotonic() - before < 5.0
+            given = [failed(answered.result()).arrived for _, answered in pairs]
+            assert given == [True, True, False, True, True, False]
+            call, answered = call_for(stub.url)
+            gateway.begin(call)
+            assert not failed(await answered).arrived
+
+    run(scenario, limits=Limits(calls_per_participant=2))
+
+
+def test_stop_answers_what_was_begun_in_the_same_instant() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(hang) as stub:
+            call, answered = call_for(stub.url)
+            gateway.begin(call)
+            await gateway.stop()
+            assert not failed(await answered).arrived
+
+    run(scenario)

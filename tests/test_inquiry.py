@@ -1,0 +1,247 @@
+"""Inquiry: a branch in doubt asks, obeys what is an answer, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from participants.inquiry import Decision, InquirySettings, read_decision
+from participants.sdk import ParticipantSettings
+from participants.store import BranchRecord
+from tests.participant_rig import QUIET, Rig, rig, run, serving, until
+
+EAGER = InquirySettings(first_after_s=0.04, max_delay_s=0.1, timeout_s=5.0)
+
+
+class Node:
+    """A tiny coordinator node: answers inquiries as it is told."""
+
+    def __init__(self, answer: Callable[[web.Request], web.StreamResponse]) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, dict[str, str]]] = []
+
+    def application(self) -> web.Application:
+        application = web.Application()
+        application.router.add_get("/v1/transactions/{id}/decision", self._decide)
+        return application
+
+    async def _decide(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append((request.match_info["id"], dict(request.query)))
+        return self.answer(request)
+
+
+def decision(what: str) -> Callable[[web.Request], web.StreamResponse]:
+    return lambda _: web.json_response({"decision": what})
+
+
+def status(number: int) -> Callable[[web.Request], web.StreamResponse]:
+    return lambda _: web.json_response({"decision": "abort"}, status=number)
+
+
+def eager(**more: Any) -> ParticipantSettings:
+    return ParticipantSettings(inquiry=EAGER, **more)
+
+
+@pytest.mark.parametrize(("what", "state"), [("commit", "committed"), ("abort", "rolled_back")])
+def test_a_branch_in_doubt_asks_and_obeys(what: str, state: str, tmp_path: Path) -> None:
+    async def scenario(r: Rig) -> None:
+        node = Node(decision(what))
+        async with serving(node.application()) as url:
+            await r.call.prepare("t1", {"n": 1}, fingerprint="abc", coordinators=[url])
+
+            async def ended() -> bool:
+                return await r.states() == {state: 1}
+
+            await until(ended)
+        assert node.asked[0] == ("t1", {"branch_id": "1", "fingerprint": "abc"})
+        assert len(r.resource.calls) == 2, "the work was ended through the resource, once"
+
+    run(scenario, tmp_path, settings=eager())
+
+
+def test_pending_is_asked_again_until_it_is_decided(tmp_path: Path) -> None:
+    async def scenario(r: Rig) -> None:
+        node = Node(decision("pending"))
+        async with serving(node.application()) as url:
+            await r.call.prepare("t1", coordinators=[url])
+
+            async def asked_often() -> bool:
+                return len(node.asked) >= 3
+
+            await until(asked_often)
+            assert await r.states() == {"prepared": 1}
+            node.answer = decision("commit")
+
+            async def ended() -> bool:
+                return await r.states() == {"committed": 1}
+
+            await until(ended)
+
+    run(scenario, tmp_path, settings=eager())
+
+
+def test_it_follows_a_followers_redirect_and_tries_the_other_nodes(tmp_path: Path) -> None:
+    async def scenario(r: Rig) -> None:
+        leader = Node(decision("commit"))
+        busy = Node(status(503))
+        async with (
+            serving(leader.application()) as leader_url,
+            serving(busy.application()) as busy_url,
+        ):
+
+            def to_leader(request: web.Request) -> web.StreamResponse:
+                return web.Response(
+                    status=307, headers={"Location": f"{leader_url}{request.rel_url}"}
+                )
+
+            follower = Node(to_leader)
+            async with serving(follower.application()) as follower_url:
+                nobody = "http://127.0.0.1:1"
+                nodes = [nobody, "not a URL", busy_url, follower_url]
+                await r.call.prepare("t1", coordinators=nodes)
+
+                async def ended() -> bool:
+                    return await r.states() == {"committed": 1}
+
+                await until(ended)
+        assert busy.asked
+        assert follower.asked
+        assert leader.asked[0] == ("t1", {"branch_id": "1", "fingerprint": "f"})
+
+    run(scenario, tmp_path, settings=eager())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        status(404),
+        status(500),
+        status(202),
+        lambda _: web.Response(text="<html>abort</html>", content_type="text/html"),
+        lambda _: web.Response(body=b'{"decision": "abort"'),
+        lambda _: web.json_response(["abort"]),
+        lambda _: web.json_response({"decision": "maybe"}),
+        lambda _: web.json_response({"decision": ["abort"]}),
+        lambda _: web.json_response({"decision": "abort", "id": "another"}),
+        lambda _: web.Response(body=b'{"decision":"abort"}' + b" " * 200_000),
+        lambda _: web.Response(status=307, headers={"Location": "/nowhere"}),
+        lambda request: web.Response(status=307, headers={"Location": str(request.rel_url)}),
+    ],
+)
+def test_what_is_no_answer_leaves_the_branch_prepared(
+    answer: Callable[[web.Request], web.StreamResponse], tmp_path: Path
+) -> None:
+    async def scenario(r: Rig) -> None:
+        node = Node(answer)
+        async with serving(node.application()) as url:
+            await r.call.prepare("t1", coordinators=[url])
+
+            async def asked_twice() -> bool:
+                return len(node.asked) >= 2  # so the first answer has been read, and not obeyed
+
+            await until(asked_twice)
+            assert await r.states() == {"prepared": 1}
+            assert r.resource.calls == ["prepare"]
+
+    run(scenario, tmp_path, settings=eager())
+
+
+def test_a_young_branch_is_left_to_the_coordinator(tmp_path: Path) -> None:
+    """The clock stands still, so the branch stays young however long this takes."""
+
+    async def scenario(r: Rig) -> None:
+        node = Node(decision("abort"))
+        old = Node(decision("commit"))
+        async with serving(node.application()) as url, serving(old.application()) as old_url:
+            await r.call.prepare("old", coordinators=[old_url])
+            now[0] += 60_000
+            await r.call.prepare("young", coordinators=[url])
+
+            async def ended() -> bool:
+                return await r.states() == {"prepared": 1, "committed": 1}
+
+            await until(ended)
+            assert node.asked == []
+
+    now = [1_000_000]
+    settings = ParticipantSettings(inquiry=InquirySettings(first_after_s=1.0, max_delay_s=1.0))
+    run(scenario, tmp_path, settings=settings, now_ms=lambda: now[0])
+
+
+def test_after_a_restart_it_asks_at_once(tmp_path: Path) -> None:
+    node = Node(decision("commit"))
+
+    async def whole() -> None:
+        async with serving(node.application()) as url:
+            async with rig(tmp_path, QUIET) as r:
+                await r.call.prepare("t1", {"n": 1}, coordinators=[url])
+                assert node.asked == []
+            async with rig(tmp_path, QUIET) as r:  # which would ask an hour later, if it were young
+
+                async def ended() -> bool:
+                    return await r.states() == {"committed": 1}
+
+                await until(ended)
+                assert await r.ledger() == ["prepare t1/1", "commit {'n': 1} t1/1"]
+
+    asyncio.run(whole())
+
+
+def test_one_branch_that_cannot_be_ended_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    async def scenario(r: Rig) -> None:
+        node = Node(decision("commit"))
+        r.resource.fails = 3
+        async with serving(node.application()) as url:
+            for number in range(5):
+                await r.call.prepare(f"t{number}", coordinators=[url])
+
+            async def ended() -> bool:
+                return await r.states() == {"committed": 5}
+
+            await until(ended)
+        assert r.resource.fails == 0, "it did fail on the way"
+
+    run(scenario, tmp_path, settings=eager())
+
+
+def test_the_coordinators_message_may_come_while_it_asks(tmp_path: Path) -> None:
+    """The inquiry's answer is late: the branch has been rolled back meanwhile, and stays so."""
+
+    async def whole() -> None:
+        asking, answer = asyncio.Event(), asyncio.Event()
+        obeyed = asyncio.Event()
+
+        async def ask(_: str, __: BranchRecord) -> Decision:
+            asking.set()
+            await answer.wait()
+            asyncio.get_running_loop().call_later(0, obeyed.set)
+            return Decision.COMMIT
+
+        async with rig(tmp_path, eager(), ask=ask) as r:
+            await r.call.prepare("t1", coordinators=["somewhere"])
+            await asking.wait()
+            await r.call.rollback("t1")
+            answer.set()
+            await obeyed.wait()
+            await r.call.prepare("t2")  # behind the obedience in the store's queue
+            assert (await r.states())["rolled_back"] == 1
+            assert r.resource.calls == ["prepare", "rollback None", "prepare"]
+
+    asyncio.run(whole())
+
+
+def test_only_a_decision_of_this_transaction_is_read() -> None:
+    assert read_decision(b'{"decision":"commit","id":"t1"}', "t1") is Decision.COMMIT
+    assert read_decision(b'{"decision":"commit","transaction_id":"t2"}', "t1") is None
+    assert read_decision(b"[" * 100_000, "t1") is None
+    assert read_decision(b"", "t1") is None
+
+
+def test_settings_say_when_to_ask() -> None:
+    settings = InquirySettings()
+    assert (settings.first_after_s, settings.max_delay_s) == (5.0, 30.0)

@@ -1,0 +1,577 @@
+"""Replicas over real sockets and files: what is acknowledged stays, what is stale fails."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.disk import PosixDisk
+from cluster.errors import DiskFailed, FailStop
+from cluster.journal import Journal
+from cluster.proposals import ProposalLimits
+from cluster.raft_state import CoreLimits, Role
+from cluster.replica import Replica, ReplicaLimits
+from cluster.settings import RaftTimings
+from cluster.snapshots import SnapshotStore
+from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
+from tests.ledger import Ledger, put
+
+DEADLINE_S = 60
+TIMINGS = RaftTimings(heartbeat_ms=40, election_min_ms=200, election_max_ms=400)
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            await scenario
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Until it holds; the test's deadline ends what never comes."""
+    while not condition():  # noqa: ASYNC110 - looks from outside; nothing tells
+        await asyncio.sleep(0.005)
+
+
+class Cluster:
+    """Nodes of one cluster in this process."""
+
+    def __init__(self, directory: Path, count: int = 3, **options: Any) -> None:
+        self.directory = directory
+        self.sync = bool(options.pop("sync", True))
+        self.options = options
+        names = [f"n{number}" for number in range(1, count + 1)]
+        self.addresses = {
+            name: ("127.0.0.1", port) for name, port in zip(names, free_ports(count), strict=True)
+        }
+        self.replicas: dict[str, Replica] = {}
+        self.ledgers: dict[str, Ledger] = {}
+        self.epochs: dict[str, list[int | None]] = {name: [] for name in names}
+        self.starts = 0
+
+    async def start(self, *names: str) -> None:
+        for name in names or self.addresses:
+            self.starts += 1
+            directory = self.directory / name
+            directory.mkdir(exist_ok=True)
+            disk = PosixDisk()
+            ledger = self.ledgers[name] = Ledger()
+            replica = self.replicas[name] = Replica(
+                node=name,
+                peers=self.addresses,
+                cluster="test",
+                machine=ledger,
+                journal=Journal.open(
+                    directory / "journal", cluster="test", node=name, disk=disk, sync=self.sync
+                ),
+                snapshots=SnapshotStore(directory / "snapshots", disk=disk, cluster="test"),
+                now_ms=lambda: 1_700_000_000_000,
+                random=random.Random(f"{name} {self.starts}"),
+                timings=TIMINGS,
+                **self.options,
+            )
+            replica.on_leadership = self.epochs[name].append
+            await replica.start()
+
+    async def stop(self, *names: str) -> None:
+        for name in names or list(self.replicas):
+            await self.replicas.pop(name).stop()
+
+    @property
+    def leading(self) -> Replica | None:
+        leaders = [r for r in self.replicas.values() if r.epoch is not None]
+        return max(leaders, key=lambda replica: replica.epoch or 0, default=None)
+
+    async def leader(self, *, other_than: str | None = None) -> Replica:
+        await until(lambda: self.leading is not None and self.leading.node != other_than)
+        assert self.leading is not None
+        return self.leading
+
+    async def put(self, text: str) -> Replica:
+        """Until some leader has acknowledged it; the leader that did."""
+        while True:
+            replica = await self.leader()
+            if isinstance(await propose(replica, text), int):
+                return replica
+
+    async def all_have(self, *lines: str) -> None:
+        await until(lambda: all(self.ledgers[name].lines == list(lines) for name in self.replicas))
+
+    def isolate(self, name: str) -> None:
+        for other, replica in self.replicas.items():
+            if other != name:
+                replica.transport.blocked.add(name)
+                self.replicas[name].transport.blocked.add(other)
+
+    def heal(self) -> None:
+        for replica in self.replicas.values():
+            replica.transport.blocked.clear()
+
+
+@asynccontextmanager
+async def cluster(directory: Path, count: int = 3, **options: Any) -> AsyncIterator[Cluster]:
+    made = Cluster(directory, count, **options)
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.stop()
+
+
+def propose(replica: Replica, text: str, epoch: int | None = None) -> asyncio.Future[object]:
+    """The result, or the LogError as a result."""
+    future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    under = epoch if epoch is not None else (replica.epoch or 0)
+    replica.propose(put(under, text), under, future.set_result)
+    return future
+
+
+@pytest.mark.parametrize("sync", [True, False], ids=["sync", "no sync"])
+def test_what_is_proposed_is_applied_everywhere_in_one_order(tmp_path: Path, sync: bool) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path, sync=sync) as nodes:
+            leader = await nodes.leader()
+            texts = [f"line {number}" for number in range(300)]
+            results = await asyncio.gather(*(propose(leader, text) for text in texts))
+            assert results == list(range(1, 301))
+            await nodes.all_have(*texts)
+            assert leader.stats.entries < 300, "commands that wait share an entry"
+            assert (leader.stats.syncs > 0) == sync
+            assert {r.leader for r in nodes.replicas.values()} == {leader.node}
+
+    run(scenario())
+
+
+def test_a_cluster_of_one_works_and_remembers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path, 1) as nodes:
+            leader = await nodes.leader()
+            assert await propose(leader, "a") == 1
+            await leader.barrier()
+            await nodes.stop("n1")
+            await nodes.start("n1")
+            assert nodes.ledgers["n1"].lines == ["a"]
+            leader = await nodes.leader()
+            assert await propose(leader, "b") == 2
+
+    run(scenario())
+
+
+def test_when_the_leader_stops_another_leads_and_nothing_is_lost(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            first = await nodes.put("a")
+            epoch = first.epoch
+            await nodes.stop(first.node)
+            second = await nodes.put("b")
+            assert epoch is not None
+            assert second.epoch is not None
+            assert second.epoch > epoch
+            await nodes.start(first.node)
+            await nodes.all_have("a", "b")
+            assert nodes.epochs[first.node][:2] == [epoch, None]
+
+    run(scenario())
+
+
+def test_a_restart_of_all_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            for number in range(20):
+                await nodes.put(str(number))
+            await nodes.stop()
+            await nodes.start()
+            await nodes.put("after")
+            await nodes.all_have(*map(str, range(20)), "after")
+
+    run(scenario())
+
+
+def test_a_minority_acknowledges_nothing_and_its_lines_go(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            old = await nodes.put("a")
+            epoch = old.epoch
+            nodes.isolate(old.node)
+            lost = propose(old, "lost")
+            waiting = [propose(old, f"waits {number}") for number in range(3)]
+            new = await nodes.leader(other_than=old.node)
+            assert await propose(new, "b") == 2
+            assert isinstance(await lost, FateUnknown)
+            for future in waiting:
+                assert isinstance(await future, NotLeader | FateUnknown)
+            assert old.epoch is None
+            nodes.heal()
+            await nodes.put("c")
+            await nodes.all_have("a", "b", "c")
+            assert nodes.epochs[old.node][:2] == [epoch, None]
+
+    run(scenario())
+
+
+def test_a_barrier_of_an_isolated_leader_never_succeeds(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            old = await nodes.put("a")
+            await old.barrier()
+            nodes.isolate(old.node)
+            barrier = old.barrier()
+            new = await nodes.leader(other_than=old.node)
+            await propose(new, "b")
+            with pytest.raises(NotLeader):
+                await barrier
+            with pytest.raises(NotLeader):
+                await old.barrier()
+            await new.barrier()
+            assert nodes.ledgers[new.node].lines == ["a", "b"]
+
+    run(scenario())
+
+
+def test_a_barrier_waits_for_what_was_acknowledged_before_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.leader()
+            for number in range(50):
+                pending = [propose(leader, f"{number} {each}") for each in range(3)]
+                await asyncio.gather(*pending)
+                await asyncio.gather(*(leader.barrier() for _ in range(3)))
+                assert len(nodes.ledgers[leader.node].lines) == 3 * (number + 1)
+
+    run(scenario())
+
+
+def test_an_epoch_that_is_over_is_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            first = await nodes.put("a")
+            old = first.epoch
+            assert old is not None
+            assert await first.transfer_leadership(timeout_s=DEADLINE_S)
+            second = await nodes.leader(other_than=first.node)
+            assert isinstance(await propose(first, "x", old), NotLeader)
+            assert isinstance(await propose(second, "x", old), NotLeader)
+            assert await second.transfer_leadership(first.node, timeout_s=DEADLINE_S)
+            await until(lambda: first.epoch is not None)
+            assert isinstance(await propose(first, "x", old), NotLeader)
+            await nodes.all_have("a")
+
+    run(scenario())
+
+
+def test_leadership_is_handed_over_with_nothing_lost(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            first = await nodes.leader()
+            target = next(name for name in nodes.replicas if name != first.node)
+            texts = [f"line {number}" for number in range(100)]
+            pending = [propose(first, text) for text in texts]
+            assert await first.transfer_leadership(target, timeout_s=DEADLINE_S)
+            results = await asyncio.gather(*pending)
+            assert not any(isinstance(result, FateUnknown) for result in results)
+            told = [
+                text for text, result in zip(texts, results, strict=True) if type(result) is int
+            ]
+            await until(lambda: nodes.replicas[target].epoch is not None)
+            await nodes.all_have(*told)
+            assert not await first.transfer_leadership()
+
+    run(scenario())
+
+
+def test_a_transfer_that_cannot_be_done_leaves_the_leader_in_place(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            target = next(name for name in nodes.replicas if name != leader.node)
+            await nodes.stop(target)
+            moving = asyncio.ensure_future(leader.transfer_leadership(target, timeout_s=0.1))
+            await asyncio.sleep(0)
+            meanwhile = propose(leader, "b")
+            assert not await moving
+            assert await meanwhile == 2
+            assert nodes.epochs[leader.node] == [leader.epoch]
+
+    run(scenario())
+
+
+def test_a_node_that_lags_behind_the_log_gets_a_snapshot(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        limits = ReplicaLimits(core=CoreLimits(kept_bytes=1000, piece_bytes=4096))
+        async with cluster(tmp_path, snapshot_every=50, limits=limits) as nodes:
+            leader = await nodes.leader()
+            behind = next(name for name in nodes.replicas if name != leader.node)
+            await nodes.stop(behind)
+            for number in range(200):
+                await nodes.put(f"{number} " + "x" * 200)
+            leader = await nodes.leader()
+            await until(lambda: leader.status().first > 100)
+            lines = nodes.ledgers[leader.node].lines
+            await nodes.start(behind)
+            await nodes.all_have(*lines)
+            assert nodes.replicas[behind].stats.snapshots_installed == 1
+            await nodes.put("after")
+            await nodes.stop(behind)
+            await nodes.start(behind)
+            await nodes.all_have(*lines, "after")
+
+    run(scenario())
+
+
+def test_snapshots_and_restarts_under_load_lose_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        limits = ReplicaLimits(core=CoreLimits(kept_bytes=500))
+        told: list[str] = []
+        async with cluster(tmp_path, snapshot_every=20, limits=limits) as nodes:
+            for number in range(12):
+                for each in range(15):
+                    text = f"{number} {each}"
+                    await nodes.put(text)
+                    told.append(text)
+                name = f"n{number % 3 + 1}"
+                await nodes.stop(name)
+                await nodes.start(name)
+            lines = nodes.ledgers[(await nodes.put("end")).node].lines
+            assert set(told) <= set(lines)
+            await nodes.all_have(*lines)
+            assert all(r.status().snapshot > 0 for r in nodes.replicas.values())
+
+    run(scenario())
+
+
+def test_stop_answers_all_that_is_under_way(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            nodes.isolate(leader.node)
+            first = propose(leader, "b")
+            await asyncio.sleep(0.01)  # it is in the log now, and can go no further
+            second, barrier = propose(leader, "c"), leader.barrier()
+            await nodes.stop(leader.node)
+            assert isinstance(await first, FateUnknown)
+            assert isinstance(await second, NotLeader)
+            with pytest.raises(LogError):
+                await barrier
+            assert nodes.epochs[leader.node][-1] is None
+            assert isinstance(await propose(leader, "d", 1), NotLeader)
+
+    run(scenario())
+
+
+def test_too_much_at_once_is_refused_and_does_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        limits = ReplicaLimits(proposals=ProposalLimits(waiting_commands=5, command_bytes=100))
+        async with cluster(tmp_path, 1, limits=limits) as nodes:
+            leader = await nodes.leader()
+            results = await asyncio.gather(*(propose(leader, str(n)) for n in range(8)))
+            assert results[:5] == [1, 2, 3, 4, 5]
+            assert all(isinstance(result, Overloaded) for result in results[5:])
+            assert isinstance(await propose(leader, "x" * 101), Overloaded)
+
+    run(scenario())
+
+
+def test_a_callback_that_raises_changes_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.leader()
+            assert leader.epoch is not None
+
+            def raises(_: object) -> None:
+                raise asyncio.InvalidStateError("the caller has gone")
+
+            leader.propose(put(leader.epoch, "a"), leader.epoch, raises)
+            assert await propose(leader, "b") == 2
+            await nodes.all_have("a", "b")
+
+    run(scenario())
+
+
+def test_a_callback_is_never_called_before_propose_returns(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path, 1) as nodes:
+            leader = await nodes.leader()
+            for epoch in (leader.epoch, 999):
+                told: list[object] = []
+                assert epoch is not None
+                leader.propose(put(epoch, "a"), epoch, told.append)
+                assert not told
+                await until(lambda told=told: bool(told))  # type: ignore[misc]
+
+    run(scenario())
+
+
+def test_a_command_that_raises_stops_the_replica_for_good(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path, 1) as nodes:
+            leader = await nodes.leader()
+            told: list[BaseException] = []
+            leader.on_fatal = told.append
+            assert isinstance(await propose(leader, "poison"), FateUnknown)
+            assert isinstance(leader.fatal, FailStop)
+            assert told == [leader.fatal]
+            assert nodes.epochs["n1"][-1] is None
+            assert leader.leader is None
+
+    run(scenario())
+
+
+def test_a_disk_that_fails_stops_the_replica_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+
+            def full() -> None:
+                raise DiskFailed("write", tmp_path, "No space left on device")
+
+            monkeypatch.setattr(leader._journal, "write", full)
+            assert isinstance(await propose(leader, "b"), FateUnknown)
+            assert isinstance(leader.fatal, DiskFailed)
+            del nodes.replicas[leader.node]
+            await nodes.put("c")
+            monkeypatch.undo()
+            await leader.stop()
+
+    run(scenario())
+
+
+def test_nothing_leaves_a_follower_before_its_disk_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both followers' syncs held back the leader can acknowledge nothing, though it wrote."""
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            gate = hold_syncs(monkeypatch, nodes, but=leader.node)
+            pending = propose(leader, "b")
+            await until(lambda: gate.held == 2)
+            await asyncio.sleep(0.05)
+            assert not pending.done()
+            gate.open()
+            await asyncio.wait([pending])
+            await nodes.put("c")
+
+    run(scenario())
+
+
+def test_a_leader_does_not_count_itself_before_its_own_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One follower is down, the other has synced; the leader's own sync is held back."""
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            followers = [name for name in nodes.replicas if name != leader.node]
+            await nodes.stop(followers[0])
+            await nodes.put("b")
+            gate = hold_syncs(monkeypatch, nodes, but=followers[1])
+            pending = propose(leader, "c")
+            other = nodes.replicas[followers[1]]
+            await until(lambda: gate.held == 1 and other.status().last == leader.status().last)
+            await asyncio.sleep(0.05)
+            assert not pending.done()
+            gate.open()
+            await asyncio.wait([pending])
+            await nodes.put("d")
+
+    run(scenario())
+
+
+class Gate:
+    """Syncs that wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.is_open = False
+
+    def open(self) -> None:
+        self.is_open = True
+
+
+def hold_syncs(monkeypatch: pytest.MonkeyPatch, nodes: Cluster, but: str) -> Gate:
+    gate = Gate()
+
+    def held(job: Callable[[], None]) -> Callable[[], None]:
+        gate.held += 1
+
+        def wait() -> None:
+            import time  # noqa: PLC0415
+
+            until_s = time.monotonic() + DEADLINE_S
+            while not gate.is_open and time.monotonic() < until_s:
+                time.sleep(0.002)
+            job()
+
+        return wait
+
+    for name, replica in nodes.replicas.items():
+        if name != but:
+            journal, start = replica._journal, replica._journal.start_sync
+            monkeypatch.setattr(
+                journal, "start_sync", lambda start=start: (job := start()) and held(job)
+            )
+    return gate
+
+
+def test_clocks_travel_with_heartbeats(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.leader()
+            late = next(name for name in nodes.replicas if name != leader.node)
+            nodes.replicas[late]._now_ms = lambda: 0
+            core = nodes.replicas[late]._core
+            assert core is not None
+            core.now_ms = lambda: 1_700_000_000_000 - 9_000
+            await until(lambda: leader.clock_offsets_ms.get(late) == -9_000)
+            others = {name: off for name, off in leader.clock_offsets_ms.items() if name != late}
+            assert set(others.values()) <= {0}
+            await until(lambda: nodes.replicas[late].clock_offsets_ms.get(leader.node) == 9_000)
+
+    run(scenario())
+
+
+def test_status_tells_roles_and_matches(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            await until(
+                lambda: all(
+                    peer.match_index == leader.status().last for peer in leader.status().peers
+                )
+            )
+            status = leader.status()
+            assert status.role is Role.LEADER
+            assert status.epoch == status.term
+            assert status.members == ("n1", "n2", "n3")
+            assert status.applied == status.committed == status.last
+            assert all(peer.connected for peer in status.peers)
+            assert all(peer.last_contact_s is not None for peer in status.peers)
+            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            seen = {peer.node: peer for peer in follower.status().peers}
+            assert follower.status().role is Role.FOLLOWER
+            assert seen[leader.node].last_contact_s is not None
+            assert follower.status().leader == leader.node
+
+    run(scenario())

@@ -1,0 +1,277 @@
+"""A snapshot is complete and verified, or it is not there."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.disk import PosixDisk
+from cluster.errors import Damaged, DiskFailed, Foreign
+from cluster.records import encode_record
+from cluster.snapshots import Receiving, SnapshotMeta, SnapshotStore
+from tests.memory_disk import MemoryDisk, PowerCut
+
+HOME = Path("/snapshots")
+KEY = ("n1", 7, 120, 3)
+
+
+def meta(last: int = 120) -> SnapshotMeta:
+    return SnapshotMeta((b"last", last, 3), (b"previous", last - 1, 3), ("n1", "n2", "n3"))
+
+
+def chunks(count: int = 5, size: int = 300, seed: int = 0) -> list[bytes]:
+    draw = random.Random(seed)
+    return [draw.randbytes(size) for _ in range(count)]
+
+
+def store(disk: MemoryDisk) -> SnapshotStore:
+    return SnapshotStore(HOME, disk=disk, cluster="c")
+
+
+def ship(source: SnapshotStore, receiving: Receiving, piece_size: int = 256) -> None:
+    sending = source.send()
+    offset = 0
+    while offset < sending.size:
+        piece = sending.read_piece(offset, piece_size)
+        is_last = offset + len(piece) == sending.size
+        assert receiving.add(receiving.key, offset, piece, is_last)
+        offset += len(piece)
+    sending.close()
+
+
+def test_what_was_written_is_loaded_also_after_a_restart(tmp_path: Path) -> None:
+    snapshots = SnapshotStore(tmp_path / "s", disk=PosixDisk())
+    assert (snapshots.exists, snapshots.meta) == (False, None)
+    assert snapshots.write(meta(), chunks())
+    assert (snapshots.exists, snapshots.meta) == (True, meta())
+    assert snapshots.load() == (meta(), chunks())
+    again = SnapshotStore(tmp_path / "s", disk=PosixDisk())
+    assert again.meta == meta()
+    assert again.load() == (meta(), chunks())
+
+
+def test_a_snapshot_of_nothing_is_a_snapshot() -> None:
+    snapshots = store(MemoryDisk())
+    assert snapshots.write(meta(), [])
+    assert snapshots.load() == (meta(), [])
+
+
+def test_the_same_state_gives_the_same_bytes() -> None:
+    disks = MemoryDisk(), MemoryDisk()
+    for disk in disks:
+        store(disk).write(meta(), chunks())
+    assert disks[0].files[HOME / "snapshot"].now == disks[1].files[HOME / "snapshot"].now
+
+
+def test_s6_a_snapshot_never_replaces_a_newer_one() -> None:
+    snapshots = store(MemoryDisk())
+    snapshots.write(meta(200), chunks(seed=2))
+    assert snapshots.write(meta(120), chunks(seed=1)) is False
+    other = store(MemoryDisk())
+    other.write(meta(150), chunks(seed=3))
+    receiving = snapshots.receive(KEY)
+    ship(other, receiving)
+    assert receiving.finish()[0] == meta(150)
+    assert receiving.adopt() is False
+    assert snapshots.load() == (meta(200), chunks(seed=2))
+
+
+def test_s9_a_crash_at_any_operation_of_a_write_leaves_the_old_or_the_new_snapshot() -> None:
+    draw = random.Random(4)
+    stops = 0
+    while True:
+        disk = MemoryDisk()
+        snapshots = store(disk)
+        snapshots.write(meta(100), chunks(seed=1))
+        disk.stop_at = disk.operations + stops + 1
+        finished = False
+        try:
+            snapshots.write(meta(200), chunks(seed=2))
+            finished = True
+        except PowerCut:
+            stops += 1
+        for after in (disk.after_kill(), disk.after_power_loss(draw)):
+            found = store(after).load()
+            old, new = (meta(100), chunks(seed=1)), (meta(200), chunks(seed=2))
+            assert found == new if finished else found in (old, new)
+            assert after.names(HOME) == ["snapshot"], "nothing is left aside"
+        if finished:
+            break
+    assert stops > 8
+
+
+def test_s15_a_full_disk_while_writing_leaves_the_old_snapshot() -> None:
+    fails = 0
+    while True:
+        disk = MemoryDisk()
+        snapshots = store(disk)
+        snapshots.write(meta(100), chunks(seed=1))
+        disk.fail_at = disk.operations + fails + 1
+        try:
+            snapshots.write(meta(200), chunks(seed=2))
+            break
+        except DiskFailed:
+            fails += 1
+        disk.fail_at = 0
+        # Whether the rename got through before the last sync failed or not: whole, and writable.
+        assert store(disk).load() in [(meta(100), chunks(seed=1)), (meta(200), chunks(seed=2))]
+        assert snapshots.write(meta(300), chunks(seed=3))
+        assert snapshots.load() == (meta(300), chunks(seed=3))
+    assert fails > 8
+
+
+def test_chunks_that_fail_leave_the_old_snapshot_and_nothing_aside() -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"one"
+        raise ValueError("no more")
+
+    disk = MemoryDisk()
+    snapshots = store(disk)
+    snapshots.write(meta(100), chunks())
+    with pytest.raises(ValueError, match="no more"):
+        snapshots.write(meta(200), broken())
+    assert snapshots.load() == (meta(100), chunks())
+    assert disk.names(HOME) == ["snapshot"]
+
+
+def test_s7_every_flipped_bit_and_every_cut_is_refused() -> None:
+    disk = MemoryDisk()
+    snapshots = store(disk)
+    snapshots.write(meta(), chunks(3, 60))
+    content = disk.files[HOME / "snapshot"].now
+    whole = bytes(content)
+    for bit in range(len(whole) * 8):
+        content[bit // 8] ^= 1 << (bit % 8)
+        with pytest.raises(Damaged):
+            snapshots.load()
+        content[bit // 8] ^= 1 << (bit % 8)
+    for cut in range(len(whole)):
+        content[:] = whole[:cut]
+        with pytest.raises(Damaged):
+            snapshots.load()
+    content[:] = whole + b"\0"
+    with pytest.raises(Damaged, match="behind the end"):
+        snapshots.load()
+    content[:] = whole
+    assert snapshots.load() == (meta(), chunks(3, 60))
+
+
+def test_a_chunk_that_is_left_out_is_noticed_though_every_record_is_good() -> None:
+    disk = MemoryDisk()
+    snapshots = store(disk)
+    snapshots.write(meta(), chunks(3, 60))
+    content = disk.files[HOME / "snapshot"].now
+    record = len(encode_record(0, 0, b"C" + bytes(60)))
+    end_length = len(content) - content.rindex(b"E\x92\x03") + 12
+    end_body = bytes(content[-end_length + 12 :])
+    offset = len(content) - end_length - record
+    content[offset:] = encode_record(0, offset, end_body)
+    with pytest.raises(Damaged, match="does not fit"):
+        snapshots.load()
+
+
+def test_a_damaged_header_stops_the_start() -> None:
+    disk = MemoryDisk()
+    store(disk).write(meta(), chunks())
+    disk.files[HOME / "snapshot"].now[20] ^= 1
+    with pytest.raises(Damaged):
+        store(disk)
+
+
+def test_s18_the_snapshot_of_another_cluster_is_refused() -> None:
+    disk = MemoryDisk()
+    store(disk).write(meta(), chunks())
+    with pytest.raises(Foreign, match="belongs to cluster c, not to d"):
+        SnapshotStore(HOME, disk=disk, cluster="d")
+
+
+def test_a_shipped_snapshot_is_the_same_there() -> None:
+    source, target_disk = store(MemoryDisk()), MemoryDisk()
+    source.write(meta(), chunks(9))
+    target = store(target_disk)
+    receiving = target.receive(KEY)
+    ship(source, receiving)
+    assert target.exists is False, "nothing changes before it is adopted"
+    assert receiving.complete
+    assert receiving.finish() == (meta(), chunks(9))
+    assert receiving.adopt()
+    assert target.meta == meta()
+    assert store(target_disk.after_power_loss(random.Random(1))).load() == (meta(), chunks(9))
+
+
+def test_a_transfer_keeps_its_file_when_a_newer_snapshot_takes_the_place(tmp_path: Path) -> None:
+    source = SnapshotStore(tmp_path / "a", disk=PosixDisk())
+    source.write(meta(100), chunks(seed=1))
+    sending = source.send()
+    receiving = SnapshotStore(tmp_path / "b", disk=PosixDisk()).receive(KEY)
+    middle = sending.size // 2
+    assert receiving.add(KEY, 0, sending.read_piece(0, middle), False)
+    source.write(meta(200), chunks(seed=2))
+    assert receiving.add(KEY, middle, sending.read_piece(middle, 1 << 20), True)
+    sending.close()
+    assert sending.meta == meta(100)
+    assert receiving.finish() == (meta(100), chunks(seed=1))
+    receiving.discard()
+
+
+def test_pieces_of_another_transfer_or_out_of_order_are_not_taken() -> None:
+    source = store(MemoryDisk())
+    source.write(meta(), chunks())
+    sending = source.send()
+    disk = MemoryDisk()
+    receiving = store(disk).receive(KEY)
+    piece = sending.read_piece(0, 100)
+    assert receiving.add(KEY, 0, piece, False)
+    assert not receiving.add(("n2", 7, 120, 3), 100, piece, False), "another transfer"
+    assert not receiving.add(KEY, 0, piece, False), "a repeat"
+    assert not receiving.add(KEY, 200, piece, False), "a gap"
+    assert receiving.received == 100
+    assert receiving.add(KEY, 100, sending.read_piece(100, 1 << 20), True)
+    assert not receiving.add(KEY, receiving.received, b"more", True), "behind the end"
+    assert receiving.finish() == (meta(), chunks())
+
+
+def test_s7_a_transfer_that_does_not_verify_is_given_up_and_the_old_snapshot_stays() -> None:
+    source, target = store(MemoryDisk()), store(MemoryDisk())
+    source.write(meta(200), chunks(seed=1))
+    target.write(meta(100), chunks(seed=2))
+    sending = source.send()
+    receiving = target.receive(KEY)
+    blob = bytearray(sending.read_piece(0, sending.size))
+    blob[len(blob) // 2] ^= 1
+    assert receiving.add(KEY, 0, bytes(blob), True)
+    with pytest.raises(Damaged):
+        receiving.finish()
+    assert not receiving.add(KEY, len(blob), b"", True)
+    with pytest.raises(AssertionError, match="verified"):
+        receiving.adopt()
+    assert target.load() == (meta(100), chunks(seed=2))
+
+
+def test_what_a_crash_left_aside_is_removed_at_the_start() -> None:
+    disk = MemoryDisk()
+    snapshots = store(disk)
+    snapshots.receive(KEY).add(KEY, 0, b"half", False)
+    disk.stop_at = disk.operations + 3
+    with pytest.raises(PowerCut):
+        snapshots.write(meta(), chunks())
+    disk = disk.after_kill()
+    assert disk.names(HOME) == ["snapshot.receiving", "snapshot.writing"]
+    assert not store(disk).exists
+    assert disk.names(HOME) == []
+
+
+def test_a_new_transfer_replaces_the_one_before() -> None:
+    disk = MemoryDisk()
+    snapshots = store(disk)
+    first = snapshots.receive(KEY)
+    assert first.add(KEY, 0, b"half", False)
+    first.discard()
+    second = snapshots.receive("other")
+    assert not first.add(KEY, 4, b"rest", True)
+    first.discard()
+    assert disk.names(HOME) == ["snapshot.receiving"], "the old one does not remove the new one's"
+    assert second.received == 0

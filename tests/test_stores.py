@@ -1,0 +1,500 @@
+"""The stores: what was performed is kept whole, what failed is not there at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from participants import sqlite_store
+from participants.branch import Branch, State
+from participants.memory_store import MemoryStore
+from participants.sqlite_store import SqliteStore
+from participants.store import BranchRecord, LocalTransaction, StoreRefused, StoreUnavailable
+
+Store = MemoryStore | SqliteStore
+Local = LocalTransaction[Any]
+Work = Callable[[Local], Any]
+S = TypeVar("S", bound=Store)
+
+
+def record(transaction_id: str, state: State, at_ms: int = 0) -> BranchRecord:
+    return BranchRecord(transaction_id, "1", Branch(state, "f"), b'{"n":1}', ("http://n1",), at_ms)
+
+
+def keep(transaction_id: str, state: State, at_ms: int = 0) -> Work:
+    return lambda local: local.keep(record(transaction_id, state, at_ms))
+
+
+def put(key: str, value: int) -> Work:
+    """A change of the resource's own, in either store."""
+
+    def work(local: Local) -> None:
+        if isinstance(local, MemoryStore):
+            local.resource[key] = value
+        else:
+            local.resource.execute("INSERT OR REPLACE INTO own VALUES (?, ?)", (key, value))
+
+    return work
+
+
+async def own(store: Store) -> dict[str, int]:
+    if isinstance(store, MemoryStore):
+        return dict(store.table)
+    return dict(await store.read(lambda file: file.execute("SELECT * FROM own").fetchall()))
+
+
+def create(transaction: Any) -> None:
+    if isinstance(transaction, sqlite3.Connection):
+        transaction.execute("CREATE TABLE IF NOT EXISTS own (key TEXT PRIMARY KEY, value INTEGER)")
+
+
+@contextlib.asynccontextmanager
+async def opened(store: S) -> AsyncIterator[S]:
+    await store.open(create)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return MemoryStore() if request.param == "memory" else sqlite(tmp_path)
+
+
+def sqlite(directory: Path, **options: Any) -> SqliteStore:
+    return SqliteStore(directory / "store.sqlite", owner="test", **options)
+
+
+def both(*works: Work) -> Work:
+    def work(local: Local) -> None:
+        for one in works:
+            one(local)
+
+    return work
+
+
+def failing(error: Exception) -> Work:
+    def work(_: Local) -> None:
+        raise error
+
+    return work
+
+
+# --- what every store promises ------------------------------------------------------------------
+
+
+def test_a_record_is_found_as_it_was_kept(store: Store) -> None:
+    async def scenario() -> None:
+        async with opened(store):
+            kept = record("t1", State.PREPARED, 5)
+            await store.perform([lambda local: local.keep(kept)])
+            found, absent = await store.perform(
+                [lambda local: local.find("t1", "1"), lambda local: local.find("t1", "2")]
+            )
+            assert found == kept
+            assert absent is None
+
+    asyncio.run(scenario())
+
+
+def test_one_piece_of_work_that_fails_does_not_undo_another(store: Store) -> None:
+    async def scenario() -> None:
+        async with opened(store):
+            broken = ValueError("broken")
+            results = await store.perform(
+                [
+                    both(keep("t1", State.PREPARED), put("a", 1)),
+                    both(keep("t2", State.PREPARED), put("b", 2), failing(broken)),
+                    both(keep("t3", State.PREPARED), put("c", 3)),
+                ]
+            )
+            assert results == [None, broken, None]
+            assert [r.transaction_id for r in await store.in_doubt(10)] == ["t1", "t3"]
+            assert await own(store) == {"a": 1, "c": 3}
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_leaves_what_was_there_before_as_it_was(store: Store) -> None:
+    async def scenario() -> None:
+        async with opened(store):
+            await store.perform([both(keep("t1", State.PREPARED), put("a", 1))])
+            await store.perform(
+                [both(put("a", 2), keep("t1", State.COMMITTED), put("a", 3), failing(OSError()))]
+            )
+            assert await own(store) == {"a": 1}
+            assert await store.in_doubt(10) == [record("t1", State.PREPARED)]
+            assert await store.ended(0, 10) == []
+
+    asyncio.run(scenario())
+
+
+def test_undo_takes_back_the_work_so_far_and_what_follows_is_kept(store: Store) -> None:
+    async def scenario() -> None:
+        async with opened(store):
+            await store.perform(
+                [both(put("a", 1), lambda local: local.undo(), keep("t1", State.ROLLED_BACK))]
+            )
+            assert await own(store) == {}
+            assert [e.transaction_id for e in await store.ended(0, 10)] == ["t1"]
+
+    asyncio.run(scenario())
+
+
+def test_the_longest_prepared_is_the_first_in_doubt(store: Store) -> None:
+    async def scenario() -> None:
+        async with opened(store):
+            for number in range(5):
+                await store.perform([keep(f"t{number}", State.PREPARED, 100 + number)])
+            await store.perform([keep("t0", State.COMMITTED, 200)])
+            assert [r.transaction_id for r in await store.in_doubt(3)] == ["t1", "t2", "t3"]
+
+    asyncio.run(scenario())
+
+
+def test_tombstones_are_listed_in_the_order_in_which_branches_ended(store: Store) -> None:
+    async def scenario() -> None:
+        async with opened(store):
+            await store.perform([keep("t2", State.COMMITTED), keep("t1", State.ROLLED_BACK)])
+            await store.perform([keep("t0", State.COMMITTED)])
+            ended = await store.ended(0, 10)
+            assert [(e.transaction_id, e.state) for e in ended] == [
+                ("t2", State.COMMITTED),
+                ("t1", State.ROLLED_BACK),
+                ("t0", State.COMMITTED),
+            ]
+            assert await store.ended(ended[0].number, 1) == [ended[1]]
+
+    asyncio.run(scenario())
+
+
+def test_only_old_tombstones_are_dropped_and_never_a_prepared_branch(store: Store) -> None:
+    async def scenario() -> None:
+        async with opened(store):
+            await store.perform(
+                [
+                    keep("prepared", State.PREPARED, 10),
+                    keep("old", State.COMMITTED, 20),
+                    keep("older", State.ROLLED_BACK, 10),
+                    keep("young", State.COMMITTED, 30),
+                ]
+            )
+            assert await store.drop_tombstones(30) == 2
+            assert [e.transaction_id for e in await store.ended(0, 10)] == ["young"]
+            assert [r.transaction_id for r in await store.in_doubt(10)] == ["prepared"]
+            (gone,) = await store.perform([lambda local: local.find("old", "1")])
+            assert gone is None
+            counts = await store.count()
+            assert counts[State.PREPARED] == counts[State.COMMITTED] == 1
+            assert counts[State.ROLLED_BACK] == 0
+
+    asyncio.run(scenario())
+
+
+def test_dropping_goes_through_all_of_them_piece_by_piece(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "MAX_DROPPED", 3)
+
+    async def scenario() -> None:
+        async with opened(store):
+            await store.perform([keep(f"t{n}", State.COMMITTED, n) for n in range(10)])
+            assert await store.drop_tombstones(8) == 8
+            assert [e.transaction_id for e in await store.ended(0, 10)] == ["t8", "t9"]
+
+    asyncio.run(scenario())
+
+
+# --- SQLite ---------------------------------------------------------------------------------------
+
+
+def test_everything_is_there_after_opening_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            await store.perform([both(keep("t1", State.PREPARED, 7), put("a", 1))])
+            await store.perform([keep("t2", State.COMMITTED, 8)])
+            (last,) = await store.ended(0, 10)
+        async with opened(sqlite(tmp_path)) as store:
+            assert await store.in_doubt(10) == [record("t1", State.PREPARED, 7)]
+            assert await own(store) == {"a": 1}
+            await store.perform([keep("t3", State.COMMITTED, 9)])
+            (next_one,) = await store.ended(last.number, 10)
+            assert next_one.transaction_id == "t3"
+
+    asyncio.run(scenario())
+
+
+def test_the_file_is_synced_at_each_end_of_a_local_transaction(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            (settings,) = await store.perform(
+                [
+                    lambda local: (
+                        local.resource.execute("PRAGMA journal_mode").fetchone()[0],
+                        local.resource.execute("PRAGMA synchronous").fetchone()[0],
+                    )
+                ]
+            )
+            assert settings == ("wal", 2)  # 2: FULL
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_shares_one_local_transaction(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            ends: list[str] = []
+            release = threading.Event()
+
+            def watch(local: Local) -> None:
+                local.resource.set_trace_callback(
+                    lambda sql: ends.append(sql) if sql == "COMMIT" else None
+                )
+
+            await store.perform([watch])
+            ends.clear()
+            first = asyncio.create_task(store.perform([lambda _: release.wait(30)]))
+            await asyncio.sleep(0)
+            rest = [asyncio.create_task(store.perform([put(f"k{n}", n)])) for n in range(50)]
+            await asyncio.sleep(0)
+            release.set()
+            await asyncio.gather(first, *rest)
+            assert len(await own(store)) == 50
+            assert len(ends) == 2, "one for the first, one for all that waited for it"
+
+    asyncio.run(scenario())
+
+
+def test_too_much_waiting_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "MAX_WAITING", 2)
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            release = threading.Event()
+            first = asyncio.create_task(store.perform([lambda _: release.wait(30)]))
+            await asyncio.sleep(0)
+            waiting = asyncio.create_task(store.perform([put("a", 1), put("b", 2)]))
+            await asyncio.sleep(0)
+            (refused,) = await store.perform([put("c", 3)])
+            assert isinstance(refused, StoreUnavailable)
+            release.set()
+            await asyncio.gather(first, waiting)
+            assert await own(store) == {"a": 1, "b": 2}
+
+    asyncio.run(scenario())
+
+
+def test_a_locked_file_is_a_refusal_for_now_and_keeps_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path, busy_timeout_ms=50)) as store:
+            other = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
+            with contextlib.closing(other):
+                other.execute("BEGIN IMMEDIATE")
+                results = await store.perform([put("a", 1), keep("t1", State.PREPARED)])
+                assert all(isinstance(result, StoreUnavailable) for result in results)
+                other.execute("ROLLBACK")
+            assert await own(store) == {}
+            assert await store.perform([put("a", 2)]) == [None]
+            assert await own(store) == {"a": 2}
+
+    asyncio.run(scenario())
+
+
+def test_a_full_disk_keeps_nothing_of_the_group_and_ends_with_the_fullness(tmp_path: Path) -> None:
+    def fill(local: Local) -> None:
+        local.resource.execute("INSERT INTO own VALUES (zeroblob(1000000), 1)")
+
+    def limit_pages(pages: int) -> Work:
+        return lambda local: local.resource.execute(f"PRAGMA max_page_count = {pages}").fetchone()
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            await store.perform([limit_pages(40)])
+            results = await store.perform([both(keep("t1", State.PREPARED), fill)])
+            assert isinstance(results[0], StoreUnavailable)
+            assert "full" in str(results[0])
+            assert await own(store) == {}
+            assert await store.in_doubt(10) == []
+            await store.perform([limit_pages(1_000_000)])
+            assert await store.perform([both(keep("t1", State.PREPARED), fill)]) == [None]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        lambda local: local.resource.commit(),
+        lambda local: local.resource.rollback(),
+        lambda local: local.resource.executescript("SELECT 1"),
+        lambda local: local.resource.__enter__(),
+        lambda local: local.resource.execute("ROLLBACK"),
+    ],
+)
+def test_the_resource_cannot_end_the_local_transaction(ending: Work, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            results = await store.perform(
+                [
+                    both(keep("t1", State.PREPARED), put("a", 1)),
+                    both(keep("t2", State.PREPARED), put("b", 1), ending),
+                    both(keep("t3", State.PREPARED), put("c", 1)),
+                ]
+            )
+            assert isinstance(results[1], Exception)
+            assert (results[0], results[2]) == (None, None)
+            assert await own(store) == {"a": 1, "c": 1}
+            assert [r.transaction_id for r in await store.in_doubt(10)] == ["t1", "t3"]
+
+    asyncio.run(scenario())
+
+
+def test_a_constraint_that_fails_at_the_end_is_the_fault_of_one(tmp_path: Path) -> None:
+    def add_constrained(local: Local) -> None:
+        local.resource.execute("PRAGMA defer_foreign_keys = ON")
+        local.resource.execute("INSERT INTO child VALUES ('nobody')")
+
+    def create_constrained(transaction: sqlite3.Connection) -> None:
+        create(transaction)
+        transaction.execute("CREATE TABLE child (parent TEXT REFERENCES own (key))")
+
+    async def scenario() -> None:
+        store = sqlite(tmp_path)
+        await store.open(create_constrained)
+        assert store._local is not None
+        await asyncio.get_running_loop().run_in_executor(
+            store._writer, store._local.resource.execute, "PRAGMA foreign_keys = ON"
+        )
+        results = await store.perform([put("a", 1), add_constrained, put("b", 2)])
+        assert (results[0], results[2]) == (None, None)
+        assert isinstance(results[1], StoreUnavailable)
+        assert await own(store) == {"a": 1, "b": 2}
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_resources_own_mistake_is_not_blamed_on_the_store(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            (result,) = await store.perform(
+                [lambda local: local.resource.execute("SELECT * FROM nowhere")]
+            )
+            assert isinstance(result, sqlite3.OperationalError)
+
+    asyncio.run(scenario())
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    path.write_bytes(b"this is a diary, and no database at all" * 100)
+    before = path.read_bytes()
+    with pytest.raises(StoreRefused, match="not a sound SQLite database"):
+        asyncio.run(sqlite(tmp_path).open(create))
+    assert path.read_bytes() == before
+
+
+def test_a_strangers_database_is_refused_and_left_alone_unless_adopted(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE theirs (a)")
+    before = path.read_bytes()
+    with pytest.raises(StoreRefused, match="something else"):
+        asyncio.run(sqlite(tmp_path).open(create))
+    assert path.read_bytes() == before
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path, adopt=True)) as store:
+            assert await store.perform([keep("t1", State.PREPARED)]) == [None]
+        async with opened(sqlite(tmp_path)) as store:  # from now on it is ours as well
+            assert len(await store.in_doubt(10)) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ("UPDATE assent_format SET version = 99", "run the newer program"),
+        ("UPDATE assent_format SET owner = 'another'", "belongs to 'another'"),
+    ],
+)
+def test_a_newer_file_and_another_services_file_are_refused(
+    change: str, match: str, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)):
+            pass
+        with contextlib.closing(sqlite3.connect(tmp_path / "store.sqlite")) as file, file:
+            file.execute(change)
+        with pytest.raises(StoreRefused, match=match):
+            await sqlite(tmp_path).open(create)
+
+    asyncio.run(scenario())
+
+
+def test_a_second_opener_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)):
+            with pytest.raises(StoreRefused, match="another process"):
+                await sqlite(tmp_path).open(create)
+        async with opened(sqlite(tmp_path)):
+            pass
+
+    asyncio.run(scenario())
+
+
+def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    store = SqliteStore(tmp_path / "taken" / "store.sqlite", owner="test")
+    with pytest.raises(StoreUnavailable, match="cannot be opened"):
+        asyncio.run(store.open(create))
+
+
+def test_a_store_that_is_closed_or_not_open_refuses(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = sqlite(tmp_path)
+        assert isinstance((await store.perform([put("a", 1)]))[0], StoreUnavailable)
+        async with opened(store):
+            pass
+        assert isinstance((await store.perform([put("a", 1)]))[0], StoreUnavailable)
+        with pytest.raises(StoreUnavailable):
+            await store.in_doubt(1)
+
+    asyncio.run(scenario())
+
+
+def test_closing_ends_what_is_under_way_and_refuses_what_waits(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = sqlite(tmp_path)
+        await store.open(create)
+        release = threading.Event()
+
+        def slowly(local: Local) -> None:
+            release.wait(30)
+            put("a", 1)(local)
+
+        first = asyncio.create_task(store.perform([slowly]))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(store.perform([put("b", 2)]))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        release.set()
+        await closing
+        assert await first == [None]
+        assert isinstance((await second)[0], StoreUnavailable)
+        async with opened(sqlite(tmp_path)) as again:
+            assert await own(again) == {"a": 1}
+
+    asyncio.run(scenario())

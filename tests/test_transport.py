@@ -1,0 +1,417 @@
+"""The transport over real loopback sockets: who may speak, what is delivered, what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import struct
+from collections.abc import Callable, Coroutine
+
+import pytest
+
+from cluster import wire
+from cluster.transport import NotLoopback, Transport, TransportLimits
+from cluster.wire import Frames, Hello, RaftMessage, Refused, TimeoutNow, Welcome, encode
+
+DEADLINE_S = 30
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Node:
+    """A transport and what it was told."""
+
+    def __init__(
+        self,
+        name: str,
+        ports: dict[str, int],
+        *,
+        limits: TransportLimits | None = None,
+        seed: int = 1,
+    ) -> None:
+        self.heard: asyncio.Queue[tuple[str, RaftMessage]] = asyncio.Queue()
+        self.connected: asyncio.Queue[str] = asyncio.Queue()
+        self.disconnected: asyncio.Queue[str] = asyncio.Queue()
+        self.transport = Transport(
+            node=name,
+            cluster="test",
+            peers={peer: ("127.0.0.1", port) for peer, port in ports.items() if peer != name},
+            bind=("127.0.0.1", ports[name]),
+            random=random.Random(f"{name} {seed}"),
+            on_message=lambda peer, message: self.heard.put_nowait((peer, message)),
+            on_connected=self.connected.put_nowait,
+            on_disconnected=self.disconnected.put_nowait,
+            limits=limits,
+        )
+
+    async def stop(self) -> None:
+        self.transport.close()
+        await self.transport.wait_closed()
+
+    def say(self, peer: str, term: int) -> None:
+        self.transport.send(peer, TimeoutNow(term))
+        self.transport.flush()
+
+    async def hears(self) -> tuple[str, RaftMessage]:
+        return await self.heard.get()
+
+
+class Stranger:
+    """A hand-made stream to a node."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.frames = Frames(wire.MAX_FRAME_BYTES)
+
+    @classmethod
+    async def open(cls, port: int) -> Stranger:
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    def write(self, received: bytes) -> None:
+        self.writer.write(received)
+
+    def greet(
+        self, sender: str, receiver: str, boot: int, stream: int, cluster: str = "test"
+    ) -> None:
+        self.write(encode(Hello(cluster, sender, receiver, bytes([boot]) * 16, stream)))
+
+    async def answer(self) -> wire.Message | None:
+        """The next message, or None when the stream has ended."""
+        while True:
+            try:
+                received = await self.reader.read(4096)
+            except ConnectionError:
+                return None
+            if not received:
+                return None
+            for message in self.frames.feed(received):
+                return message
+
+    def close(self) -> None:
+        self.writer.transport.abort()
+
+
+def run(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            await scenario()
+            await asyncio.sleep(0)
+
+    asyncio.run(bounded())
+
+
+async def pair() -> tuple[Node, Node]:
+    ports = {"n1": free_port(), "n2": free_port()}
+    first, second = Node("n1", ports), Node("n2", ports)
+    await first.transport.start()
+    await second.transport.start()
+    assert await first.connected.get() == "n2"
+    assert await second.connected.get() == "n1"
+    return first, second
+
+
+async def lone(limits: TransportLimits | None = None) -> Node:
+    """n1, whose peer n2 never starts: strangers play it."""
+    node = Node("n1", {"n1": free_port(), "n2": free_port()}, limits=limits)
+    await node.transport.start()
+    return node
+
+
+def test_messages_arrive_in_order_and_only_after_flush() -> None:
+    async def scenario() -> None:
+        first, second = await pair()
+        for term in range(50):
+            first.transport.send("n2", TimeoutNow(term))
+        first.transport.send("n2", wire.VoteReply(50, True))
+        second.say("n1", 99)
+        assert await first.hears() == ("n2", TimeoutNow(99))
+        assert second.heard.empty()
+        first.transport.flush(only=(wire.VoteReply,))
+        assert await second.hears() == ("n1", wire.VoteReply(50, True))
+        first.transport.flush()
+        assert [await second.hears() for _ in range(50)] == [
+            ("n1", TimeoutNow(t)) for t in range(50)
+        ]
+        await first.stop()
+        await second.stop()
+
+    run(scenario)
+
+
+def test_a_stream_that_breaks_is_dialed_again() -> None:
+    async def scenario() -> None:
+        first, second = await pair()
+        for stream in list(second.transport.inbound.values()):
+            stream.abort()
+        assert await first.disconnected.get() == "n2"
+        first.transport.send("n2", TimeoutNow(1))  # not connected: dropped, not kept for later
+        assert await first.connected.get() == "n2"
+        first.say("n2", 2)
+        assert await second.hears() == ("n1", TimeoutNow(2))
+        await first.stop()
+        await second.stop()
+
+    run(scenario)
+
+
+def test_a_peer_that_restarts_is_reached_again() -> None:
+    async def scenario() -> None:
+        ports = {"n1": free_port(), "n2": free_port()}
+        first = Node("n1", ports)
+        await first.transport.start()
+        for seed in (1, 2, 3):
+            second = Node("n2", ports, seed=seed)
+            await second.transport.start()
+            assert await first.connected.get() == "n2"
+            assert await second.connected.get() == "n1"
+            second.say("n1", seed)
+            assert await first.hears() == ("n2", TimeoutNow(seed))
+            await second.stop()
+            assert await first.disconnected.get() == "n2"
+        await first.stop()
+
+    run(scenario)
+
+
+def test_blocked_peers_neither_hear_nor_are_heard() -> None:
+    async def scenario() -> None:
+        first, second = await pair()
+        first.transport.blocked.add("n2")
+        first.say("n2", 1)
+        second.say("n1", 2)
+        await asyncio.sleep(0.05)
+        first.transport.blocked.clear()
+        first.say("n2", 3)
+        second.say("n1", 4)
+        assert await second.hears() == ("n1", TimeoutNow(3))
+        assert await first.hears() == ("n2", TimeoutNow(4))
+        await first.stop()
+        await second.stop()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("sender", "receiver", "cluster", "reason"),
+    [
+        ("n2", "n1", "other", "belongs to cluster 'test'"),
+        ("n9", "n1", "test", "no peer 'n9'"),
+        ("n2", "n3", "test", "this is n1"),
+        ("n1", "n1", "test", "no peer 'n1'"),
+    ],
+)
+def test_strangers_are_refused_with_a_reason(
+    sender: str, receiver: str, cluster: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        node = await lone()
+        stranger = await Stranger.open(node.transport.port)
+        stranger.greet(sender, receiver, 1, 1, cluster)
+        stranger.write(encode(TimeoutNow(7)))
+        answer = await stranger.answer()
+        assert isinstance(answer, Refused)
+        assert reason in answer.reason
+        assert await stranger.answer() is None
+        assert node.heard.empty()
+        assert reason in caplog.text
+        stranger.close()
+        await node.stop()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x80\x04\x95" + b"x" * 100,
+        encode(TimeoutNow(1)),
+        struct.pack(">BI", 1, 5000) + b"x" * 5000,
+        b"\x02" + encode(Hello("test", "n2", "n1", bytes(16), 1))[1:],
+        encode(Hello("test", "n2", "n1", bytes(16), 1)) * 2,
+        encode(Hello("test", "n2", "n1", bytes(16), 1)) + b"\x01\xff\xff\xff\xff",
+    ],
+    ids=["http", "pickle", "no hello", "large hello", "version", "two hellos", "huge frame"],
+)
+def test_what_is_not_ours_ends_the_stream_and_nothing_else(frames: bytes) -> None:
+    async def scenario() -> None:
+        node = await lone()
+        stranger = await Stranger.open(node.transport.port)
+        stranger.write(frames)
+        while await stranger.answer() is not None:
+            pass
+        assert node.heard.empty()
+        stranger.close()
+        peer = await Stranger.open(node.transport.port)
+        peer.greet("n2", "n1", 9, 1)
+        assert isinstance(await peer.answer(), Welcome)
+        peer.close()
+        await node.stop()
+
+    run(scenario)
+
+
+def test_a_superseded_stream_never_delivers_again() -> None:
+    async def scenario() -> None:
+        node = await lone()
+        port = node.transport.port
+        streams = []
+        for boot, stream in ((1, 1), (1, 2), (2, 1)):
+            peer = await Stranger.open(port)
+            peer.greet("n2", "n1", boot, stream)
+            assert isinstance(await peer.answer(), Welcome)
+            streams.append(peer)
+        for number, peer in enumerate(streams):
+            peer.write(encode(TimeoutNow(number)))
+        assert await node.hears() == ("n2", TimeoutNow(2))
+        for peer in streams[:2]:
+            assert await peer.answer() is None
+        for boot, stream in (
+            (1, 3),
+            (2, 1),
+            (2, 0),
+        ):  # an earlier start, the same dial, an earlier dial
+            late = await Stranger.open(port)
+            late.greet("n2", "n1", boot, stream)
+            late.write(encode(TimeoutNow(50)))
+            assert isinstance(await late.answer(), Refused)
+            late.close()
+        streams[2].write(encode(TimeoutNow(3)))
+        assert await node.hears() == ("n2", TimeoutNow(3))
+        for peer in streams:
+            peer.close()
+        await node.stop()
+
+    run(scenario)
+
+
+def test_an_order_of_streams_outlives_the_stream_in_use() -> None:
+    async def scenario() -> None:
+        node = await lone()
+        newest = await Stranger.open(node.transport.port)
+        newest.greet("n2", "n1", 1, 5)
+        assert isinstance(await newest.answer(), Welcome)
+        newest.close()
+        async with asyncio.timeout(DEADLINE_S):
+            while node.transport.inbound:  # noqa: ASYNC110 - nothing tells when a stream is gone
+                await asyncio.sleep(0.001)
+        late = await Stranger.open(node.transport.port)
+        late.greet("n2", "n1", 1, 4)
+        assert isinstance(await late.answer(), Refused)
+        late.close()
+        await node.stop()
+
+    run(scenario)
+
+
+def test_a_stranger_who_says_nothing_is_cut_off() -> None:
+    async def scenario() -> None:
+        node = await lone(TransportLimits(handshake_timeout_s=0.05))
+        stranger = await Stranger.open(node.transport.port)
+        assert await stranger.answer() is None
+        stranger.close()
+        await node.stop()
+
+    run(scenario)
+
+
+def test_only_so_many_strangers_are_listened_to() -> None:
+    async def scenario() -> None:
+        node = await lone(TransportLimits(max_strangers=4, handshake_timeout_s=DEADLINE_S))
+        strangers = [await Stranger.open(node.transport.port) for _ in range(5)]
+        assert await strangers[4].answer() is None
+        for stranger in strangers:
+            stranger.close()
+        await node.stop()
+
+    run(scenario)
+
+
+def test_a_peer_that_does_not_read_is_disconnected() -> None:
+    async def scenario() -> None:
+        writers: list[asyncio.StreamWriter] = []
+
+        async def greet_back(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(encode(Welcome(bytes(16))))
+
+        silent = await asyncio.start_server(greet_back, "127.0.0.1", 0)
+        ports = {"n1": free_port(), "n2": silent.sockets[0].getsockname()[1]}
+        node = Node("n1", ports, limits=TransportLimits(max_backlog_bytes=1 << 20))
+        await node.transport.start()
+        await node.connected.get()
+        piece = wire.SnapshotPiece(1, 1, 1, 1, 1, 0, False, bytes(1 << 20))
+        while node.disconnected.empty():
+            node.transport.send("n2", piece)
+            node.transport.flush()
+            assert node.transport.backlog("n2") < 8 << 20
+            await asyncio.sleep(0)
+        await node.stop()
+        for writer in writers:
+            writer.transport.abort()
+        silent.close()
+        await silent.wait_closed()
+
+    run(scenario)
+
+
+def test_an_accept_that_fails_does_not_end_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stock transport unbinds its port for ever after one EMFILE (flaw L5)."""
+
+    async def scenario() -> None:
+        told: list[str] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(str(context["message"])))
+        node = await lone()
+        accept = socket.socket.accept
+        failures = iter([OSError(24, "Too many open files")])
+
+        def failing(listener: socket.socket) -> object:
+            for error in failures:
+                raise error
+            return accept(listener)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "accept", failing)
+            peer = await Stranger.open(node.transport.port)
+            peer.greet("n2", "n1", 1, 1)
+            assert isinstance(await peer.answer(), Welcome)
+        assert any("accept" in line for line in told)
+        peer.close()
+        await node.stop()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "::", "example.org", ""])
+def test_binding_beyond_loopback_is_refused(host: str) -> None:
+    with pytest.raises(NotLoopback, match="bind it to"):
+        Transport(
+            node="n1",
+            cluster="test",
+            peers={},
+            bind=(host, 0),
+            random=random.Random(1),
+            on_message=lambda *_: None,
+            on_connected=lambda _: None,
+            on_disconnected=lambda _: None,
+        )
+
+
+def test_a_busy_port_is_an_error_at_start() -> None:
+    async def scenario() -> None:
+        node = await lone()
+        other = Node("n1", {"n1": node.transport.port})
+        with pytest.raises(OSError, match="address already in use"):
+            await other.transport.start()
+        await other.stop()
+        await node.stop()
+
+    run(scenario)
