@@ -39,6 +39,7 @@ from cluster.client_calls import (
     Exchange,
     NoAnswer,
     Nodes,
+    node_url,
     node_urls,
 )
 from cluster.client_submission import Batch, Open, Submission, element_answer, elements
@@ -53,6 +54,7 @@ _CROWDED_PAUSE = 1.0
 """Seconds that are added where an element of a batch was refused for load: an error in a batch has
 no header that could say how long."""
 _TRANSACTIONS = "/v1/transactions"
+_CLUSTER = "/v1/cluster"
 
 
 class Client:
@@ -290,10 +292,15 @@ class Client:
         return read_transaction(await self._read(Call("POST", path, b"{}"), _until(deadline)))
 
     async def cluster(self, *, deadline: float = DEADLINE) -> ClusterStatus:
-        """The cluster as some node sees it; its nodes are known to this client from then on."""
-        call = Call("GET", "/v1/cluster", needs_leader=False)
+        """The cluster as its leader sees it, for it knows how far the others are; without a leader
+        that answers, as some node sees it. The nodes are known to this client from then on."""
+        call = Call("GET", _CLUSTER, needs_leader=False)
         status = read_cluster(await self._read(call, _until(deadline)))
         self._remember(status)
+        others = [node.api for node in status.nodes if node.id == status.leader]
+        if status.leader != status.self_id and others:
+            with contextlib.suppress(NoAnswer, BadAnswer, ValueError):
+                return await self._ask_about_cluster(node_url(others[0]))
         return status
 
     # --- within ---------------------------------------------------------------------------------
@@ -357,12 +364,14 @@ class Client:
 
     async def _ask_for_nodes(self) -> None:
         assert self._learnt_from is not None
-        try:
-            url = f"{self._learnt_from}/v1/cluster"
-            answer = await self._exchange.send("GET", url, None, self._timeout)
-            self._remember(read_cluster(read_json(answer.body)))
-        except (NoAnswer, BadAnswer):
-            pass  # the nodes that were given have to do; the next leader is asked again
+        # Without an answer the nodes that were given have to do; the next leader is asked again.
+        with contextlib.suppress(NoAnswer, BadAnswer):
+            self._remember(await self._ask_about_cluster(self._learnt_from))
+
+    async def _ask_about_cluster(self, node: str) -> ClusterStatus:
+        """What this very node says, asked once."""
+        answer = await self._exchange.send("GET", node + _CLUSTER, None, self._timeout)
+        return read_cluster(read_json(answer.body))
 
     def _remember(self, status: ClusterStatus) -> None:
         with contextlib.suppress(ValueError):  # an address that is none is of no use

@@ -35,9 +35,9 @@ def transaction_text(transaction: Transaction) -> str:
         ("decided", transaction.decided_at),
         ("finished", transaction.finished_at),
     )
-    lines += [f"  {name:<9}{value}" for name, value in times if value is not None]
+    lines += [f"  {name:<10}{value}" for name, value in times if value is not None]
     if transaction.metadata:
-        lines.append(f"  {'metadata':<9}{json.dumps(transaction.metadata)}")
+        lines.append(f"  {'metadata':<10}{json.dumps(transaction.metadata)}")
     rows = [_branch_row(branch) for branch in transaction.branches]
     if rows:
         lines += ["", *table(("branch", "name", "vote", "state", "attempts", "remarks"), rows)]

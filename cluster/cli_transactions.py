@@ -26,7 +26,6 @@ from cluster.client import (
     ClientError,
     OutcomeUnknown,
     Transaction,
-    UnknownTransaction,
 )
 
 _DEFAULT_NODES = "127.0.0.1:8101,127.0.0.1:8102,127.0.0.1:8103"
@@ -258,29 +257,25 @@ async def _watch(client: Client, arguments: argparse.Namespace) -> int:
 
 
 async def _watch_all(client: Client, arguments: argparse.Namespace) -> int:
-    """A line whenever the leader or one of the newest transactions changes; ends with Ctrl-C."""
+    """A line whenever the leader or one of the newest transactions changes."""
     states: dict[str, str] = {}
     leader: str | None = ""
-    while True:
-        try:
+    try:
+        while True:
             status = await client.cluster(deadline=arguments.deadline)
             page = await client.list(limit=_WATCHED, deadline=arguments.deadline)
-        except UnknownTransaction:
-            continue  # it was forgotten between two pages
-        if status.leader != leader:
-            leader = status.leader
-            if arguments.json:
-                print_json(status.raw)
-            else:
-                print(f"{'leader':<10} {leader or 'nobody'}, term {status.term}", flush=True)
-        for transaction in reversed(page.transactions):
-            if states.get(transaction.id) != transaction.state:
-                if arguments.json:
-                    print_json(transaction.raw)
-                else:
-                    print(f"{transaction.state:<10} {transaction.id}", flush=True)
-        states = {transaction.id: transaction.state for transaction in page.transactions}
-        await asyncio.sleep(_WATCH_EVERY)
+            if status.leader != leader:
+                leader = status.leader
+                line = f"{'leader':<10} {leader or 'nobody'}, term {status.term}"
+                print_json(status.raw) if arguments.json else print(line, flush=True)
+            for transaction in reversed(page.transactions):
+                if states.get(transaction.id) != transaction.state:
+                    line = f"{transaction.state:<10} {transaction.id}"
+                    print_json(transaction.raw) if arguments.json else print(line, flush=True)
+            states = {transaction.id: transaction.state for transaction in page.transactions}
+            await asyncio.sleep(_WATCH_EVERY)
+    except asyncio.CancelledError:
+        return 0  # Ctrl-C, the only way to end it
 
 
 async def _status(client: Client, arguments: argparse.Namespace) -> int:

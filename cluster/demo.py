@@ -32,8 +32,8 @@ _CLIENTS = 8
 _USERS = 120
 """Few enough that now and then two clients want the same one, and one of them is refused."""
 _ORDERS_PER_ARTICLE = 200
-_STOCK = 260
-"""Of each article; its orders ask for some 300: the last of them find it out of stock."""
+_STOCK = 240
+"""Of each article; its orders ask for some 265: the last of them find it out of stock."""
 _KILL_AT, _START_AT = 0.35, 0.65
 """Parts of the time of load."""
 _SETTLE_TIMEOUT = 30.0
@@ -275,7 +275,7 @@ async def _ask_every_node(local: LocalCluster, account: Account) -> None:
     answers = await asyncio.gather(
         *(_disagreements(local, account, node, chosen) for node in local.node_ids)
     )
-    account.nodes_asked = len(answers)
+    account.nodes_asked, account.transactions_asked = len(answers), len(chosen)
     account.disagreements = [line for lines in answers for line in lines]
 
 

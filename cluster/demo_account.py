@@ -48,6 +48,7 @@ class Account:
     leader_was_dead: bool = False
     next_commit_s: float | None = None
     nodes_asked: int = 0
+    transactions_asked: int = 0
     disagreements: list[str] = field(default_factory=lambda: ["the nodes were not asked"])
 
     def ids(self, outcome: str) -> list[str]:
@@ -96,7 +97,9 @@ class Account:
             Check(
                 "all nodes agree",
                 not self.disagreements,
-                _some(self.disagreements) if self.disagreements else f"{self.nodes_asked} asked",
+                _some(self.disagreements)
+                if self.disagreements
+                else f"{self.nodes_asked} asked for {self.transactions_asked:,} transactions each",
             ),
         ]
 

@@ -138,22 +138,22 @@ class _Reading:
             self._read_segment(number)
         end = (self._segments[-1].number, self._segments[-1].size)
         if self._mark > end:
-            path = segment_path(self._directory, self._mark[0])
-            raise Damaged(
-                path, end[1], f"it was synced up to byte {self._mark[1]}, the rest is gone"
+            number, offset = self._mark
+            what = (
+                f"it was synced up to byte {offset}, but it ends in segment {end[0]}, byte {end[1]}"
             )
+            raise self._damaged(number, end[1] if end[0] == number else 0, what)
         if not self._log.whole:
-            path = segment_path(self._directory, oldest)
-            raise Damaged(path, 0, f"the log starts at {self._log.start}, this entry is missing")
+            what = f"the log starts at {self._log.start}, this entry is missing"
+            raise self._damaged(oldest, 0, what)
         stale = [number for number in numbers if number < oldest]
         return Recovered(self._log, self._segments, stale)
 
     def refuse_if_promised(self, tear: _Tear, numbers: list[int]) -> None:
         """Raise Damaged if anything at or behind the tear may have been promised."""
         torn, offset = tear.position
-        path = segment_path(self._directory, torn)
         if tear.position <= (numbers[0], 0):
-            raise Damaged(path, offset, f"{tear}, and nothing stands before it")
+            raise self._damaged(torn, offset, f"{tear}, and nothing stands before it")
         for number in numbers:
             if number < torn:
                 continue
@@ -163,10 +163,10 @@ class _Reading:
                 self._mark = max(self._mark, record.mark)
                 if record.without_sync:
                     what = f"{tear}, but what was written later, without sync, is there"
-                    raise Damaged(path, offset, what)
+                    raise self._damaged(torn, offset, what)
         if self._mark > tear.position:
             synced = f"byte {self._mark[1]} of segment {self._mark[0]}"
-            raise Damaged(path, offset, f"{tear}, but all was synced up to {synced}")
+            raise self._damaged(torn, offset, f"{tear}, but all was synced up to {synced}")
 
     def _find_oldest(self, numbers: list[int]) -> int:
         """What the newest header that can be read says of the oldest segment needed."""
@@ -180,8 +180,7 @@ class _Reading:
             body = decode_record(blob, number, 0)
             if body is not None:
                 return self._own_header(body, number).oldest
-        path = segment_path(self._directory, numbers[0])
-        raise Damaged(path, 0, "no segment has a readable header")
+        raise self._damaged(numbers[0], 0, "no segment has a readable header")
 
     def _read_segment(self, number: int) -> None:
         blob = read_file(self._disk, segment_path(self._directory, number))
@@ -208,52 +207,56 @@ class _Reading:
         if before.size < header.previous_end:
             raise _Tear(before.number, before.size, "the end of the segment is missing")
         if before.size > header.previous_end or not self._log.agrees_with(header):
-            path = segment_path(self._directory, header.number)
-            raise Damaged(path, 0, "it does not continue the segment before")
+            raise self._damaged(header.number, 0, "it does not continue the segment before")
 
     def _apply(self, body: bytes, segment: Segment) -> None:
         record = self._decode(body, segment.number, segment.size)
-        path = segment_path(self._directory, segment.number)
         if isinstance(record, Header):
-            raise Damaged(path, segment.size, "a header in the middle of the segment")
+            raise self._damaged(segment.number, segment.size, "a header in the middle")
         self._mark = max(self._mark, record.mark)
         try:
             highest = apply_changes(self._log, decode_changes(record.changes))
         except Malformed as error:
-            raise Damaged(path, segment.size, str(error)) from error
+            raise self._damaged(segment.number, segment.size, str(error)) from error
         segment.highest = max(segment.highest, highest)
 
     def _own_header(self, body: bytes, number: int) -> Header:
-        path = segment_path(self._directory, number)
         header = self._decode(body, number, 0)
         if not isinstance(header, Header):
-            raise Damaged(path, 0, "it does not begin with a header")
+            raise self._damaged(number, 0, "it does not begin with a header")
         if (header.cluster, header.node) != self._owner:
             cluster, node = self._owner
             raise Foreign(
-                f"{path} belongs to node {header.node} of cluster {header.cluster}, not to node "
-                f"{node} of cluster {cluster}: give each node its own directory"
+                f"{segment_path(self._directory, number)} belongs to node {header.node} of "
+                f"cluster {header.cluster}, not to node {node} of cluster {cluster}: give each "
+                "node its own directory"
             )
         return header
 
     def _decode(self, body: bytes, number: int, offset: int) -> Header | Group:
-        path = segment_path(self._directory, number)
         try:
             return decode_body(body)
         except OtherFormat as error:
+            path = segment_path(self._directory, number)
             raise Foreign(f"{path} has {error}: start the program that wrote it") from error
         except Malformed as error:
-            raise Damaged(path, offset, str(error)) from error
+            raise self._damaged(number, offset, str(error)) from error
+
+    def _damaged(self, number: int, offset: int, what: str) -> Damaged:
+        return Damaged(segment_path(self._directory, number), offset, what)
 
 
 def _cut(directory: Path, disk: Disk, numbers: list[int], tear: _Tear) -> None:
-    """Remove everything at and behind the tear, the newest first, and make that durable."""
+    """Remove everything at and behind the tear, the newest first.
+
+    Nothing is synced here: a crash on the way leaves a tear in the same place, and opening the
+    journal syncs what is left, names and bytes, before anyone builds on it.
+    """
     torn, offset = tear.position
     kept = torn if offset > 0 else torn - 1
     for number in reversed([number for number in numbers if number > kept]):
         _logger.warning("%s: removed: %s", segment_path(directory, number), tear)
         disk.unlink(segment_path(directory, number))
-    disk.sync_directory(directory)
     if offset > 0:
         path = segment_path(directory, torn)
         file = disk.open(path)
@@ -266,6 +269,5 @@ def _cut(directory: Path, disk: Disk, numbers: list[int], tear: _Tear) -> None:
                 file.size() - offset,
             )
             file.truncate(offset)
-            file.sync()
         finally:
             file.close()

@@ -5,7 +5,7 @@ error.
     attempt=2
 
 Whatever a message carries beside its text (`_log.info("...", extra={"transaction_id": id})`) is
-shown at its end, or is a field of the JSON object; so is the node, where it is given.
+a field of the JSON object; in a line for people it is shown at the end, unless the text has it.
 """
 
 from __future__ import annotations
@@ -43,11 +43,10 @@ class _Text(logging.Formatter):
         self._node = f"{node} " if node else ""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = "".join(f" {name}={value}" for name, value in _carried(record).items())
-        line = (
-            f"{_time(record)} {record.levelname:<5} {self._node}{record.name}:"
-            f" {_one_line(record.getMessage())}"
-        )
+        text = _one_line(record.getMessage())
+        carried = _carried(record).items()
+        fields = "".join(f" {name}={value}" for name, value in carried if str(value) not in text)
+        line = f"{_time(record)} {record.levelname:<5} {self._node}{record.name}: {text}"
         line = f"{line} {fields}" if fields else line
         trace = _trace(self, record)
         return f"{line}\n{trace}" if trace else line

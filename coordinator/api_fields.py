@@ -145,10 +145,9 @@ def _is_host(host: str, *, bracketed: bool) -> bool:
     if not bracketed:
         return _HOST.fullmatch(host) is not None
     try:
-        ipaddress.IPv6Address(host)
+        return ipaddress.IPv6Address(host).scope_id is None  # a scope is one machine's own
     except ValueError:
         return False
-    return True
 
 
 def place_of(url: str) -> str:

@@ -343,15 +343,17 @@ class Machine:
                     f"snapshot version {version!r}: this program knows {SNAPSHOT_VERSION}"
                 )
             table: Table[Transaction] = Table()
+            read = 0
             for piece in pieces:
                 for fields in msgpack.unpackb(piece, use_list=False):
                     transaction = _transaction(fields)
                     if transaction.outcome is not None:
                         transaction = self._compact(transaction)
                     table.put(transaction.id, transaction)
-            if len(table) != count:
-                raise ValueError(f"snapshot of {count} transactions holds {len(table)}")
+                    read += 1
             indexes = Indexes.of(table)
+            if not read == len(table) == len(indexes.by_sequence) == count:
+                raise ValueError(f"snapshot of {count} transactions holds {read}")
         except StopIteration:
             raise ValueError("a snapshot without a header") from None
         except ValueError:

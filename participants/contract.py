@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -54,7 +54,10 @@ class BadMessage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What a participant says of itself. The default is a plain one: none of this."""
+    """What a participant says of itself. The default is a plain one: none of this.
+
+    `batch_path`: the whole path of its batch call, on the scheme, host and port that answered.
+    """
 
     repeatable_prepare: bool = False
     inquiry: bool = False
@@ -265,7 +268,10 @@ def read_prepare_answer(
     """What an HTTP answer to a prepare means. `retry_after` is that header's value, in seconds."""
     if status in (202, 425):
         return Working(_retry_after_ms(retry_after))
-    answer = _decoded(body)
+    return _prepare_answer(status, _decoded(body), body, transaction_id)
+
+
+def _prepare_answer(status: int, answer: Any, body: bytes, transaction_id: str) -> PrepareAnswer:
     stranger = _another_transaction(answer, transaction_id)
     if stranger is not None:
         return stranger
@@ -289,7 +295,13 @@ def read_end_answer(
     operation: Operation, status: int, body: bytes, transaction_id: str
 ) -> EndAnswer:
     """What an HTTP answer to a commit or a rollback means: any 2xx acknowledges."""
-    stranger = _another_transaction(_decoded(body), transaction_id)
+    return _end_answer(operation, status, _decoded(body), body, transaction_id)
+
+
+def _end_answer(
+    operation: Operation, status: int, answer: Any, body: bytes, transaction_id: str
+) -> EndAnswer:
+    stranger = _another_transaction(answer, transaction_id)
     if stranger is not None:
         return stranger
     if 200 <= status < 300:
@@ -331,6 +343,68 @@ def _retry_after_ms(header: str | None) -> int | None:
     if header is None or not header.isascii() or not header.isdigit():
         return None
     return min(int(header[:6]) * 1000, 3_600_000)
+
+
+# --- a batch call: independent messages, independent answers ------------------------------------
+
+
+def batch_body(messages: Iterable[tuple[Operation, bytes]]) -> bytes:
+    """The body of a batch call; each message is a body as `prepare_body` or `end_body` gives it."""
+    parts = [
+        b'{"operation":"%s",%s' % (operation.value.encode("ascii"), body[1:])
+        for operation, body in messages
+    ]
+    return b'{"messages":[%s]}' % b",".join(parts)
+
+
+def read_batch(message: Any) -> list[Any]:
+    """The messages of a batch call in decoded JSON, each yet to be read; raises BadMessage."""
+    messages = _fields(message).get("messages")
+    if not isinstance(messages, list):
+        raise BadMessage("messages: must be a list")
+    return messages
+
+
+def read_operation(message: Any) -> Operation:
+    """What one message of a batch asks for; raises BadMessage."""
+    try:
+        return Operation(_text(_fields(message), "operation"))
+    except ValueError:
+        raise BadMessage("operation: must be prepare, commit or rollback") from None
+
+
+def read_batch_answers(
+    status: int, body: bytes, messages: Sequence[tuple[Operation, str, str]]
+) -> list[PrepareAnswer | EndAnswer]:
+    """What the answer to a batch call means to each message (operation, transaction id, branch id).
+
+    An answer to the whole that is none, or has not as many answers as there were messages, is a
+    failure of each.
+    """
+    decoded = _decoded(body) if status == 200 else None
+    answers = decoded.get("answers") if isinstance(decoded, dict) else None
+    if not isinstance(answers, list) or len(answers) != len(messages):
+        failed = Failed(f"answered a batch with {status}: {_excerpt(body)}")
+        return [failed] * len(messages)
+    return [
+        _batch_answer(answer, *message) for answer, message in zip(answers, messages, strict=True)
+    ]
+
+
+def _batch_answer(
+    answer: Any, operation: Operation, transaction_id: str, branch_id: str
+) -> PrepareAnswer | EndAnswer:
+    status = answer.get("status") if isinstance(answer, dict) else None
+    body = answer.get("body") if isinstance(answer, dict) else None
+    if type(status) is not int:
+        return Failed("answered a message of a batch without a status")
+    if isinstance(body, dict) and body.get("branch_id", branch_id) != branch_id:
+        return Failed(f"answered for another branch: {str(body['branch_id'])[:80]!r}")
+    if operation is not Operation.PREPARE:
+        return _end_answer(operation, status, body, b"", transaction_id)
+    if status in (202, 425):
+        return Working()
+    return _prepare_answer(status, body, b"", transaction_id)
 
 
 # --- the fingerprint ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -24,7 +24,9 @@ from participants.contract import (
     Declaration,
     Operation,
     Prepare,
+    read_batch,
     read_end,
+    read_operation,
     read_prepare,
 )
 
@@ -32,6 +34,8 @@ MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 """One message: the largest payload a coordinator takes (1 MiB), and ample room for the rest."""
 MAX_BATCH_BYTES = 32 * 1024 * 1024
 MAX_BATCH_MESSAGES = 10_000
+MAX_PREFIXES = 16
+"""Prefixes whose headers are kept made; there is one, unless somebody plays with the spelling."""
 BODY_TIMEOUT_S = 30.0
 """How long the sender may take to send a body that it has begun."""
 
@@ -64,26 +68,31 @@ def error_body(code: str, message: str, **details: Any) -> dict[str, Any]:
     return {"error": {"code": code, "message": message, "details": details}}
 
 
-def protocol_application(receive: Receive, declaration: Declaration) -> web.Application:
+def protocol_application(
+    receive: Receive, declaration: Declaration, *, batches: bool
+) -> web.Application:
     """The routes of a participant; `receive` carries messages out and replies in their order."""
-    endpoints = _Endpoints(receive, declaration)
+    endpoints = _Endpoints(receive, declaration, batches)
     application = web.Application(client_max_size=MAX_BATCH_BYTES)
     router = application.router
     router.add_post("/prepare", endpoints.prepare)
     router.add_post("/commit", endpoints.commit)
     router.add_post("/rollback", endpoints.rollback)
-    for path in ("/prepare", "/commit", "/rollback"):
+    paths = ["/prepare", "/commit", "/rollback"]
+    if batches:
+        router.add_post("/batch", endpoints.batch)
+        paths.append("/batch")
+    for path in paths:
         router.add_route("*", path, endpoints.wrong_method)
     return application
 
 
 class _Endpoints:
-    def __init__(self, receive: Receive, declaration: Declaration) -> None:
+    def __init__(self, receive: Receive, declaration: Declaration, batches: bool) -> None:
         self._receive = receive
-        self._headers = {
-            DECLARATION_HEADER: declaration.header(),
-            "Content-Type": "application/json",
-        }
+        self._batches = batches
+        self._declaration = declaration
+        self._headers: dict[str, dict[str, str]] = {}  # by the prefix that it is mounted under
 
     async def prepare(self, request: web.Request) -> web.Response:
         return await self._one(request, Operation.PREPARE)
@@ -96,23 +105,50 @@ class _Endpoints:
 
     async def wrong_method(self, request: web.Request) -> web.Response:
         message = f"{request.method} {request.path} is not offered; use POST"
-        return self._response(Reply(405, error_body("method_not_allowed", message)))
+        return self._response(request, Reply(405, error_body("method_not_allowed", message)))
+
+    async def batch(self, request: web.Request) -> web.Response:
+        """Independent messages with independent answers in their order; one sync for them all."""
+        body = await _read_body(request, MAX_BATCH_BYTES)
+        received = body if isinstance(body, Reply) else _read_batch(body)
+        if isinstance(received, Reply):
+            return self._response(request, received)
+        good = [message for message in received if not isinstance(message, Reply)]
+        replies = iter(await self._receive(good))
+        answers = [message if isinstance(message, Reply) else next(replies) for message in received]
+        shown = [{"status": answer.status, "body": answer.body} for answer in answers]
+        return self._response(request, Reply(200, {"answers": shown}))
 
     async def _one(self, request: web.Request, operation: Operation) -> web.Response:
         body = await _read_body(request, MAX_MESSAGE_BYTES)
         received = body if isinstance(body, Reply) else _read_message(operation, body)
         if isinstance(received, Reply):
-            return self._response(received)
+            return self._response(request, received)
         (reply,) = await self._receive((received,))
-        return self._response(reply)
+        return self._response(request, reply)
 
-    def _response(self, reply: Reply) -> web.Response:
+    def _response(self, request: web.Request, reply: Reply) -> web.Response:
+        prefix = request.rel_url.raw_path.rpartition("/")[0]
         response = web.Response(
-            body=json.dumps(reply.body).encode("ascii"), status=reply.status, headers=self._headers
+            body=json.dumps(reply.body).encode("ascii"),
+            status=reply.status,
+            headers=self._headers.get(prefix) or self._make_headers(prefix),
         )
         if reply.status == 503:
             response.headers["Retry-After"] = "1"
         return response
+
+    def _make_headers(self, prefix: str) -> dict[str, str]:
+        declaration = self._declaration
+        if self._batches and ";" not in prefix:  # which the declaration could not carry
+            declaration = replace(declaration, batch_path=f"{prefix}/batch")
+        headers = {
+            DECLARATION_HEADER: declaration.header(),
+            "Content-Type": "application/json",
+        }
+        if len(self._headers) < MAX_PREFIXES:
+            self._headers[prefix] = headers
+        return headers
 
 
 async def _read_body(request: web.Request, limit: int) -> bytes | Reply:
@@ -136,6 +172,25 @@ async def _read_body(request: web.Request, limit: int) -> bytes | Reply:
 def _read_message(operation: Operation, body: bytes) -> Received | Reply:
     try:
         return _message(operation, _decoded(body))
+    except BadMessage as error:
+        return _bad_message(error)
+
+
+def _read_batch(body: bytes) -> list[Received | Reply] | Reply:
+    """Each message, or the reply that refuses it; or the reply that refuses the whole."""
+    try:
+        messages = read_batch(_decoded(body))
+    except BadMessage as error:
+        return _bad_message(error)
+    if len(messages) > MAX_BATCH_MESSAGES:
+        most = MAX_BATCH_MESSAGES
+        return Reply(413, error_body("too_large", f"more than {most} messages", limit=most))
+    return [_read_batch_message(message) for message in messages]
+
+
+def _read_batch_message(message: Any) -> Received | Reply:
+    try:
+        return _message(read_operation(message), message)
     except BadMessage as error:
         return _bad_message(error)
 

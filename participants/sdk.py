@@ -102,12 +102,14 @@ class ParticipantSettings:
     """`grace_ms`: how far clocks may be apart; a prepare is accepted so long after `expires_at`.
 
     `tombstones_kept_ms`: longer than the coordinator remembers (a day) and than any message can be
-    under way. `sweep_every_s`: how often older ones are dropped.
+    under way. `sweep_every_s`: how often older ones are dropped. `batches`: offer the call that
+    carries many messages.
     """
 
     grace_ms: int = 5_000
     tombstones_kept_ms: int = 7 * 24 * 3600 * 1000
     sweep_every_s: float = 600.0
+    batches: bool = True
     inquiry: InquirySettings = field(default_factory=InquirySettings)
 
 
@@ -163,7 +165,9 @@ class Participant(Generic[T]):
 
         The store is opened and closed, and inquiry started and stopped, with the application.
         """
-        application = protocol_application(self.receive, self.declaration)
+        application = protocol_application(
+            self.receive, self.declaration, batches=self._settings.batches
+        )
 
         async def lifetime(_: web.Application) -> AsyncIterator[None]:
             await self.start()

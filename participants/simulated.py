@@ -24,14 +24,14 @@ import random as randomness
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from participants.branch import State
-from participants.contract import Operation, Vote
+from participants.contract import DECLARATION_HEADER, Operation, Vote
 from participants.endpoints import error_body
 from participants.memory_store import MemoryStore
 from participants.plain import PlainParticipant
@@ -70,7 +70,7 @@ class Fault(enum.StrEnum):
     YES_THEN_NO = "yes_then_no"  # votes YES; a second prepare of the branch is answered NO
 
 
-_AFTER_EFFECT = {
+_AFTER_EFFECT = (
     Fault.ERROR_AFTER_EFFECT,
     Fault.DELAY_AFTER_EFFECT,
     Fault.CRASH_AFTER_EFFECT,
@@ -81,7 +81,11 @@ _AFTER_EFFECT = {
     Fault.EMPTY,
     Fault.ANOTHER_TRANSACTION,
     Fault.HUGE,
-}
+)
+
+
+_OWN_WORDS = (Fault.NO, Fault.READ_ONLY, Fault.YES_THEN_NO, Fault.STILL_WORKING, Fault.ERROR)
+"""What the participant itself may well say; the others are answers of something in between."""
 
 
 @dataclass(slots=True)
@@ -168,7 +172,8 @@ class Simulated:
             if directory is None
             else SqliteStore(directory / "simulated.sqlite", owner="simulated")
         )
-        self._settings = settings
+        # A fault is a call's own; a call that carries many has no place for it.
+        self._settings = replace(settings or ParticipantSettings(), batches=False)
 
     def application(self) -> web.Application:
         if self._sdk:
@@ -204,7 +209,11 @@ class Simulated:
             return await handler(request)
         if rule.fault not in _AFTER_EFFECT:
             answer = await _before_effect(rule, request)
-            return await handler(request) if answer is None else answer
+            if answer is None:
+                return await handler(request)
+            if self._sdk and rule.fault in _OWN_WORDS:
+                answer.headers[DECLARATION_HEADER] = Participant.declaration.header()
+            return answer
         answer = await handler(request)
         return await _after_effect(rule, request, answer)
 

@@ -47,13 +47,23 @@ class MemoryDisk:
     # --- what a crash leaves
 
     def after_kill(self) -> MemoryDisk:
-        """Everything that was written, and no locks."""
+        """Everything that was written, and no locks. What was not synced still is not."""
+        copies: dict[_Content, _Content] = {}
+
+        def copy(content: _Content) -> _Content:
+            if content not in copies:
+                pending = list(content.pending)
+                copies[content] = _Content(bytearray(content.now), content.durable, pending)
+            return copies[content]
+
         other = MemoryDisk()
         other.directories = set(self.directories)
-        for path, content in self.files.items():
-            now = bytes(content.now)
-            other.files[path] = _Content(bytearray(now), now)
-        other._durable_names = dict(other.files)
+        other.files = {path: copy(content) for path, content in self.files.items()}
+        other._durable_names = {path: copy(c) for path, c in self._durable_names.items()}
+        other._pending_names = [
+            (path, None if content is None else copy(content), before)
+            for path, content, before in self._pending_names
+        ]
         return other
 
     def after_power_loss(self, draw: random.Random) -> MemoryDisk:

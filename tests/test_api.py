@@ -360,6 +360,27 @@ def test_a_request_with_an_id_goes_on_to_the_new_leader_or_learns_that_it_is_unk
     run(test())
 
 
+def test_leadership_lost_while_the_body_comes_still_redirects_for_no_id_is_made_yet() -> None:
+    async def test() -> None:
+        driver = ScriptedDriver()
+        async with api_node(scripted=driver) as node:
+            host, port = node.url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            body = json.dumps(node.body()).encode()
+            head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body))
+            # The node has read the head, and led then.
+            assert b"100" in await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0)
+            node.log.follow("n2")
+            writer.write(body)
+            assert b" 307 " in await reader.readuntil(b"\r\n\r\n")
+            assert driver.submitted == []
+            writer.close()
+
+    run(test())
+
+
 def test_in_a_batch_each_element_learns_by_itself_that_it_is_unknown() -> None:
     async def test() -> None:
         driver = ScriptedDriver()

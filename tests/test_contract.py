@@ -239,3 +239,58 @@ def test_the_fingerprint_knows_the_order_and_the_bounds_of_participants() -> Non
     two = ("second", *PARTICIPANT[1:], b"2")
     assert contract.fingerprint("m", [one, two]) != contract.fingerprint("m", [two, one])
     assert contract.fingerprint("m", [one]) != contract.fingerprint("m", [one, one])
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+ASKED = [(Operation.PREPARE, "t1", "1"), (Operation.COMMIT, "t2", "1")]
+
+
+def test_a_batch_is_read_as_it_was_written() -> None:
+    end = contract.end_body("t2", "1")
+    body = contract.batch_body([(Operation.PREPARE, encode_json(GOOD)), (Operation.COMMIT, end)])
+    first, second = contract.read_batch(json.loads(body))
+    assert contract.read_operation(first) is Operation.PREPARE
+    assert contract.read_prepare(first) == contract.read_prepare(GOOD)
+    assert contract.read_operation(second) is Operation.COMMIT
+    assert contract.read_end(second) == ("t2", "1")
+
+
+def test_each_answer_of_a_batch_is_its_messages_own() -> None:
+    body = {
+        "answers": [
+            {"status": 200, "body": {"vote": "yes", "transaction_id": "t1", "branch_id": "1"}},
+            {"status": 503, "body": {"transaction_id": "t2", "branch_id": "1"}},
+        ]
+    }
+    first, second = contract.read_batch_answers(200, json.dumps(body).encode(), ASKED)
+    assert first == Voted(Vote.YES)
+    assert isinstance(second, Failed)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [],
+        [{"status": 200, "body": {"vote": "yes"}}],
+        [{"status": 200, "body": {"vote": "yes"}}] * 3,
+        [None, None],
+        [{"status": True, "body": {"vote": "yes"}}] * 2,
+        [{"status": "200", "body": {"vote": "yes"}}] * 2,
+        [{"status": 500, "body": {"vote": "yes"}}] * 2,
+        [{"status": 200, "body": {"vote": "yes", "transaction_id": "another"}}] * 2,
+        [{"status": 200, "body": {"vote": "yes", "branch_id": "2"}}] * 2,
+        {"0": {"status": 200}},
+        None,
+    ],
+)
+def test_answers_of_a_batch_that_are_failures_of_all(answers: Any) -> None:
+    body = json.dumps({"answers": answers}).encode()
+    read = contract.read_batch_answers(200, body, ASKED)
+    assert [type(answer) for answer in read] == [Failed, Failed]
+
+
+@pytest.mark.parametrize("status", [207, 404, 500])
+def test_a_batch_call_that_fails_is_a_failure_of_each(status: int) -> None:
+    body = json.dumps({"answers": [{"status": 200, "body": {"vote": "yes"}}] * 2}).encode()
+    assert all(isinstance(a, Failed) for a in contract.read_batch_answers(status, body, ASKED))

@@ -313,6 +313,19 @@ def test_prepares_are_tried_although_the_lane_of_commits_is_closed() -> None:
     run(scenario, limits=Limits(calls_per_participant=4))
 
 
+def test_every_prepare_for_a_participant_that_is_down_is_tried_and_fails_fast() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        with bound_socket() as held:
+            pairs = [call_for(url_of(held), transaction_id=f"t{n}") for n in range(200)]
+            for call, _ in pairs:
+                gateway.begin(call)
+            for call, answered in pairs:
+                assert not failed(await answered).arrived
+                assert call.sent_at is not None
+
+    run(scenario, limits=Limits(calls_per_participant=1))
+
+
 # --- the end --------------------------------------------------------------------------------------
 
 

@@ -346,6 +346,64 @@ def test_without_sync_a_kill_loses_nothing_and_a_power_loss_is_never_silent(seed
         assert state_of(journal) in history.states
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_many_lives_with_and_without_sync_kills_power_losses_and_crashes_while_opening(
+    seed: int,
+) -> None:
+    draw = random.Random(seed)
+    disk = MemoryDisk()
+    expected = [state_of(open_journal(disk))]
+    for _ in range(6):
+        sync_on = draw.random() < 0.7
+        segment_bytes = draw.choice([300, 700, 5000])
+        if draw.random() < 0.3:
+            disk.stop_at = disk.operations + draw.randint(1, 12)
+            try:
+                open_journal(disk)
+            except PowerCut:
+                # What a power loss takes here counts as never written, unless it was expected.
+                disk = disk.after_kill()
+        disk.stop_at = 0
+        journal = open_journal(disk, segment_bytes=segment_bytes, sync=sync_on)
+        assert state_of(journal) in expected
+        # What was found is durable, whatever it was before.
+        found = state_of(open_journal(disk.after_power_loss(draw)))
+        assert found == state_of(journal)
+
+        history = History(journal)
+        disk.stop_at = disk.operations + draw.randint(1, 120)
+        try:
+            history.run(draw, 40)
+            if draw.random() < 0.5:
+                journal.close()
+                history.written = history.durable = len(history.states) - 1
+        except PowerCut:
+            history.states.append((tuple(journal._log.entries), *_term_and_vote(history)))
+        if sync_on and draw.random() < 0.6:
+            disk = disk.after_power_loss(draw)
+            expected = history.states[history.durable :]
+        else:
+            disk = disk.after_kill()
+            expected = history.states[history.written :]
+
+
+def test_without_sync_damage_in_front_of_a_good_group_is_refused() -> None:
+    disk = MemoryDisk()
+    journal = open_journal(disk, sync=False)
+    ends = []
+    for _ in range(3):
+        append(journal, 1)
+        journal.write()
+        ends.append(len(disk.files[segment_path(HOME, 1)].now))
+    for bit in range(ends[0] * 8, ends[2] * 8):
+        other = _flipped(disk, segment_path(HOME, 1), bit)
+        if bit < ends[1] * 8:
+            with pytest.raises(Damaged, match="written later"):
+                open_journal(other)
+        else:
+            assert len(open_journal(other)) == 2, "the last group looks like a torn write"
+
+
 def test_without_sync_the_watermark_stays_where_the_last_sync_was() -> None:
     disk = MemoryDisk()
     journal = open_journal(disk, sync=False)
@@ -457,31 +515,43 @@ def test_s15_a_disk_that_fails_at_any_operation_is_a_clean_stop(seed: int) -> No
         assert history.accepts_after_power_loss(found), fail_at
 
 
-def test_s15_a_write_that_fails_half_way_leaves_the_file_as_it_was() -> None:
-    disk = MemoryDisk()
+class FailsAt(MemoryDisk):
+    """A disk on which one kind of operation fails, once it is armed."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__()
+        self.armed = False
+        self._failing = operation
+
+    def step(self, operation: str, path: Path) -> None:
+        if self.armed and operation == self._failing:
+            raise DiskFailed(operation, path, "Input/output error")
+        super().step(operation, path)
+
+
+@pytest.mark.parametrize("truncate_fails", [False, True])
+def test_s15_a_write_that_fails_half_way_is_cut_off_at_once_or_by_the_restart(
+    truncate_fails: bool,
+) -> None:
+    disk = FailsAt("write")
     journal = open_journal(disk)
     append(journal, 2)
     journal.write()
-    size = len(disk.files[segment_path(HOME, 1)].now)
+    content = disk.files[segment_path(HOME, 1)].now
+    size = len(content)
     append(journal, 2)
-    disk.stop_at, disk.fail_at = 0, disk.operations + 1
+    disk.armed = True
+    if truncate_fails:
+        disk.fail_at = disk.operations + 1
     with pytest.raises(DiskFailed):
         journal.write()
-    assert len(disk.files[segment_path(HOME, 1)].now) > size, "the truncation fails here, too"
-    disk.fail_at = 0
+    assert (len(content) > size) == truncate_fails
+    disk.armed, disk.fail_at = False, 0
     assert len(open_journal(disk)) == 2
 
 
 def test_after_a_failed_sync_nothing_is_believed_that_the_disk_may_not_have() -> None:
-    class Unsyncable(MemoryDisk):
-        armed = False
-
-        def step(self, operation: str, path: Path) -> None:
-            if self.armed and operation == "sync":
-                raise DiskFailed(operation, path, "Input/output error")
-            super().step(operation, path)
-
-    disk = Unsyncable()
+    disk = FailsAt("sync")
     journal = open_journal(disk)
     append(journal, 3)
     sync(journal)

@@ -324,7 +324,7 @@ def test_a_node_that_lags_behind_the_log_gets_a_snapshot(tmp_path: Path) -> None
                 await nodes.put(f"{number} " + "x" * 200)
             leader = await nodes.leader()
             await until(lambda: leader.status().first > 100)
-            lines = nodes.ledgers[leader.node].lines
+            lines = list(nodes.ledgers[leader.node].lines)
             await nodes.start(behind)
             await nodes.all_have(*lines)
             assert nodes.replicas[behind].stats.snapshots_installed == 1
