@@ -174,6 +174,8 @@ async def _submit_many(client: Client, arguments: argparse.Namespace, body: dict
 
 
 def _read_body(file: str) -> dict[str, Any]:
+    if file == "-" and sys.stdin.isatty():
+        raise UserMistake("submit: name a FILE of JSON, or send it to standard input")
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except OSError as error:

@@ -69,8 +69,7 @@ class Journal:
         segment_bytes: int = 16 << 20,
         sync: bool = True,
     ) -> Journal:
-        """Read the journal in `directory`, or begin one where there is none. Blocks; syncs what
-        it found.
+        """Read the journal in `directory`, or begin one. Blocks, and syncs what it found.
 
         Whether an empty directory may be begun with is not asked here but in
         `cluster/directory.py`. `segment_bytes`: a segment is left behind when it is at least that

@@ -55,6 +55,21 @@ def is_batch(body: bytes) -> bool:
     return _BATCH.match(body) is not None
 
 
+def is_deeper(value: Any, most: int) -> bool:
+    """Whether objects and lists are nested in each other more than `most` deep."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [whole for whole in level if isinstance(whole, dict | list)]
+        if not level:
+            return False
+        level = [
+            part
+            for whole in level
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+        ]
+    return True
+
+
 def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON number")
 

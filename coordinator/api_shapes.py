@@ -17,6 +17,7 @@ from coordinator import ids
 from coordinator.api_errors import ApiError, bad_field, too_large
 from coordinator.api_fields import (
     ID_RULE,
+    is_deeper,
     listed,
     object_of,
     one_of,
@@ -48,6 +49,9 @@ MAX_AHEAD_MS = 300_000
 
 MAX_NAME_CHARS = 200
 MAX_ACTOR_CHARS = 200
+MAX_METADATA_DEPTH = 32
+"""Every answer decodes and encodes it again; what only just could be read could not be shown."""
+
 MAX_RESOLVE_REASON_CHARS = 1_000
 
 _SUBMISSION_FIELDS = ("id", "mode", "participants", "timeout_ms", "wait", "metadata")
@@ -200,9 +204,13 @@ def _read_participant(value: Any, path: str) -> Planned:
 
 
 def _read_metadata(fields: Mapping[str, Any], limits: Limits) -> bytes:
-    value = fields.get("metadata", {})
+    if "metadata" not in fields:
+        return b"{}"
+    value = fields["metadata"]
     if not isinstance(value, dict):
         raise bad_field("metadata", "must be an object")
+    if is_deeper(value, MAX_METADATA_DEPTH):
+        raise bad_field("metadata", f"is nested more than {MAX_METADATA_DEPTH} deep")
     try:
         encoded = encode_json(value)
     except BadMessage as error:

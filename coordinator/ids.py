@@ -15,6 +15,8 @@ from collections.abc import Callable
 from random import Random
 
 MAX_ID_CHARS = 64
+MAX_STEP_BACK_MS = 60_000
+"""Well below the five minutes by which an id's time may be ahead of the coordinator's clock."""
 
 _VALID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_ID_CHARS}}}")
 _UUID7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -47,8 +49,10 @@ class IdMaker:
     """Makes UUIDv7 that grow strictly: two ids of one maker sort in the order in which they were
     made.
 
-    In one millisecond, or when the clock steps back, the random part is advanced by a random step
-    (RFC 9562, section 6.2, method 2), so that the next id cannot be guessed from the last.
+    In one millisecond, or when the clock steps back a little, the random part is advanced by a
+    random step (RFC 9562, section 6.2, method 2), so that the next id cannot be guessed from the
+    last. A clock that is set back further is followed instead: ids that stayed ahead of it would be
+    refused as coming from the future.
     """
 
     def __init__(self, now_ms: Callable[[], int], random: Random) -> None:
@@ -59,7 +63,7 @@ class IdMaker:
 
     def __call__(self) -> str:
         now_ms = self._now_ms()
-        if now_ms > self._last_ms:
+        if now_ms > self._last_ms or now_ms < self._last_ms - MAX_STEP_BACK_MS:
             self._last_ms = now_ms
             self._last_bits = self._random.getrandbits(_RANDOM_BITS)
         else:

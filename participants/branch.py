@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import assert_never
 
 from participants.contract import Vote
@@ -331,4 +331,6 @@ def _after(before: Branch | None, message: Message, to: State | None) -> Branch 
         case DoWork():
             return Branch(to, incarnation=message.incarnation)
         case _:
-            return Branch(to) if before is None else replace(before, state=to)
+            if before is None:
+                return Branch(to)
+            return Branch(to, before.fingerprint, before.incarnation)

@@ -9,6 +9,7 @@ at once, in the event loop's thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from participants.branch import ENDED, State
@@ -83,7 +84,7 @@ class MemoryStore:
         return results
 
     async def in_doubt(self, limit: int) -> list[BranchRecord]:
-        return list(self._prepared.values())[:limit]
+        return list(islice(self._prepared.values(), limit))
 
     async def ended(self, after: int, limit: int) -> list[Ended]:
         numbers = [number for number in self._ended if number > after][:limit]

@@ -34,7 +34,7 @@ import logging
 import random as randomness
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -268,8 +268,11 @@ class Participant(Generic[T]):
                 self._resource.rollback(work)
         if step.after != before:
             assert step.after is not None
-            ended = BranchRecord(message.transaction_id, message.branch_id, step.after)
-            local.keep(replace(ended, changed_at_ms=self._now_ms()))
+            now_ms = self._now_ms()
+            ended = BranchRecord(
+                message.transaction_id, message.branch_id, step.after, changed_at_ms=now_ms
+            )
+            local.keep(ended)
         return _reply(message, step, step.reason)
 
     # --- beside the messages --------------------------------------------------------------------

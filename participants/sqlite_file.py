@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import sqlite3
@@ -240,7 +241,7 @@ class Local:
                 branch.fingerprint,
                 branch.incarnation,
                 record.payload.decode("ascii"),
-                json.dumps(record.coordinators),
+                _encoded(record.coordinators),
                 record.changed_at_ms,
                 number,
             ),
@@ -328,13 +329,23 @@ def _record(row: tuple[Any, ...]) -> BranchRecord:
         branch_id,
         Branch(State(state), fingerprint, incarnation),
         payload.encode("ascii"),
-        tuple(json.loads(coordinators)) if coordinators != "[]" else (),
+        _decoded(coordinators),
         at_ms,
     )
 
 
 def unavailable(path: Path, error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"the store {path} failed, nothing was kept: {error}; ask again")
+
+
+@functools.lru_cache(maxsize=64)  # the same few lists, in every prepare
+def _encoded(coordinators: tuple[str, ...]) -> str:
+    return json.dumps(coordinators)
+
+
+@functools.lru_cache(maxsize=64)
+def _decoded(coordinators: str) -> tuple[str, ...]:
+    return tuple(json.loads(coordinators))
 
 
 def _primary_code(error: BaseException) -> int:

@@ -384,7 +384,7 @@ def test_leadership_lost_while_the_body_comes_still_redirects_for_no_id_is_made_
 def test_in_a_batch_each_element_learns_by_itself_that_it_is_unknown() -> None:
     async def test() -> None:
         driver = ScriptedDriver()
-        driver.outcome = lambda plan: NotLeader("x") if plan.id == "t-1" else FateUnknown("x")
+        driver.outcome = lambda plan: FateUnknown("x") if plan.id == "t-2" else NotLeader("x")
         async with api_node(scripted=driver) as node:
             node.log.leader = "n2"
             elements = [node.body(id="t-1"), node.body(id="t-2"), node.body()]
@@ -409,6 +409,22 @@ def test_leadership_lost_under_way_ends_the_wait() -> None:
             node.log.stop_leading()
             status, answer = await asking
             assert (status, error_of(answer)["code"]) == (503, "outcome_unknown")
+
+    run(test())
+
+
+def test_leadership_lost_while_a_read_waits_sends_it_on() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            await node.post(PATH, node.body("slow", id="t-1", wait="none"))
+            asking = asyncio.create_task(node.get(f"{PATH}/t-1?wait_ms=60000"))
+            barriers = node.log.barriers
+            while node.log.barriers == barriers:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+            node.log.follow("n2")
+            status, answer = await asking
+            assert (status, error_of(answer)["code"]) in ((503, "no_leader"), (307, "not_leader"))
 
     run(test())
 

@@ -66,6 +66,29 @@ def test_hostile_bodies(what: str) -> None:
     run(test())
 
 
+def test_nesting_of_any_depth_is_taken_or_refused() -> None:
+    """What could be read must be shown again, by a call stack that may be deeper."""
+
+    async def test() -> None:
+        async with api_node() as node:
+            statuses: dict[str, set[int]] = {"metadata": set(), "payload": set()}
+            for depth in (*range(28, 36), *range(300, 1_020, 10)):
+                nested = b"[" * depth + b"]" * depth
+                participant = b'{"url": "%s/yes"' % node.services.url.encode()
+                for name, body in (
+                    ("payload", participant + b', "payload": ' + nested + b"}]}"),
+                    ("metadata", participant + b'}], "metadata": {"a": ' + nested + b"}}"),
+                ):
+                    body = b'{"participants": [' + body  # noqa: PLW2901
+                    status, answer, _ = await node.request("POST", PATH, body=body)
+                    assert status in (200, 400), (name, depth, answer)
+                    statuses[name].add(status)
+            assert statuses == {"metadata": {200, 400}, "payload": {200, 400}}
+            await node.passes()
+
+    run(test())
+
+
 def test_every_field_with_every_wrong_type() -> None:
     async def test() -> None:
         async with api_node() as node:
@@ -302,6 +325,11 @@ def test_a_small_body_that_unpacks_to_a_large_one_is_measured_unpacked() -> None
                     "POST", PATH, body=packed, headers={"Content-Encoding": "gzip"}
                 )
                 assert (status, error_of(answer)["code"]) == (413, code)
+            packed = gzip.compress(b'{"branch_id": "1", "effect": "unknown"' + b" " * 20_000 + b"}")
+            status, answer, _ = await node.request(
+                "POST", ONE + "/resolve", body=packed, headers={"Content-Encoding": "gzip"}
+            )
+            assert (status, error_of(answer)["code"]) == (413, "body_too_large")
             await node.passes()
 
     run(test())

@@ -167,6 +167,21 @@ def test_limits_are_those_of_the_settings() -> None:
     read(heavy, body_bytes=1_004)  # two quotes, and the metadata's braces
 
 
+def test_true_is_no_number_even_where_1_is_one() -> None:
+    def timeout(value: Any) -> int:
+        return read_submission(
+            {**one(url="http://h"), "timeout_ms": value},
+            limits=Limits(),
+            timings=Timings(min_timeout_ms=1),
+            now_ms=NOW_MS,
+            make_id=lambda: "made",
+        ).plan.timeout_ms
+
+    assert timeout(1) == 1
+    with pytest.raises(ApiError):
+        timeout(True)
+
+
 def test_a_name_that_comes_twice_is_asked_for() -> None:
     same = {"url": "http://h:1/a"}
     message = refused({"participants": [same, {"url": "http://g"}, same]}, "participants[2].name")
@@ -211,6 +226,13 @@ def test_urls_that_cannot_be_called(url: str) -> None:
 def test_urls_that_can_be_called_can_be_by_the_client_library_too(url: str) -> None:
     plan = read(one(url=url)).plan
     assert URL(plan.branches[0].prepare_url).host
+
+
+def test_depth_is_counted_in_containers() -> None:
+    assert not api_fields.is_deeper(1, 0)
+    assert api_fields.is_deeper([], 0)
+    assert not api_fields.is_deeper({"a": [1, {}]}, 3)
+    assert api_fields.is_deeper({"a": [1, {}]}, 2)
 
 
 @pytest.mark.parametrize(

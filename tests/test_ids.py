@@ -38,6 +38,15 @@ def test_ids_of_one_maker_grow_also_when_the_clock_steps_back() -> None:
     assert time_of(made[1000]) == NOW_MS + 1
 
 
+def test_a_clock_that_is_set_back_far_is_followed() -> None:
+    times = iter([NOW_MS, NOW_MS - 3_600_000, NOW_MS - 3_600_000])
+    make = IdMaker(lambda: next(times), Random(3))
+    make()
+    second, third = make(), make()
+    assert time_of(second) == NOW_MS - 3_600_000
+    assert second < third
+
+
 def test_a_full_millisecond_borrows_from_the_next() -> None:
     class Highest(Random):
         def getrandbits(self, count: int, /) -> int:

@@ -1,0 +1,582 @@
+"""One leader, frozen and thawed: the project's own Driver, run for one event at a time.
+
+A leader between two events is a `Live`, a value that can be hashed. To take a step, a Driver is
+made around it, on a loop, a log and a gateway that only write down what is asked of them; the real
+method runs; and what is left is frozen again. So everything that a leader does here is done by
+`driver`, `conversation`, `live` and `inquiry`, and nothing is done twice for the same event.
+
+Time has two instants: before the deadline, and after `expires_at` and the grace. A timer that is
+due within the instant fires at once. Pauses have no length, so how often a call was tried is left
+out, and so is whatever cannot matter any more (`_leg_left`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from random import Random
+from typing import Any, NamedTuple, cast
+
+from coordinator.commands import (
+    Acknowledge,
+    Begin,
+    Command,
+    Decide,
+    Enlist,
+    Epoch,
+    Forget,
+    Resolve,
+    decode,
+)
+from coordinator.conversation import (
+    Conversation,
+    Fate,
+    Leg,
+    ProposeAcknowledgement,
+    ProposeDecision,
+)
+from coordinator.driver import Driver
+from coordinator.errors import CoordinatorError
+from coordinator.facts import Outcome, Transaction
+from coordinator.gateway import Call, Gateway
+from coordinator.ids import uuid7
+from coordinator.inquiry import Decision
+from coordinator.live import Live as DriverLive
+from coordinator.log import LogError, NotLeader
+from coordinator.machine import Machine, Result
+from coordinator.plan import Plan, Wait
+from coordinator.settings import Limits, Timings
+from coordinator.steps import Steps
+from participants.contract import (
+    PLAIN,
+    Acknowledged,
+    Declaration,
+    Failed,
+    Operation,
+    PrepareAnswer,
+    Vote,
+)
+
+BEGUN_MS = 1_700_000_000_000
+TIMEOUT_MS = 5_000
+GRACE_MS = 10_000
+ID = uuid7(BEGUN_MS, Random(0))
+
+TIMINGS = Timings(grace_ms=GRACE_MS)
+EARLY_S, DEADLINE_S, LATE_S = 5.0, 10.0, 30.0
+SENT_BEFORE_FATE_S, FATE_KNOWN_S, SENT_AFTER_FATE_S = 1.0, 2.0, 3.0
+MOST_TIMERS = 50
+
+
+class LegState(NamedTuple):
+    """What is left of a `conversation.Leg`, and of the calls under way for it."""
+
+    vote: Vote | None
+    perhaps_sent: bool
+    prepares: int
+    preparing: bool
+    waits: bool  # the prepare is in the gateway's lane: it has not left yet
+    working: bool
+    ending: bool
+    sent_late: bool  # the commit or rollback under way was sent after `expires_at` and the grace
+    sent_before_fate: bool  # ... was sent before the fate of the prepare was known
+    fate: Fate
+    acknowledged: bool
+    called_at_grace: bool
+
+
+class Talk(NamedTuple):
+    """What is left of a `conversation.Conversation`."""
+
+    transaction: Transaction
+    took_over: bool
+    decision_proposed: bool
+    unproposed: int
+    legs: tuple[LegState, ...]
+
+
+class Live(NamedTuple):
+    """A transaction in a leader's hands; `talk` is None until its Begin is applied."""
+
+    fingerprint: str
+    epoch: int
+    talk: Talk | None
+
+
+class Sent(NamedTuple):
+    """A call that left."""
+
+    participant: str
+    operation: Operation
+    body: bytes
+
+
+class Effect(NamedTuple):
+    """What came of an event. `told`: what the client who waits here was told, once decided."""
+
+    live: Live | None
+    sent: tuple[Sent, ...] = ()
+    proposed: tuple[Command, ...] = ()
+    told: Outcome | None = None
+    answer: Decision | None = None  # to an inquiry
+
+
+class Node:
+    """A leader, thawed. `machine` None: the event must not look at the machine."""
+
+    def __init__(
+        self,
+        live: Live | None,
+        machine: Machine | None,
+        epoch: int,
+        *,
+        late: bool,
+        plain: frozenset[str],
+        calls_wait: bool = False,
+        current: bool = True,
+    ) -> None:
+        self.late = late
+        self._loop = _Loop(LATE_S if late else EARLY_S)
+        self.log = _Log(epoch, current)
+        self.gateway = _Gateway(self._loop, plain, calls_wait)
+        with _running(self._loop):
+            self.driver = Driver(
+                self.log,
+                cast(Machine, machine),
+                cast(Gateway, self.gateway),
+                now_ms=lambda: BEGUN_MS + round((self._loop.now_s - EARLY_S) * 1000),
+                random=cast(Random, _NoJitter()),
+                limits=Limits(),
+                timings=TIMINGS,
+                coordinators=("http://coordinator",),
+                steps=_SilentSteps(),
+            )
+        self._client = Promise()
+        self._thawed: DriverLive | None = None
+        if live is not None:
+            self._thawed = self._thaw(live)
+
+    @property
+    def live(self) -> DriverLive:
+        assert self._thawed is not None
+        return self._thawed
+
+    @property
+    def talk(self) -> Conversation:
+        assert self.live.conversation is not None
+        return self.live.conversation
+
+    # --- events -----------------------------------------------------------------------------------
+
+    def lead(self) -> Effect:
+        """A new leadership begins."""
+        return self._run(lambda: self.driver.lead(self.log.epoch))
+
+    def submit(self, plan: Plan) -> tuple[Effect, Outcome | None]:
+        """A client asks; with what it is told at once."""
+        asked: list[Promise] = []
+
+        def ask() -> None:
+            asked.append(cast(Promise, self.driver.submit(plan, Wait.DECISION)))
+
+        effect = self._run(ask)
+        return effect, asked[0].outcome()
+
+    def prepare_leaves(self, position: int) -> Effect:
+        return self._run(lambda: self.gateway.leave(self.live.prepares[position]))
+
+    def prepare_answered(self, position: int, answer: PrepareAnswer) -> Effect:
+        return self._run(lambda: self.driver._prepare_answered(self.live, position, answer))
+
+    def end_answered(self, position: int, answer: Acknowledged | Failed) -> Effect:
+        return self._run(lambda: self.driver._end_answered(self.live, position, answer))
+
+    def woken(self) -> Effect:
+        return self._run(lambda: self.driver._wake(self.live))
+
+    def applied(self, command: Command, result: Result) -> Effect:
+        """A proposal of this leader has been applied: the log calls what `propose` was given.
+
+        The callbacks are made again as `Driver._begin` and `Driver._propose_for` make them.
+        """
+        match command:
+            case Begin(branches=branches):
+                return self._run(lambda: self.driver._begun(self.live, branches, result))
+            case Decide():
+                decision = ProposeDecision(command.votes, command.vote_reasons, command.reason)
+                return self._run(lambda: self.driver._applied(self.live, decision, result))
+            case Acknowledge(branches=bits):
+                acknowledgement = ProposeAcknowledgement(bits)
+                return self._run(lambda: self.driver._applied(self.live, acknowledgement, result))
+        raise AssertionError(command)
+
+    def inquired(self, branch_id: str, fingerprint: str, refused: Result | None = None) -> Effect:
+        """A participant asks. `refused`: what came of the Refuse that was proposed for it."""
+        return self._asked(self.driver.inquire(ID, branch_id, fingerprint), refused)
+
+    def abort_by_hand(self, resolved: Result | None = None) -> Effect:
+        """An operator aborts. `resolved`: what came of the Resolve that was proposed for it."""
+        asking = self.driver.resolve(
+            ID, branch_id=None, effect=None, actor="operator", reason="by hand"
+        )
+        return self._asked(asking, resolved)
+
+    def _asked(self, asking: Coroutine[Any, Any, object], result: Result | None) -> Effect:
+        """Run what is `async` up to its proposal; with a result, past it.
+
+        What follows a proposal depends on its result only, so it may be run again from the start.
+        """
+        answers: list[object] = []
+
+        def ask() -> None:
+            try:
+                asking.send(None)
+                if result is None:
+                    return
+                _, done = self.log.proposed.pop()
+                done(result)
+                asking.send(None)
+            except StopIteration as finished:
+                answers.append(finished.value)
+            except (LogError, CoordinatorError):
+                pass
+            else:
+                raise AssertionError("it waits for more than one proposal")
+            finally:
+                asking.close()
+
+        effect = self._run(ask)
+        answer = answers[0] if answers else None
+        return effect._replace(answer=answer if isinstance(answer, Decision) else None)
+
+    # --- thawing and freezing ---------------------------------------------------------------------
+
+    def _thaw(self, live: Live) -> DriverLive:
+        thawed = DriverLive(ID, live.fingerprint, live.epoch, 0.0)
+        thawed.wait(Wait.DECISION, cast("asyncio.Future[Transaction]", self._client))
+        self.driver._lives[ID] = thawed
+        if live.talk is not None:
+            thawed.conversation = self._thaw_talk(live.talk, thawed)
+        return thawed
+
+    def _thaw_talk(self, talk: Talk, live: DriverLive) -> Conversation:
+        conversation = Conversation(
+            talk.transaction, TIMINGS, deadline_s=DEADLINE_S, took_over=talk.took_over
+        )
+        conversation._decision_proposed = talk.decision_proposed
+        conversation._unproposed = talk.unproposed
+        for position, (leg, state) in enumerate(zip(conversation.legs, talk.legs, strict=True)):
+            self._thaw_leg(leg, state)
+            if state.preparing:
+                call = self._call(leg, Operation.PREPARE)
+                live.prepares[position] = call
+                if state.waits:
+                    self.gateway.waiting.append(call)
+            if state.ending:
+                commits = talk.transaction.outcome is Outcome.COMMIT
+                call = self._call(leg, Operation.COMMIT if commits else Operation.ROLLBACK)
+                call.sent_at = SENT_BEFORE_FATE_S if state.sent_before_fate else SENT_AFTER_FATE_S
+                if state.sent_late:
+                    call.sent_at = LATE_S
+                live.ends[position] = call
+            if leg.called_again_s is not None:
+                conversation._call_again(leg, leg.called_again_s)
+        conversation._votes_missing = sum(leg.vote is None for leg in conversation.legs)
+        conversation._ends_under_way = sum(leg.ending for leg in conversation.legs)
+        return conversation
+
+    @staticmethod
+    def _thaw_leg(leg: Leg, state: LegState) -> None:
+        leg.vote, leg.perhaps_sent, leg.prepares = state.vote, state.perhaps_sent, state.prepares
+        leg.preparing, leg.ending, leg.working = state.preparing, state.ending, int(state.working)
+        leg.fate, leg.acknowledged = state.fate, state.acknowledged
+        leg.fate_known_s = 0.0 if state.fate is Fate.UNKNOWN else FATE_KNOWN_S
+        if state.called_at_grace:
+            leg.called_again_s = DEADLINE_S + GRACE_MS / 1000
+
+    @staticmethod
+    def _call(leg: Leg, operation: Operation) -> Call:
+        return Call(
+            participant=leg.branch.participant,
+            operation=operation,
+            url=leg.branch.url_of(operation),
+            transaction_id=ID,
+            branch_id=leg.branch.branch_id,
+            body=b"",
+            give_up_at=math.inf,
+            done=lambda _answer: None,
+        )
+
+    def _run(self, act: Callable[[], object]) -> Effect:
+        ends_before = dict(self._thawed.ends) if self._thawed is not None else {}
+        with _running(self._loop):
+            act()
+            self._loop.fire(before_s=math.inf if self.late else DEADLINE_S)
+        live = self.driver._lives.get(ID)
+        return Effect(
+            live=None if live is None else self._freeze(live, ends_before),
+            sent=tuple(Sent(c.participant, c.operation, c.body) for c in self.gateway.left),
+            proposed=tuple(_timeless(command) for command, _ in self.log.proposed),
+            told=self._client.outcome(),
+        )
+
+    def _freeze(self, live: DriverLive, ends_before: dict[int, Call]) -> Live:
+        conversation = live.conversation
+        if conversation is None:
+            return Live(live.fingerprint, live.epoch, None)
+        decided = conversation.transaction.outcome is not None
+        legs = tuple(
+            _leg_left(self._freeze_leg(live, position, leg, ends_before), leg, decided=decided)
+            for position, leg in enumerate(conversation.legs)
+        )
+        talk = Talk(
+            conversation.transaction,
+            conversation._took_over and not decided,
+            conversation._decision_proposed,
+            conversation._unproposed,
+            legs,
+        )
+        return Live(live.fingerprint, live.epoch, talk)
+
+    def _freeze_leg(
+        self, live: DriverLive, position: int, leg: Leg, ends_before: dict[int, Call]
+    ) -> LegState:
+        prepare, end = live.prepares.get(position), live.ends.get(position)
+        assert leg.preparing == (prepare is not None)
+        assert leg.ending == (end is not None)
+        assert leg.called_again_s in (None, DEADLINE_S + GRACE_MS / 1000), leg.called_again_s
+        sent_s = 0.0 if end is None or end.sent_at is None else end.sent_at
+        learnt_now = leg.fate_known_s not in (0.0, FATE_KNOWN_S)
+        under_way_before = end is not None and ends_before.get(position) is end
+        return LegState(
+            vote=leg.vote,
+            perhaps_sent=leg.perhaps_sent,
+            prepares=leg.prepares,
+            preparing=leg.preparing,
+            waits=prepare is not None and prepare in self.gateway.waiting,
+            working=leg.working > 0,
+            ending=leg.ending,
+            sent_late=sent_s >= LATE_S,
+            sent_before_fate=under_way_before
+            and (learnt_now or sent_s == SENT_BEFORE_FATE_S),
+            fate=leg.fate,
+            acknowledged=leg.acknowledged,
+            called_at_grace=leg.called_again_s is not None,
+        )
+
+
+def _leg_left(state: LegState, leg: Leg, *, decided: bool) -> LegState:
+    """The same without what cannot matter any more, so that fewer states differ.
+
+    - A prepare that left may have been tried once or twice: it is asked only of one that did not.
+    - Once it is decided, the vote is in the record. What an SDK branch then says to a prepare is
+      not listened to (`Conversation._late_answer`), nor is it asked when its rollback was sent
+      (`_counts`).
+    - Of an SDK branch's fate only NOTHING_HELD is ever asked for, and only when it is decided.
+    """
+    prepares = min(state.prepares, 2)
+    if not state.waits:
+        prepares = 2
+    state = state._replace(prepares=prepares)
+    if decided:
+        state = state._replace(vote=None, perhaps_sent=False)
+    if leg.branch.repeatable:
+        if decided or state.fate is Fate.KNOWN:
+            state = state._replace(fate=Fate.UNKNOWN)
+        if decided and not state.waits:
+            state = state._replace(preparing=False)
+        state = state._replace(sent_late=False, sent_before_fate=False)
+    return state
+
+
+def _timeless(command: Command) -> Command:
+    """The command as if proposed at the beginning, and without its texts: nobody acts on either."""
+    match command:
+        case Begin():
+            return replace(command, now_ms=BEGUN_MS, deadline_ms=BEGUN_MS + TIMEOUT_MS)
+        case Decide(votes=votes):
+            return replace(
+                command, now_ms=BEGUN_MS, vote_reasons=(None,) * len(votes), reason=None
+            )
+        case Acknowledge() | Resolve() | Epoch() | Enlist() | Forget():
+            return replace(command, now_ms=BEGUN_MS)
+        case _:
+            return replace(command, now_ms=BEGUN_MS)
+
+
+# --- what a Driver stands on ----------------------------------------------------------------------
+
+
+class Promise:
+    """A future without a loop."""
+
+    def __init__(self) -> None:
+        self._result: object = None
+        self._error: BaseException | None = None
+        self._done = False
+
+    def set_result(self, result: object) -> None:
+        self._result, self._done = result, True
+
+    def set_exception(self, error: BaseException) -> None:
+        self._error, self._done = error, True
+
+    def done(self) -> bool:
+        return self._done
+
+    def exception(self) -> BaseException | None:
+        return self._error
+
+    def outcome(self) -> Outcome | None:
+        """The outcome that whoever waits for a transaction was told."""
+        return self._result.outcome if isinstance(self._result, Transaction) else None
+
+    def __await__(self) -> Generator[Promise, None, Any]:
+        if not self._done:
+            yield self
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class _Timer:
+    def __init__(self, when_s: float, act: Callable[[], object]) -> None:
+        self._when_s = when_s
+        self.act = act
+        self.cancelled = False
+
+    def when(self) -> float:
+        return self._when_s
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class _Loop:
+    """As much of an event loop as a Driver uses."""
+
+    def __init__(self, now_s: float) -> None:
+        self.now_s = now_s
+        self._soon: deque[_Timer] = deque()
+        self._timers: list[_Timer] = []
+
+    def time(self) -> float:
+        return self.now_s
+
+    def create_future(self) -> Promise:
+        return Promise()
+
+    def call_soon(self, function: Callable[..., object], *arguments: object) -> _Timer:
+        timer = _Timer(self.now_s, lambda: function(*arguments))
+        self._soon.append(timer)
+        return timer
+
+    def call_at(self, when_s: float, function: Callable[..., object], *args: object) -> _Timer:
+        timer = _Timer(when_s, lambda: function(*args))
+        self._timers.append(timer)
+        return timer
+
+    def fire(self, before_s: float) -> None:
+        """Everything that is due within the instant happens."""
+        for _ in range(MOST_TIMERS):
+            if self._soon:
+                timer = self._soon.popleft()
+            else:
+                due = [t for t in self._timers if t.when() < before_s and not t.cancelled]
+                if not due:
+                    return
+                timer = min(due, key=_Timer.when)
+                self._timers.remove(timer)
+                self.now_s = max(self.now_s, timer.when())
+            if not timer.cancelled:
+                timer.act()
+        raise AssertionError("it never comes to rest")
+
+
+@contextmanager
+def _running(loop: _Loop) -> Generator[None, None, None]:
+    asyncio._set_running_loop(cast(asyncio.AbstractEventLoop, loop))
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(None)
+
+
+class _Log:
+    """Writes down what is proposed. Whoever was deposed never gets its barrier."""
+
+    def __init__(self, epoch: int, current: bool) -> None:
+        self.on_leadership: Callable[[int | None], None] = lambda _epoch: None
+        self._epoch = epoch
+        self._current = current
+        self.proposed: list[tuple[Command, Callable[[object], None]]] = []
+
+    @property
+    def epoch(self) -> int | None:
+        return self._epoch
+
+    @property
+    def leader(self) -> str | None:
+        return "node"
+
+    def propose(self, command: bytes, epoch: int, done: Callable[[object], None]) -> None:
+        assert epoch == self._epoch
+        self.proposed.append((decode(command), done))
+
+    def barrier(self) -> asyncio.Future[None]:
+        passed = Promise()
+        if self._current:
+            passed.set_result(None)
+        else:
+            passed.set_exception(NotLeader("another leads"))
+        return cast("asyncio.Future[None]", passed)
+
+
+class _Gateway:
+    """Calls leave at once; prepares may be made to wait in their lane until `leave`."""
+
+    def __init__(self, loop: _Loop, plain: frozenset[str], calls_wait: bool) -> None:
+        self._loop = loop
+        self._plain = plain
+        self._calls_wait = calls_wait
+        self.waiting: list[Call] = []
+        self.left: list[Call] = []
+
+    def begin(self, call: Call) -> None:
+        if call.operation is Operation.PREPARE and self._calls_wait:
+            self.waiting.append(call)
+            return
+        self._leaves(call)
+
+    def leave(self, call: Call) -> None:
+        self.waiting.remove(call)
+        self._leaves(call)
+
+    def _leaves(self, call: Call) -> None:
+        call.sent_at = self._loop.now_s
+        self.left.append(call)
+
+    def withdraw(self, call: Call) -> bool:
+        if call in self.waiting:
+            self.waiting.remove(call)
+            return True
+        return False
+
+    def declaration(self, participant: str) -> Declaration:
+        if participant in self._plain:
+            return PLAIN
+        return Declaration(repeatable_prepare=True, inquiry=True)
+
+
+class _NoJitter:
+    def random(self) -> float:
+        return 0.0
+
+
+class _SilentSteps(Steps):
+    def _warn(self, transaction_id: str, text: str, *values: object) -> None:
+        pass
