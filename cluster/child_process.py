@@ -1,5 +1,4 @@
-"""One child process that can be killed, stopped, continued and started again, and never outlives
-us.
+"""One child process that can be killed, stopped and started again, and never outlives us.
 
 On Linux the child asks the kernel for SIGKILL when its parent dies, kill -9 included. A few lines
 of Python do that in the child and then become the real program by exec, which keeps the process id

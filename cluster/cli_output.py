@@ -1,5 +1,4 @@
-"""How answers look in a terminal: text for people, or JSON lines for machines. Pure but for
-printing."""
+"""How answers look in a terminal: text for people, or JSON lines for machines."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The commands that ask a running cluster: submit, get, list, watch, resolve, retry, cluster
-status."""
+"""The commands that ask a running cluster: submit, get, list, watch, resolve, retry, status."""
 
 from __future__ import annotations
 

@@ -1,11 +1,9 @@
-"""The client library: ask for a transaction, and learn its one true outcome, whatever fails
-meanwhile.
+"""The client library: ask for a transaction, and learn its one true outcome, whatever fails.
 
     async with Client(["http://127.0.0.1:8101", "http://127.0.0.1:8102"]) as client:
-        answer = await client.submit([
-            {"name": "inventory", "url": "http://127.0.0.1:9002", "payload": {"sku": "A-1",
-            "quantity": 2}},
-        ])
+        stock = {"url": "http://127.0.0.1:9002", "payload": {"sku": "A-1", "quantity": 2}}
+        log = {"url": "http://127.0.0.1:9003", "payload": {"user": "ada", "text": "2 of A-1"}}
+        answer = await client.submit([stock, log])
         answer.committed
 
 Rules. The id is made before anything is sent (a UUIDv7), so every repeat is the same transaction.

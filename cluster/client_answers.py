@@ -1,16 +1,15 @@
-"""What a client is told: the answers of the cluster as values, and its refusals as exceptions.
-Pure.
+"""What a client is told: answers of the cluster as values, its refusals as exceptions. Pure.
 
     ClientError
-    ├── Refused               definite: the cluster understood the request and did not do it
-    │   ├── BadRequest        400: the request has no sense; the message names the field
-    │   ├── UnknownTransaction 404: not remembered, which does not mean that it aborted
-    │   ├── Conflict          409: another content under this id, or a state that does not allow it
-    │   ├── Expired           410: the id is too old to be told from a forgotten one
-    │   └── TooLarge          413
-    ├── OutcomeUnknown        no outcome before the deadline: ask again with `transaction_id`
-    ├── Unavailable           a read, or an operator's request, had no answer before the deadline
-    └── BadAnswer             what answered does not speak as a node of Assent does
+    ├── Refused                 definite: the request was understood and not done
+    │   ├── BadRequest          400: it has no sense; the message names the field
+    │   ├── UnknownTransaction  404: not remembered, which does not mean that it aborted
+    │   ├── Conflict            409: other content under this id, or a state that forbids it
+    │   ├── Expired             410: the id is too old to be told from a forgotten one
+    │   └── TooLarge            413
+    ├── OutcomeUnknown          no outcome before the deadline: ask again with `transaction_id`
+    ├── Unavailable             a read, or an operator's request, without an answer in time
+    └── BadAnswer               what answered does not speak as a node does
 
 An abort is an answer, not an exception. A refused request under a new id may be tried again; after
 OutcomeUnknown only the same id is safe.

@@ -2,12 +2,12 @@
 
 One request is tried until a node gives a final answer or the deadline passes:
 
-    answer               what it means                 what is done
-    307                  that node follows             ask the node that it names; remember it as
-    leader 429                  not done, too much at once    ask again after Retry-After
-    5xx, 408             perhaps done                  ask another node
-    none, connection     perhaps done                  ask another node, the leader is forgotten
-    anything else        final                         returned
+    answer                  what it means               what is done
+    307                     that node follows           ask the node that it names
+    429                     not done, too much at once  ask again after Retry-After
+    5xx, 408                perhaps done                ask another node
+    none, or no connection  perhaps done                ask another node, forget the leader
+    anything else           final                       return it; its giver is the leader
 
 That is safe because every request that changes something carries the id of its transaction. The
 first repeat follows at once (an idle connection that the other side closed is no more than that),
@@ -180,7 +180,6 @@ class Caller:
             if answer is not None:
                 named = _redirect(answer)
                 if named is not None and hops < _HOPS:
-                    self._nodes.leads(named)
                     node, hops = named, hops + 1
                     continue
                 if _is_final(answer):

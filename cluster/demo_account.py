@@ -1,5 +1,4 @@
-"""The account at the end of the demo: what clients were told, against what each service holds.
-Pure.
+"""The account at the end of the demo: what clients were told, and what services hold. Pure.
 
 Every check compares figures that come from different places, and says them; a check that could not
 be made has not held.

@@ -1,5 +1,4 @@
-"""A whole cluster on this machine: the nodes and the sample services as processes, under one
-directory.
+"""A whole cluster on this machine: nodes and sample services as processes, in one directory.
 
     DIR/lock            held while the processes run: one owner at a time
     DIR/cluster.toml    written at the first start, then kept: name, addresses, and what people add

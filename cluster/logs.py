@@ -1,8 +1,6 @@
-"""What a process writes about itself: lines for people, or JSON lines for machines, to standard
-error.
+"""What a process writes about itself, to standard error: lines for people, or JSON for machines.
 
-    2026-01-31T12:00:00.123Z INFO  n1 coordinator.driver: decided commit  transaction_id=...
-    attempt=2
+    2026-01-31T12:00:00.123Z INFO  n1 assent.transaction: decided commit  transaction_id=...
 
 Whatever a message carries beside its text (`_log.info("...", extra={"transaction_id": id})`) is
 a field of the JSON object; in a line for people it is shown at the end, unless the text has it.

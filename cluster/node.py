@@ -14,6 +14,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any
@@ -48,11 +49,6 @@ SERVE_SHUTDOWN_S = 1.0
 MAX_BEHIND = 10_000
 
 
-def now_ms() -> int:
-    """The wall clock, Unix milliseconds."""
-    return time.time_ns() // 1_000_000
-
-
 def run_node(
     settings: ClusterSettings, node_id: str, *, data_dir: Path, bootstrap: bool, fsync: bool
 ) -> int:
@@ -83,14 +79,32 @@ async def _run(
         data_dir, cluster=settings.name, node=node_id, bootstrap=bootstrap, disk=disk
     )
     try:
-        node = Node(settings, node_id, directory=directory, disk=disk, fsync=fsync)
+        node = Node(
+            settings,
+            node_id,
+            directory=directory,
+            disk=disk,
+            fsync=fsync,
+            now_ms=_wall_clock_ms,
+            random=SystemRandom(),
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, node.stop)
         return await node.run()
     finally:
         directory.close()
 
 
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 class Node:
-    """A node on the running loop. `run` returns the exit code once it has stopped."""
+    """A node on the running loop: made, and `run` until `stop` is called or it fails.
+
+    `now_ms`: the wall clock, Unix milliseconds. Raises what `Journal.open` and `Replica` raise.
+    """
 
     def __init__(
         self,
@@ -100,14 +114,14 @@ class Node:
         directory: Directory,
         disk: Disk,
         fsync: bool,
-        random: Random | None = None,
+        now_ms: Callable[[], int],
+        random: Random,
     ) -> None:
         self._settings = settings
         self._me: NodeSettings = settings.node(node_id)
-        self._stop = asyncio.Event()
+        self._told_to_stop = asyncio.Event()
         self._stopping = False
         self._failure: BaseException | None = None
-        random = random or SystemRandom()
         self.machine = Machine()
         self._journal = Journal.open(
             directory.journal, cluster=settings.name, node=node_id, disk=disk, sync=fsync
@@ -119,7 +133,7 @@ class Node:
             cluster=settings.name,
             machine=self.machine,
             journal=self._journal,
-            snapshots=SnapshotStore(directory.snapshots, disk=disk),
+            snapshots=SnapshotStore(directory.snapshots, disk=disk, cluster=settings.name),
             timings=settings.raft_timings,
             now_ms=now_ms,
             random=random,
@@ -175,12 +189,10 @@ class Node:
     # --- running ---
 
     async def run(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+        """Serve until told to stop; 0, or 1 if the node had to stop by itself."""
         try:
             await self._start()
-            await self._stop.wait()
+            await self._told_to_stop.wait()
             if self._failure is None:
                 await self._drain()
         finally:
@@ -190,6 +202,10 @@ class Node:
             return 1
         LOG.info("node %s has stopped", self._me.id)
         return 0
+
+    def stop(self) -> None:
+        """Have `run` drain and return."""
+        self._told_to_stop.set()
 
     async def _start(self) -> None:
         await self._gateway.start()
@@ -226,7 +242,7 @@ class Node:
 
     def _fail(self, failure: BaseException) -> None:
         self._failure = failure
-        self._stop.set()
+        self._told_to_stop.set()
 
     # --- what it says of itself ---
 

@@ -1,5 +1,4 @@
-"""The sample transaction: a user orders an article, and all three sample services take part.
-Pure."""
+"""The sample transaction: a user orders an article, at all three sample services. Pure."""
 
 from __future__ import annotations
 

@@ -71,9 +71,10 @@ class MemoryLog:
         return future
 
     def _pass(self, barrier: asyncio.Future[None]) -> None:
+        if barrier in self._barriers:
+            self._barriers.remove(barrier)
         if not barrier.done():
             barrier.set_result(None)
-            self._barriers.remove(barrier)
 
     def _drain(self) -> None:
         while self._queue:

@@ -1,5 +1,4 @@
-"""What an operator may set of the coordinator: limits, times, retention; each default with its
-reason.
+"""What an operator may set of the coordinator: limits, times, retention; with their reasons.
 
 The machine reads none of these: what it needs travels in commands, or nodes that are set
 differently would come to differ (PROTOCOL, section 2). Whoever begins, calls, refuses or forgets

@@ -19,6 +19,7 @@ from pathlib import Path
 from aiohttp import web
 
 from participants import activity, inventory, profile
+from participants.inquiry import InquirySettings
 from participants.sdk import ParticipantSettings
 from participants.simulated import Simulated
 from participants.store import StoreError
@@ -53,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     shared.add_argument("--port", type=_port, required=True, help="0: any that is free")
     shared.add_argument("--log-level", default="info", choices=("debug", "info", "warning"))
+    shared.add_argument(
+        "--inquire-after",
+        type=_seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="how long a prepared branch waits before it asks for its outcome; default: %(default)s",
+    )
     for name, what in (("profile", "users"), ("inventory", "stock"), ("activity", "a log")):
         service = services.add_parser(name, parents=[shared], help=f"sample service: {what}")
         service.add_argument("--data-dir", type=Path, required=True)
@@ -97,8 +105,9 @@ async def _serve(options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    settings = ParticipantSettings(inquiry=InquirySettings(first_after_s=options.inquire_after))
     runner = web.AppRunner(
-        _application(options, ParticipantSettings()),
+        _application(options, settings),
         access_log=None,
         shutdown_timeout=SHUTDOWN_TIMEOUT_S,
     )
@@ -125,6 +134,16 @@ def _port(text: str) -> int:
     if not (text.isdigit() and int(text) <= 65_535):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to an hour")
+    return seconds
 
 
 def _quantity(text: str) -> int:

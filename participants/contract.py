@@ -10,6 +10,7 @@ Both sides import this file, so neither can drift from the other. Nothing here d
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -98,13 +99,16 @@ def read_declaration(header: str | None) -> Declaration:
 # --- the coordinator's messages -----------------------------------------------------------------
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def encode_json(value: Any) -> bytes:
     """JSON with sorted keys and no spaces, ASCII only: the one form that is stored and digested.
 
     Raises BadMessage on what JSON cannot say (NaN, infinities).
     """
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = _ENCODER.encode(value)
     except (ValueError, RecursionError) as error:
         raise BadMessage(f"not JSON: {error}") from None
     return text.encode("ascii")
@@ -134,8 +138,12 @@ def prepare_body(
 
 def rfc3339(unix_ms: int) -> str:
     """A time as the contract writes it: RFC 3339, UTC, milliseconds."""
-    moment = datetime.fromtimestamp(unix_ms // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{unix_ms % 1000:03d}Z"
+    return f"{_to_the_second(unix_ms // 1000)}.{unix_ms % 1000:03d}Z"
+
+
+@functools.lru_cache(maxsize=64)
+def _to_the_second(unix_s: int) -> str:
+    return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def end_body(transaction_id: str, branch_id: str) -> bytes:

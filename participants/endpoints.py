@@ -159,8 +159,11 @@ async def _read_body(request: web.Request, limit: int) -> bytes | Reply:
     if (request.content_length or 0) > limit:
         return too_large
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        if request.content.is_eof():  # it came with the head, as small ones do: nothing to wait for
             body = await request.read()
+        else:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                body = await request.read()
     except web.HTTPRequestEntityTooLarge:
         return too_large
     except TimeoutError:

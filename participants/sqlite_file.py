@@ -166,6 +166,8 @@ def _prepare_file(
     is_new = _is_new(file, path, owner, adopt)
     file.execute("PRAGMA journal_mode=WAL")
     file.execute("PRAGMA synchronous=FULL")
+    file.execute("PRAGMA foreign_keys=ON")  # the resource has no moment to say so: it is never
+    # outside a local transaction, and inside one SQLite ignores it
     file.execute("BEGIN IMMEDIATE")
     if is_new:
         for statement in _SCHEMA:

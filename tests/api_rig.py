@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from coordinator.api import Check, build_application
+from coordinator.api_shapes import read_submission
 from coordinator.driver import Driver, Figures
 from coordinator.facts import Effect, Transaction
 from coordinator.gateway import Gateway
@@ -112,6 +113,7 @@ class ScriptedDriver:
         self.outcome: Callable[[Plan], Transaction | Exception | None] = lambda _plan: None
         self.submitted: list[tuple[Plan, Wait]] = []
         self.futures: list[asyncio.Future[Transaction]] = []
+        self.asked = asyncio.Event()
 
     def submit(self, plan: Plan, wait: Wait) -> asyncio.Future[Transaction]:
         self.submitted.append((plan, wait))
@@ -158,6 +160,7 @@ class ScriptedDriver:
         elif outcome is not None:
             future.set_result(outcome)
         self.futures.append(future)
+        self.asked.set()
         return future
 
 
@@ -250,6 +253,13 @@ class ApiNode:
     async def get(self, path: str) -> tuple[int, Any]:
         status, answer, _ = await self.request("GET", path)
         return status, answer
+
+    async def begin(self, body: dict[str, Any]) -> None:
+        """Have the real driver begin this, also where a scripted one has its place."""
+        plan = read_submission(
+            body, limits=self.limits, timings=Timings(), now_ms=now_ms(), make_id=str
+        ).plan
+        await self.driver.submit(plan, Wait.NONE)
 
     async def passes(self) -> None:
         """A good transaction passes."""

@@ -89,9 +89,13 @@ class World:
             self.nodes[receiver].hear(sender, link.popleft())
 
     def elect(self, name: str, *voters: str) -> Node:
-        """Make `name` the leader with these votes; nobody else hears of it."""
+        """Make `name` the leader with these votes; what is on the links of `name` is lost."""
         node = self.nodes[name]
         self.now += 5
+        for other in self.nodes:
+            self.nodes[other].hold()
+            self.drop(name, other)
+            self.drop(other, name)
         for _ in range(3):  # pre-votes, votes, the first entries
             node.core.set_deadline(0.0)
             node.step()

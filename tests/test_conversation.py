@@ -359,7 +359,7 @@ def test_a_failed_commit_is_sent_again_with_growing_pauses_until_it_is_acknowled
 def test_only_the_branches_that_need_phase_two_hear_the_outcome() -> None:
     talk = Talk(*branches(4))
     talk.prepared(0, READ_ONLY)
-    talk.prepared(1, REFUSED)  # repeatable: it is tried again
+    talk.prepared(1, BROKEN)
     talk.woken()
     talk.prepared(1, YES)
     actions = talk.prepared(2, NO)

@@ -432,6 +432,7 @@ def test_a_file_that_is_not_ours_is_one_line_and_exit_code_2(
         ["inventory", "--port", "70000", "--data-dir", "x"],
         ["inventory", "--port", "0", "--data-dir", "x", "--stock", "-1"],
         ["inventory", "--port", "0", "--data-dir", "x", "--item", "A-1"],
+        ["inventory", "--port", "0", "--data-dir", "x", "--inquire-after", "soon"],
     ],
 )
 def test_a_mistake_on_the_command_line_is_exit_code_2(

@@ -371,10 +371,6 @@ def test_a_constraint_that_fails_at_the_end_is_the_fault_of_one(tmp_path: Path) 
     async def scenario() -> None:
         store = sqlite(tmp_path)
         await store.open(create_constrained)
-        assert store._local is not None
-        await asyncio.get_running_loop().run_in_executor(
-            store._writer, store._local.resource.execute, "PRAGMA foreign_keys = ON"
-        )
         results = await store.perform([put("a", 1), add_constrained, put("b", 2)])
         assert (results[0], results[2]) == (None, None)
         assert isinstance(results[1], StoreUnavailable)

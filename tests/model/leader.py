@@ -94,7 +94,7 @@ class Talk(NamedTuple):
 
     transaction: Transaction
     took_over: bool
-    decision_proposed: bool
+    decision: tuple[Vote, ...] | None  # proposed, not applied
     unproposed: int
     legs: tuple[LegState, ...]
 
@@ -267,7 +267,9 @@ class Node:
         conversation = Conversation(
             talk.transaction, TIMINGS, deadline_s=DEADLINE_S, took_over=talk.took_over
         )
-        conversation._decision_proposed = talk.decision_proposed
+        if talk.decision is not None:
+            reasons = (None,) * len(talk.decision)
+            conversation._decision = ProposeDecision(talk.decision, reasons, None)
         conversation._unproposed = talk.unproposed
         for position, (leg, state) in enumerate(zip(conversation.legs, talk.legs, strict=True)):
             self._thaw_leg(leg, state)
@@ -333,10 +335,11 @@ class Node:
             _leg_left(self._freeze_leg(live, position, leg, ends_before), leg, decided=decided)
             for position, leg in enumerate(conversation.legs)
         )
+        proposed = None if decided else conversation._decision
         talk = Talk(
             conversation.transaction,
             conversation._took_over and not decided,
-            conversation._decision_proposed,
+            None if proposed is None else proposed.votes,
             conversation._unproposed,
             legs,
         )

@@ -12,7 +12,7 @@ import json
 from collections.abc import Coroutine, Iterator
 from typing import Any, NamedTuple
 
-from participants.branch import Branch, State
+from participants.branch import Branch, End, State
 from participants.contract import (
     EndAnswer,
     Operation,
@@ -25,7 +25,6 @@ from participants.contract import (
     read_prepare_answer,
 )
 from participants.endpoints import EndBranch, Received, Reply
-from participants.endpoints import End as EndOf
 from participants.inquiry import Decision
 from participants.memory_store import MemoryStore, MemoryTable
 from participants.sdk import Participant, ParticipantSettings, Resource, Work
@@ -39,7 +38,7 @@ class Service(NamedTuple):
     """One participant: its branch (None: absent), and what an all-seeing observer counts."""
 
     branch: Branch | None
-    works: int  # times that it carried out a prepare
+    works: int  # times that it carried out a prepare; counted of a plain one only
     commits: int  # times that its work became real
     dropped: bool  # its tombstone has been dropped
 
@@ -72,11 +71,9 @@ class _Observed(Resource[MemoryTable]):
 
     def __init__(self, vote: Vote) -> None:
         self._vote = vote
-        self.works = 0
         self.commits = 0
 
     def prepare(self, work: Work[MemoryTable], payload: Any) -> Vote:
-        self.works += 1
         return self._vote
 
     def commit(self, work: Work[MemoryTable]) -> None:
@@ -120,7 +117,7 @@ class _Thawed:
         before = self._before
         return Service(
             None if record is None else record.branch,
-            min(before.works + self._resource.works, 2),
+            before.works,
             min(before.commits + self._resource.commits, 2),
             before.dropped,
         )
@@ -148,7 +145,7 @@ def sdk_ended(service: Service, operation: Operation, body: bytes, *, late: bool
     """A commit or a rollback arrives."""
     _, branch_id = read_end(json.loads(body))
     thawed = _Thawed(service, branch_id, late=late, vote=Vote.YES)
-    reply = thawed.receive(EndBranch(ID, branch_id, EndOf(operation.value)))
+    reply = thawed.receive(EndBranch(ID, branch_id, End(operation.value)))
     answer = read_end_answer(operation, reply.status, encode_json(reply.body), ID)
     return Delivered(f"answers {reply.status}", thawed.after(), answer)
 

@@ -1,0 +1,353 @@
+"""What the tests with real processes share: a cluster, load upon it, and the account at the end.
+
+Every cluster is started from the command line (`cluster.local_cluster` runs `python -m cluster node`
+and `python -m participants`), with its journal synced. A test waits for what must come about, never
+for time to pass; what does not come about in `PATIENCE_S` is a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp import web
+
+from cluster.client import Client, ClientError, OutcomeUnknown
+from cluster.local_cluster import LocalCluster
+from cluster.sample_order import order
+from coordinator.ids import IdMaker
+from tests.history import History
+
+PATIENCE_S = 60.0
+_PAGE = 10_000
+
+new_id = IdMaker(lambda: time.time_ns() // 1_000_000, Random(os.urandom(16)))
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[object]], what: str, within_s: float = PATIENCE_S
+) -> Any:
+    """What `condition` gives, once it gives something true; fails naming `what`."""
+    until = time.monotonic() + within_s
+    while True:
+        found = await condition()
+        if found:
+            return found
+        assert time.monotonic() < until, f"not within {within_s:.0f} s: {what}"
+        await asyncio.sleep(0.03)
+
+
+def exists(pid: int) -> bool:
+    """Whether the process is there and has not ended (a zombie has)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+async def term_of(local: LocalCluster, node: str) -> int:
+    return int((await local.ask(node, "/v1/cluster"))["term"])
+
+
+async def all_ready(local: LocalCluster) -> str:
+    """Start what a test has left dead, continue what it has stopped; returns the leader."""
+    for name in (*local.services, *local.node_ids):
+        if not local.running(name):
+            await local.start(name, wait=False)
+        local.cont(name)
+    for name in (*local.services, *local.node_ids):
+        await local.wait_ready(name)
+    return await local.wait_leader()
+
+
+# --- load -----------------------------------------------------------------------------------------
+
+Participants = Callable[[int], Sequence[dict[str, Any]]]
+
+
+def orders(local: LocalCluster) -> Participants:
+    """Orders at all three sample services, each of a user of its own, so that none has to wait."""
+    run = new_id()[-6:]
+    return lambda number: order(local.url, f"user-{run}-{number}", "A-1", 1)
+
+
+class Load:
+    """Submitters that run one transaction after the other until told to stop.
+
+    `history` has what they asked for and were told; `failures` every call that failed.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        participants: Participants,
+        history: History,
+        *,
+        submitters: int = 12,
+        timeout_ms: int = 20_000,
+    ) -> None:
+        self.history = history
+        self.failures: list[str] = []
+        self.answers = 0
+        self.slowest_s = 0.0
+        self.committed_at: list[tuple[float, float]] = []
+        self._client = client
+        self._participants = participants
+        self._timeout_ms = timeout_ms
+        self._numbers = itertools.count()
+        self._over = False
+        self._tasks = [asyncio.create_task(self._submit_on()) for _ in range(submitters)]
+
+    async def more(self, count: int) -> None:
+        """Return once `count` more transactions have been answered."""
+        wanted = self.answers + count
+
+        async def are_there() -> bool:
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+            return self.answers >= wanted
+
+        await eventually(are_there, f"{count} more transactions are answered")
+
+    async def end(self) -> None:
+        """Nothing new; return when the last one has its answer."""
+        self._over = True
+        await asyncio.gather(*self._tasks)
+
+    def first_commit_after(self, moment: float) -> float:
+        """Seconds from `moment` to the first commit of a transaction that was begun after it."""
+        return min(told - moment for began, told in self.committed_at if began >= moment)
+
+    async def _submit_on(self) -> None:
+        while not self._over:
+            id, participants = new_id(), self._participants(next(self._numbers))
+            self.history.begun(id)
+            began = time.monotonic()
+            try:
+                answer = await self._client.submit(
+                    participants, id=id, timeout_ms=self._timeout_ms, deadline=PATIENCE_S
+                )
+            except OutcomeUnknown as error:
+                self.failures.append(str(error))
+            except ClientError as error:
+                self.failures.append(f"{id}: {error!r}")
+            else:
+                self.history.told(id, answer.outcome)
+                self.answers += 1
+                self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+                if answer.committed:
+                    self.committed_at.append((began, time.monotonic()))
+
+
+@contextlib.asynccontextmanager
+async def load(
+    local: LocalCluster, history: History | None = None, **options: Any
+) -> AsyncIterator[Load]:
+    """Orders at the sample services by the client library; ended with the block."""
+    async with Client(local.node_urls) as client:
+        made = Load(client, orders(local), history or History(local.services), **options)
+        try:
+            yield made
+        finally:
+            await made.end()
+
+
+# --- the account ----------------------------------------------------------------------------------
+
+
+async def effects_of(local: LocalCluster, service: str) -> list[tuple[str, str]]:
+    """Everything that a service has done: (transaction id, how its branch ended)."""
+    effects: list[tuple[str, str]] = []
+    after = 0
+    while page := await local.ask(service, f"/effects?after={after}&limit={_PAGE}"):
+        effects += [(entry["transaction_id"], entry["effect"]) for entry in page]
+        after = page[-1]["number"]
+    return effects
+
+
+async def settle(local: LocalCluster, within_s: float = PATIENCE_S) -> None:
+    """Wait until no transaction is unfinished and no service holds a branch prepared."""
+    async with Client(local.node_urls) as client:
+
+        async def is_settled() -> bool:
+            page = await client.list(state="preparing,committing,aborting", limit=1)
+            abouts = [await local.ask(service, "/") for service in local.services]
+            prepared = sum(about["branches"]["prepared"] for about in abouts)
+            return not page.transactions and not prepared
+
+        await eventually(is_settled, "nothing is unfinished or prepared", within_s)
+
+
+async def check(local: LocalCluster, history: History, *, before: History | None = None) -> None:
+    """Everybody is back: every outcome told is the outcome at every service and at every node.
+
+    `before`: the history of earlier tests upon the same services, whose effects are there too.
+    """
+    await settle(local)
+    ended_before = set() if before is None else set(before.outcomes)
+    for service in local.services:
+        effects = await effects_of(local, service)
+        history.effects(service, [one for one in effects if one[0] not in ended_before])
+    assert history.violations() == []
+    told = {id: outcomes for id, outcomes in history.outcomes.items() if outcomes}
+    for node in local.node_ids:
+        await _check_node(local, node, told)
+
+
+async def _check_node(local: LocalCluster, node: str, told: dict[str, set[str]]) -> None:
+    """The node knows what was told, asked for itself; a follower may need a moment for it."""
+    async with aiohttp.ClientSession() as session:
+        for id, outcomes in told.items():
+            url = f"{local.url(node)}/v1/transactions/{id}?stale=true"
+
+            async def knows(url: str = url, outcomes: set[str] = outcomes) -> bool:
+                async with session.get(url) as response:
+                    answer = await response.json()
+                return answer.get("outcome") in outcomes
+
+            await eventually(knows, f"{node} knows of {id} that it {outcomes}", 20.0)
+
+
+# --- a client with nothing but HTTP ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    status: int
+    headers: dict[str, str]
+    body: Any
+    hops: int
+
+
+def http_once(method: str, url: str, body: Any = None, timeout: float = 30.0) -> HttpAnswer:
+    """One request, one answer; follows nothing. Header names in lower case. Raises OSError."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
+    try:
+        path = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        content = None if body is None else json.dumps(body).encode()
+        connection.request(method, path, content, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        text = response.read()
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error)) from error
+    finally:
+        connection.close()
+    return HttpAnswer(response.status, headers, json.loads(text) if text else None, 0)
+
+
+def http_follow(method: str, url: str, body: Any = None, timeout: float = 30.0) -> HttpAnswer:
+    """Like `http_once`, and follows 307 with the same method and body."""
+    for hops in range(5):
+        answer = http_once(method, url, body, timeout)
+        if answer.status != 307:
+            return HttpAnswer(answer.status, answer.headers, answer.body, hops)
+        url = answer.headers["location"]
+    raise AssertionError(f"redirected in a circle, at last to {url}")
+
+
+def http_submit(urls: Sequence[str], body: dict[str, Any]) -> HttpAnswer:
+    """POST a transaction to the first of `urls`; on no answer or a 5xx to the next, until told.
+
+    What a careful client does that knows nothing but HTTP: the same id again, until it is told.
+    """
+    until = time.monotonic() + PATIENCE_S
+    for url in itertools.cycle(urls):
+        with contextlib.suppress(OSError):
+            answer = http_follow("POST", f"{url}/v1/transactions", body)
+            if answer.status < 500:
+                return answer
+        assert time.monotonic() < until, f"{body.get('id')} was never answered"
+        time.sleep(0.03)
+    raise AssertionError("no node was named")
+
+
+# --- participants in this process -----------------------------------------------------------------
+
+
+class PlainService:
+    """A participant with the three endpoints and nothing else, answering a bare true or false.
+
+    It is what a team writes in an afternoon: what is prepared is held in a dict, and rollbacks of
+    ids that it does not know are remembered, so that a late prepare finds them.
+    """
+
+    def __init__(self) -> None:
+        self.prepares: Counter[str] = Counter()
+        self.held: dict[str, Any] = {}
+        self.ended: dict[str, str] = {}
+        self.commits: Counter[str] = Counter()
+        self.refuse: Callable[[Any], bool] = lambda payload: payload == "no"
+        self.wrongs: list[str] = []
+        self.waits: asyncio.Event | None = None
+        self.asked = asyncio.Event()
+
+    def effects(self) -> list[tuple[str, str]]:
+        return [(id, "committed") for id, count in self.commits.items() for _ in range(count)] + [
+            (id, "rolled_back") for id, effect in self.ended.items() if effect == "rolled_back"
+        ]
+
+    def application(self) -> web.Application:
+        application = web.Application()
+        application.router.add_post("/prepare", self._prepare)
+        application.router.add_post("/commit", self._commit)
+        application.router.add_post("/rollback", self._rollback)
+        return application
+
+    async def _prepare(self, request: web.Request) -> web.Response:
+        message = await request.json()
+        id = message["transaction_id"]
+        self.prepares[id] += 1
+        self.asked.set()
+        if self.waits is not None:
+            await self.waits.wait()
+        if id in self.ended or self.refuse(message["payload"]):
+            return web.json_response(False)
+        self.held[id] = message["payload"]
+        return web.json_response(True)
+
+    async def _commit(self, request: web.Request) -> web.Response:
+        id = (await request.json())["transaction_id"]
+        if self.ended.get(id) != "committed":
+            if self.held.pop(id, None) is None:
+                self.wrongs.append(f"{id} is committed and was not prepared")
+            self.ended[id] = "committed"
+            self.commits[id] += 1
+        return web.Response()
+
+    async def _rollback(self, request: web.Request) -> web.Response:
+        id = (await request.json())["transaction_id"]
+        if self.ended.get(id) == "committed":
+            self.wrongs.append(f"{id} is rolled back and was committed")
+        self.held.pop(id, None)
+        self.ended[id] = "rolled_back"
+        return web.Response()
+
+
+@contextlib.asynccontextmanager
+async def serving(application: web.Application) -> AsyncIterator[str]:
+    """Serve the application on a free port; gives its URL."""
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()

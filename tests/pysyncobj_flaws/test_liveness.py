@@ -1,0 +1,294 @@
+"""The library's flaws of liveness, each by its number, and that the core does not have it.
+
+L5 (a failed accept) is in `tests/test_transport.py`; L4 (answers that never come) and L11 (a tick
+that blocks) are properties of the replica, in `tests/test_replica.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster import wire
+from cluster.errors import FailStop
+from cluster.raft_core import RaftCore
+from cluster.raft_entries import COMMANDS, encode_group
+from cluster.raft_state import CoreLimits, Role
+from cluster.wire import Append, AppendReply, PreVoteReply, RequestVote, SnapshotPiece, TimeoutNow
+from tests.ledger import put
+from tests.pysyncobj_flaws.test_safety import lagging, led
+from tests.raft_world import TIMINGS, World, append, pre_vote
+
+
+def test_l1_a_node_that_was_away_deposes_nobody(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    term = leader.core.term
+    away = world.nodes["A"]
+    for _ in range(10):
+        away.core.set_deadline(0.0)
+        away.step()
+        assert away.core.term == term, "it asks first, and asking changes no term"
+        world.deliver("A", "B")
+        world.deliver("A", "L")
+        world.nodes["B"].step()
+        leader.step()
+        assert PreVoteReply(term, term + 1, False) in world.link("B", "A")
+        assert PreVoteReply(term, term + 1, False) in world.link("L", "A")
+        world.drop("L", "A"), world.drop("B", "A")
+        world.now += 0.05
+        world.pass_rounds("L", "B", rounds=1)
+        world.drop("L", "A"), world.drop("B", "A")
+    assert leader.core.role is Role.LEADER
+
+
+def test_l1_a_vote_of_a_huge_term_is_ignored_while_the_leader_lives(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    term = leader.core.term
+    ask = RequestVote(40, 99, 39, False)
+    world.nodes["A"].hear("B", ask)
+    leader.hear("B", ask)
+    assert world.nodes["A"].core.term == leader.core.term == term
+    world.now += TIMINGS.election_min_ms / 1000 + 0.01
+    world.nodes["A"].hear("B", ask)
+    assert world.nodes["A"].core.term == 40, "and is not ignored for ever"
+
+
+def test_l1_an_election_follows_when_the_leader_is_gone(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    leader.put("a")
+    world.pass_rounds()
+    world.crash("L")
+    new = world.elect("A", "B")
+    new.put("b")
+    world.pass_rounds("A", "B")
+    assert new.lines == ["a", "b"]
+
+
+def test_l1_a_process_that_did_not_run_hears_first(tmp_path: Path) -> None:
+    world, _ = led(tmp_path)
+    follower = world.nodes["A"]
+    follower.core.draw_deadline()
+    world.now += 30
+    follower.core.was_stalled()
+    follower.step()
+    assert follower.core.pre_votes is None
+    follower.hear("L", append(1, (2, 1), [], 2))
+    follower.step()
+    assert follower.core.deadline > world.now
+
+
+def test_l2_a_leader_without_a_quorum_steps_down_in_an_election_timeout(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    for _ in range(9):
+        world.now += 0.1
+        leader.step()
+    assert leader.core.leader == "L"
+    world.now += 0.2
+    leader.step()
+    assert leader.core.leader is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AppendReply(9, 0, 1, False, 0),
+        wire.VoteReply(9, False),
+        PreVoteReply(9, 2, False),
+        wire.SnapshotReply(9, 1, 1, 1, 1, 0),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_l2_an_answer_of_a_newer_term_ends_a_leadership(
+    tmp_path: Path, message: wire.RaftMessage
+) -> None:
+    _, leader = led(tmp_path)
+    leader.hear("A", message)
+    assert leader.core.role is Role.FOLLOWER
+    assert leader.core.term == 9
+
+
+def test_l2_a_stale_leader_learns_of_the_newer_term(tmp_path: Path) -> None:
+    world = World(tmp_path, "LAB")
+    follower = world.nodes["A"]
+    follower.hear("B", append(7, (1, 0), [], 1))
+    follower.hear("L", append(3, (1, 0), [(2, 3)], 2))
+    follower.step()
+    assert world.link("A", "L")[-1] == AppendReply(7, 0, 1, False, 0)
+    assert follower.log == [(1, 0)]
+
+
+def test_l3_a_command_that_raises_stops_the_node_at_once(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    leader.put("before")
+    world.pass_rounds()
+    epoch = leader.core.term
+    leader.core.append(encode_group(epoch, [put(epoch, "poison")]))
+    with pytest.raises(FailStop, match="cannot be applied"):
+        world.pass_rounds()
+
+
+def test_l6_a_lagging_follower_is_not_flooded(tmp_path: Path) -> None:
+    world, leader = lagging(tmp_path, lines=300)
+    world.now += 0.11
+    leader.step()
+    world.deliver("L", "B")
+    world.nodes["B"].step()
+    world.deliver("B", "L")  # a refusal: what B lacks is in the snapshot only
+    sent = [message for message in leader.step() if isinstance(message, SnapshotPiece)]
+    assert 1 <= len(sent) <= 4
+    for _ in range(5):
+        world.now += 0.11
+        again = [message for message in leader.step() if isinstance(message, SnapshotPiece)]
+        assert [message.payload for message in again] == [b""], "no answer, no more pieces"
+
+
+def test_l6_a_follower_that_is_sent_a_snapshot_keeps_answering(tmp_path: Path) -> None:
+    world, leader = lagging(tmp_path, lines=300)
+    world.crash("A")  # without A the leader lives by the answers of B alone
+    follower = world.nodes["B"]
+    while follower.core.snapshot_index == 0:
+        world.pass_rounds("L", "B", rounds=1)
+        assert leader.core.role is Role.LEADER
+    world.pass_rounds("L", "B")
+    assert follower.lines == leader.lines
+
+
+def test_l6_what_is_sent_at_once_is_bounded(tmp_path: Path) -> None:
+    world = World(tmp_path, "LAB", limits=CoreLimits(append_bytes=1000))
+    leader = world.elect("L", "A")
+    world.drop("L", "B")
+    for number in range(200):
+        leader.put(f"{number} " + "x" * 200)
+    sent = [message for message in leader.step() if isinstance(message, Append)]
+    assert len(sent) <= 2 * 4
+    assert all(sum(len(e[0]) for e in message.entries) < 1300 for message in sent)
+    world.pass_rounds(rounds=60)
+    assert len(world.nodes["B"].lines) == 200
+
+
+def test_l7_a_whole_conflicting_term_is_skipped_at_once(tmp_path: Path) -> None:
+    world = World(tmp_path, "LAB")
+    follower = world.nodes["A"]
+    follower.hear("L", append(1, (1, 0), [(2, 1)], 1))
+    follower.hear("L", append(2, (2, 1), [(index, 2) for index in range(3, 60)], 1))
+    follower.step()
+    world.drop("A", "L")
+    follower.hear("B", append(4, (59, 3), [], 1, number=5))
+    follower.step()
+    assert world.link("A", "B")[-1] == AppendReply(4, 5, 1, False, 3)
+
+
+def test_l8_a_follower_whose_log_is_longer_is_met_at_the_leaders_end(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    last = leader.journal.last_index
+    follower = world.nodes["A"]
+    follower.hear("B", append(9, (last, 1), [(last + n, 9) for n in range(1, 30)], last))
+    follower.step()
+    world.elect("L", "B")  # its term is newer once A's answers are heard
+    for _ in range(20):
+        world.pass_rounds(rounds=1)
+        if leader.core.role is not Role.LEADER:
+            break
+    assert leader.core.term >= 9
+    world.crash("A")
+    world.boot("A").hold()
+    new = world.elect("A", "L")
+    world.pass_rounds()
+    new.put("met")
+    world.pass_rounds()
+    assert all(node.lines == ["met"] for node in world.nodes.values())
+
+
+def test_fault_8_refusals_of_what_was_sent_before_are_old_news(tmp_path: Path) -> None:
+    """Each heartbeat on a slow link is refused; only the first refusal may send all again."""
+    world, leader = led(tmp_path)
+    for number in range(50):
+        leader.put(str(number))
+    leader.step()
+    world.drop("L", "A")  # the batch is lost; what follows does not meet A's log
+    world.drop("A", "L")
+    for _ in range(5):
+        world.now += 0.11
+        leader.step()
+    world.deliver("L", "A")
+    world.nodes["A"].step()
+    refusals = [m for m in world.link("A", "L") if isinstance(m, AppendReply) and not m.matched]
+    assert len(refusals) == 5
+    world.deliver("A", "L")
+    sent = [message for message in leader.step() if isinstance(message, Append) and message.entries]
+    assert len([message for message in sent if len(message.entries) >= 50]) == 1
+    world.pass_rounds()
+    assert world.nodes["A"].lines == leader.lines
+
+
+@pytest.mark.parametrize("size", [65_535, 65_536, 131_014, 131_040, 131_072, 1 << 20, 3 << 20])
+def test_l9_an_entry_of_any_size_arrives(tmp_path: Path, size: int) -> None:
+    world, leader = led(tmp_path)
+    leader.put("x" * size)
+    leader.put("behind it")
+    world.pass_rounds()
+    assert [len(line) for line in world.nodes["A"].lines] == [size, 9]
+
+
+def test_l10_nothing_goes_through_the_librarys_queue_or_pipe(tmp_path: Path) -> None:
+    _, leader = led(tmp_path)
+    leader.core._applyCommand(COMMANDS + b"stock", None)
+    leader.step()
+    assert not any(b"stock" in command for command, _, _ in leader.journal[:])
+    assert not hasattr(leader.core, "_SyncObj__pipeNotifier")
+    assert leader.core._SyncObj__thread is None
+
+
+def test_the_successor_of_a_transfer_is_elected_though_the_leader_lives(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    leader.put("a")
+    world.pass_rounds()
+    assert leader.core.hand_over("A")
+    leader.step()
+    world.deliver("L", "A")
+    world.nodes["A"].step()
+    ask = next(m for m in world.link("A", "B") if isinstance(m, RequestVote))
+    assert ask.transfer
+    world.pass_rounds(rounds=3)
+    assert world.nodes["A"].core.role is Role.LEADER
+    assert leader.core.role is Role.FOLLOWER
+
+
+def test_only_the_leader_may_ask_for_a_transfer(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    term = leader.core.term
+    for sender, asked in (("B", term), ("L", term - 1), ("L", term + 1)):
+        world.nodes["A"].hear(sender, TimeoutNow(asked))
+    assert not world.nodes["A"].core.transferring
+
+
+def test_a_transfer_to_one_that_lacks_entries_is_refused(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    leader.put("a")
+    assert not leader.core.hand_over("A")
+    assert not leader.core.hand_over("X")
+    world.nodes["A"].core.disconnected("L")
+    assert not world.nodes["A"].core.hand_over("L")
+
+
+def test_a_pre_vote_changes_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path, "LAB")
+    world.nodes["A"].hear("B", pre_vote(99))
+    assert world.nodes["A"].step() == [PreVoteReply(0, 99, True)]
+    assert world.nodes["A"].core.term == 0
+    assert world.nodes["A"].core.vote is None
+
+
+def test_a_node_that_reaches_nobody_does_not_spin(tmp_path: Path) -> None:
+    world = World(tmp_path, "LAB")
+    core: RaftCore = world.nodes["A"].core
+    for peer in "LB":
+        core.disconnected(peer)
+    core.set_deadline(0.0)
+    world.nodes["A"].step()
+    assert core.next_due > world.now
+    core.set_leader("L")
+    core.on_timeout_now("L", TimeoutNow(0))
+    world.nodes["A"].step()
+    assert core.next_due > world.now

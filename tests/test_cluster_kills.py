@@ -1,0 +1,322 @@
+"""Nodes and services of a real cluster are killed, stopped and ended under load: nothing told is
+lost, nothing is done by halves, and the client library reports no failure.
+
+One cluster for the whole file. Each test first proves that the failure happened, puts everything
+back, and checks the history of its own transactions at every service and every node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from cluster.client import Client
+from cluster.local_cluster import LocalCluster
+from cluster.sample_order import order
+from tests.cluster_rig import (
+    PATIENCE_S,
+    Load,
+    all_ready,
+    check,
+    eventually,
+    exists,
+    http_once,
+    load,
+    new_id,
+    term_of,
+)
+from tests.history import History
+
+pytestmark = pytest.mark.timeout(180)
+
+
+class Shared:
+    """The cluster, and what the tests before this one did to its services."""
+
+    def __init__(self, local: LocalCluster) -> None:
+        self.local = local
+        self.before = History(local.services)
+
+    def run(self, scenario: Callable[[History], Coroutine[Any, Any, None]]) -> None:
+        """Run it with a new history; bring everything back, and check the history."""
+
+        async def whole() -> None:
+            history = History(self.local.services)
+            await all_ready(self.local)
+            try:
+                await scenario(history)
+                await all_ready(self.local)
+                await check(self.local, history, before=self.before)
+            finally:
+                for id in history.outcomes:
+                    self.before.begun(id)
+
+        asyncio.run(whole())
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    local = LocalCluster(tmp_path_factory.mktemp("kills"), find_ports=True)
+    asyncio.run(local.up())
+    try:
+        yield Shared(local)
+    finally:
+        asyncio.run(local.down())
+
+
+async def kill(local: LocalCluster, name: str) -> None:
+    """kill -9, and proof of it."""
+    pid = local.pid(name)
+    assert exists(pid)
+    await local.kill(name)
+    assert not exists(pid)
+    assert local.exit_code(name) == -signal.SIGKILL
+
+
+def none_failed(submitted: Load) -> None:
+    assert submitted.failures == []
+    assert len(submitted.history.ids("committed")) == submitted.answers > 0
+
+
+def test_a_leader_killed_under_load_fails_no_client(shared: Shared) -> None:
+    local = shared.local
+
+    async def scenario(history: History) -> None:
+        async with load(local, history) as orders:
+            await orders.more(100)
+            victim = await local.wait_leader()
+            term = await term_of(local, victim)
+            killed_at = time.monotonic()
+            await kill(local, victim)
+            await orders.more(100)
+            successor = await local.wait_leader(other_than=victim)
+            assert successor != victim
+            assert await term_of(local, successor) > term
+            await local.start(victim)
+            await orders.more(50)
+        none_failed(orders)
+        print(
+            f"leader killed: next commit after {orders.first_commit_after(killed_at):.2f} s,"
+            f" slowest call {orders.slowest_s:.2f} s, {orders.answers} transactions"
+        )
+
+    shared.run(scenario)
+
+
+def test_a_follower_killed_under_load_is_not_noticed(shared: Shared) -> None:
+    local = shared.local
+
+    async def scenario(history: History) -> None:
+        async with load(local, history) as orders:
+            await orders.more(50)
+            leader = await local.wait_leader()
+            term = await term_of(local, leader)
+            victim = next(node for node in local.node_ids if node != leader)
+            await kill(local, victim)
+            await orders.more(100)
+            assert await term_of(local, leader) == term
+            await local.start(victim)
+            await orders.more(50)
+        none_failed(orders)
+
+    shared.run(scenario)
+
+
+def test_a_stopped_leader_that_wakes_up_tells_nothing_stale(shared: Shared) -> None:
+    """What was asked while it slept is the first that it sees when it wakes."""
+    local = shared.local
+
+    async def scenario(history: History) -> None:
+        sleeper = await local.wait_leader()
+        term = await term_of(local, sleeper)
+        others = [local.url(node) for node in local.node_ids if node != sleeper]
+        early = new_id()
+        async with load(local, history, submitters=8) as orders, Client(others) as client:
+            await orders.more(50)
+            local.stop(sleeper)
+            successor = await local.wait_leader(other_than=sleeper)
+            assert await term_of(local, successor) > term
+            late = new_id()
+            history.begun(late)
+            body = {"id": late, "participants": order(local.url, f"late-{late}", "A-1", 1)}
+            history.told(late, (await client.submit_body(body)).outcome)
+            assert late in history.ids("committed")
+            url = f"{local.url(sleeper)}/v1/transactions"
+            asked = [
+                asyncio.to_thread(http_once, "GET", f"{url}/{late}"),
+                asyncio.to_thread(http_once, "POST", url, body),
+                asyncio.to_thread(http_once, "GET", f"{url}/{early}/decision?{_INQUIRY}"),
+                asyncio.to_thread(http_once, "GET", f"{local.url(sleeper)}/v1/cluster"),
+            ]
+            waiting = [asyncio.create_task(one) for one in asked]
+            await orders.more(100)  # it sleeps for as long as this takes, at least
+            assert not any(one.done() for one in waiting)
+            local.cont(sleeper)
+            get, post, inquiry, _ = await asyncio.gather(*waiting)
+            for answer in (get, post):
+                if answer.status == 200:
+                    assert answer.body["outcome"] == "committed"
+                else:
+                    assert answer.status in (307, 503), answer
+            assert inquiry.status in (307, 503), inquiry
+            await local.wait_ready(sleeper)
+            await orders.more(50)
+            assert (await client.get(late)).committed
+        none_failed(orders)
+
+    shared.run(scenario)
+
+
+_INQUIRY = "branch_id=1&fingerprint=0"
+
+
+def test_all_nodes_killed_at_once_lose_nothing_told(shared: Shared) -> None:
+    local = shared.local
+
+    async def scenario(history: History) -> None:
+        async with load(local, history) as orders:
+            await orders.more(150)
+            pids = [local.pid(node) for node in local.node_ids]
+            await asyncio.gather(*(kill(local, node) for node in local.node_ids))
+            assert not any(exists(pid) for pid in pids)
+            told = dict(history.outcomes)
+            assert any(told.values())
+            assert not all(told.values())  # and some of them were under way
+            await asyncio.gather(*(local.start(node) for node in local.node_ids))
+            await orders.more(50)
+        none_failed(orders)
+
+    shared.run(scenario)
+
+
+def test_a_leader_that_is_told_to_end_hands_over_and_fails_no_client(shared: Shared) -> None:
+    local = shared.local
+
+    async def scenario(history: History) -> None:
+        async with load(local, history) as orders:
+            await orders.more(50)
+            leader = await local.wait_leader()
+            told_at = time.monotonic()
+            assert await local.terminate(leader) == 0
+            ended_s = time.monotonic() - told_at
+            await orders.more(50)
+            assert await local.wait_leader(other_than=leader) != leader
+            next_s = orders.first_commit_after(told_at)
+            print(f"leader ended: exit after {ended_s:.2f} s, next commit after {next_s:.2f} s")
+            assert next_s < 5
+            await local.start(leader)
+        none_failed(orders)
+
+    shared.run(scenario)
+
+
+def test_a_service_killed_between_prepare_and_commit_commits_when_it_is_back(
+    shared: Shared,
+) -> None:
+    local = shared.local
+
+    async def scenario(history: History) -> None:
+        id = new_id()
+        history.begun(id)
+        local.stop("activity")  # its vote is missing for as long as it sleeps
+        async with Client(local.node_urls) as client:
+            asked = asyncio.create_task(
+                client.submit(order(local.url, f"user-{id}", "A-1", 1), id=id, timeout_ms=60_000)
+            )
+            for service in ("inventory", "profile"):
+                await eventually(
+                    lambda service=service: holds(local, service, id), f"{service} has prepared"
+                )
+            await kill(local, "inventory")
+            local.cont("activity")
+            answer = await asked
+            assert answer.committed
+            history.told(id, answer.outcome)
+
+            async def has_been_tried() -> bool:
+                branches = (await client.get(id)).branches
+                return any(b.name == "inventory" and b.last_error for b in branches)
+
+            await eventually(has_been_tried, "a commit was tried at the dead inventory")
+            assert (await client.get(id)).state == "committing"
+            await local.start("inventory")
+            assert (await client.get(id, wait_ms=30_000)).state == "committed"
+        assert not await holds(local, "inventory", id)
+
+    shared.run(scenario)
+
+
+async def holds(local: LocalCluster, service: str, id: str) -> bool:
+    """Whether the service holds a branch of this transaction prepared."""
+    branches = await local.ask(service, "/branches")
+    return any((b["transaction_id"], b["state"]) == (id, "prepared") for b in branches)
+
+
+@pytest.mark.parametrize("how", ["dead", "hanging"])
+def test_a_service_that_is_down_does_not_slow_the_others(shared: Shared, how: str) -> None:
+    """Twenty transactions decided before it went wait for it, others keep knocking at its door."""
+    local = shared.local
+
+    async def scenario(history: History) -> None:
+        two = [service for service in local.services if service != "activity"]
+        without = History(two)
+        async with Client(local.node_urls) as client:
+            before_s = await time_for(client, without, without_activity(local), 60)
+            if how == "dead":
+                await kill(local, "activity")
+            else:
+                local.stop("activity")
+            knocking = [
+                asyncio.create_task(knock(client, history, local, f"{how}-{number}"))
+                for number in range(40)
+            ]
+            during_s = await time_for(client, without, without_activity(local), 60)
+            print(f"60 transactions: {before_s:.2f} s, beside a {how} service {during_s:.2f} s")
+            assert during_s < 5 * before_s + 2
+            await asyncio.gather(*knocking)
+        assert len(without.ids("committed")) == 120
+        await all_ready(local)
+        for id, outcomes in without.outcomes.items():
+            assert outcomes == {"committed"}
+            shared.before.begun(id)  # without effects at the activity log: checked here, not there
+
+    shared.run(scenario)
+
+
+def without_activity(local: LocalCluster) -> Callable[[], Sequence[dict[str, Any]]]:
+    return lambda: [
+        one for one in order(local.url, f"u{new_id()}", "A-1", 1) if one["name"] != "activity"
+    ]
+
+
+async def time_for(
+    client: Client,
+    history: History,
+    participants: Callable[[], Sequence[dict[str, Any]]],
+    count: int,
+) -> float:
+    """Seconds for so many transactions, six at a time."""
+    began = time.monotonic()
+
+    async def some() -> None:
+        for _ in range(count // 6):
+            answer = await client.submit(participants(), deadline=PATIENCE_S)
+            history.told(answer.id, answer.outcome)
+
+    await asyncio.gather(*(some() for _ in range(6)))
+    return time.monotonic() - began
+
+
+async def knock(client: Client, history: History, local: LocalCluster, user: str) -> None:
+    """A transaction that needs the service that is down: it aborts, and says because of whom."""
+    id = new_id()
+    history.begun(id)
+    answer = await client.submit(order(local.url, user, "A-1", 1), id=id, timeout_ms=1_500)
+    history.told(id, answer.outcome)
+    assert answer.aborted
+    assert "activity" in (answer.reason or "")

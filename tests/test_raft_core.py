@@ -1,0 +1,361 @@
+"""The core: the library is the one it was written for, and random histories break nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from cluster import raft_core
+from cluster.errors import FailStop
+from cluster.proposals import Barriers, ProposalLimits, Proposals
+from cluster.raft_core import check_library
+from cluster.raft_entries import decode_group, encode_group
+from cluster.raft_members import Configurations, decode_members, encode_members, is_one_change
+from cluster.raft_state import CoreLimits, Role
+from cluster.wire import AppendReply
+from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
+from tests.raft_world import World
+
+PROJECT = Path(__file__).parent.parent
+
+
+# --- the library
+
+
+def test_the_library_is_the_one_the_overrides_were_written_for() -> None:
+    check_library()
+
+
+def test_another_version_of_the_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raft_core, "VERSION", "0.3.18")
+    with pytest.raises(FailStop, match=r"pysyncobj 0\.3\.18 is installed"):
+        check_library()
+
+
+def test_a_changed_method_of_the_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(self: object) -> None:
+        """Not what it was."""
+
+    monkeypatch.setattr(raft_core.SyncObj, "_SyncObj__onBecomeLeader", changed)
+    with pytest.raises(FailStop, match="onBecomeLeader was changed"):
+        check_library()
+
+
+def test_a_missing_method_of_the_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(raft_core.SyncObj, "_SyncObj__applyLogEntries")
+    with pytest.raises(FailStop, match="has no _SyncObj__applyLogEntries"):
+        check_library()
+
+
+def test_every_override_is_checked_and_says_what_it_mends() -> None:
+    overrides = [name for name in vars(raft_core.RaftCore) if name.startswith("_SyncObj__")]
+    assert len(overrides) >= 7
+    for name in overrides:
+        assert name in raft_core._SOURCES, name
+        assert vars(raft_core.RaftCore)[name].__doc__, name
+
+
+def test_only_one_file_knows_the_library() -> None:
+    knowing = []
+    for package in ("participants", "coordinator", "cluster"):
+        for file in sorted((PROJECT / package).glob("**/*.py")):
+            lines = file.read_text(encoding="utf-8").splitlines()
+            imports = [line for line in lines if line.lstrip().startswith(("import ", "from "))]
+            if any("pysyncobj" in line for line in imports):
+                knowing.append(file.name)
+    assert knowing == ["raft_core.py"]
+
+
+def test_every_test_that_an_override_names_exists() -> None:
+    named: set[str] = set()
+    for file in sorted((PROJECT / "cluster").glob("raft_*.py")):
+        words = file.read_text(encoding="utf-8").split()
+        named |= {word for word in words if word.startswith("test_")}
+    tests = "\n".join(
+        file.read_text(encoding="utf-8") for file in sorted((PROJECT / "tests").glob("**/*.py"))
+    )
+    assert named
+    assert [name for name in sorted(named) if f"def {name}(" not in tests] == []
+
+
+# --- entries and members
+
+
+def test_a_group_comes_back_as_it_went() -> None:
+    assert decode_group(encode_group(7, [b"a", b"", b"c" * 70_000])) == (
+        7,
+        [b"a", b"", b"c" * 70_000],
+    )
+
+
+@pytest.mark.parametrize(
+    "entry", [b"\x00", b"\x00\x01", b"\x00\x93\x02\x01\x90", b"\x00\x93\x01\xc0\x90"]
+)
+def test_a_group_that_was_never_written_stops_the_node(entry: bytes) -> None:
+    with pytest.raises(FailStop):
+        decode_group(entry)
+
+
+def test_members_come_back_and_nothing_else_does() -> None:
+    assert decode_members(encode_members(("n2", "n1"))) == ("n1", "n2")
+    for body in (b"\x92\x02\x91\xa1a", b"\x92\x01\x90", b"\x92\x01\x91\x01", b"\x01"):
+        with pytest.raises(ValueError, match="members"):
+            decode_members(body)
+
+
+def test_configurations_follow_the_log_both_ways() -> None:
+    known = Configurations(("a", "b"), 10)
+    known.add(12, ("a", "b", "c"))
+    known.add(15, ("a", "c"))
+    assert (known.latest, known.latest_index) == (("a", "c"), 15)
+    assert [known.at(index) for index in (10, 11, 12, 14, 15, 99)] == [
+        *[("a", "b")] * 2,
+        *[("a", "b", "c")] * 2,
+        *[("a", "c")] * 2,
+    ]
+    known.truncate_from(13)
+    assert known.latest_index == 12
+    known.truncate_from(1)
+    assert known.latest == ("a", "b")
+
+
+def test_one_change_is_one_voter() -> None:
+    assert is_one_change(("a", "b"), ("a",))
+    assert is_one_change(("a", "b"), ("a", "b", "c"))
+    assert not is_one_change(("a", "b"), ("a", "c"))
+    assert not is_one_change(("a", "b"), ("b", "a"))
+
+
+# --- proposals and barriers
+
+
+def test_a_group_takes_what_waits_and_the_next_one_gathers_meanwhile() -> None:
+    proposals = Proposals(ProposalLimits(group_commands=3, group_bytes=100))
+    told: list[tuple[int, object]] = []
+    for number in range(5):
+        proposals.add(b"x", lambda result, number=number: told.append((number, result)))  # type: ignore[misc]
+    group = proposals.next_group()
+    assert group is not None
+    assert len(group[0]) == 3
+    proposals.entered(7, 1, group[1])
+    assert proposals.next_group() is None
+    for done, result in proposals.applied(7, 1, ["a", "b", "c"]):
+        done(result)
+    assert told == [(0, "a"), (1, "b"), (2, "c")]
+    second = proposals.next_group()
+    assert second is not None
+    proposals.entered(8, 1, second[1])
+    assert {type(error) for _, error in proposals.applied(8, 2, [])} == {NotApplied}
+    assert len(proposals) == 0
+
+
+def test_a_group_is_bounded_in_bytes_but_takes_at_least_one() -> None:
+    proposals = Proposals(ProposalLimits(group_bytes=10, command_bytes=50))
+    for size in (50, 4, 4, 4, 4):
+        proposals.add(b"x" * size, print)
+    sizes = []
+    for index in range(3):
+        group = proposals.next_group()
+        assert group is not None
+        sizes.append([len(command) for command in group[0]])
+        proposals.entered(index, 1, group[1])
+        proposals.applied(index, 1, [None] * len(group[1]))
+    assert sizes == [[50], [4, 4, 4], [4]]
+
+
+def test_what_waits_is_bounded_in_bytes() -> None:
+    proposals = Proposals(ProposalLimits(waiting_bytes=10))
+    proposals.add(b"x" * 8, print)
+    with pytest.raises(Overloaded):
+        proposals.add(b"x" * 3, print)
+
+
+def test_failing_tells_what_waits_from_what_is_under_way() -> None:
+    proposals = Proposals(ProposalLimits(group_commands=1))
+    proposals.add(b"x", print)
+    proposals.add(b"y", print)
+    group = proposals.next_group()
+    assert group is not None
+    proposals.entered(3, 1, group[1])
+    told = proposals.fail(waiting=NotLeader(), under_way=FateUnknown())
+    assert [type(error) for _, error in told] == [FateUnknown, NotLeader]
+    assert len(proposals) == 0
+
+
+def test_a_read_waits_for_a_round_that_began_after_it() -> None:
+    async def scenario() -> None:
+        barriers = Barriers()
+        loop = asyncio.get_running_loop()
+        first, second = loop.create_future(), loop.create_future()
+        barriers.add(first)
+        assert barriers.want_round
+        barriers.round_begun(5, 100)
+        barriers.add(second)
+        assert not barriers.want_round, "one round at a time"
+        barriers.settle(lambda number: number <= 4, 100)
+        assert not first.done()
+        barriers.settle(lambda number: number <= 5, 99)
+        assert not first.done(), "what was committed then is not applied"
+        barriers.settle(lambda number: number <= 5, 100)
+        assert first.done()
+        assert not second.done()
+        assert barriers.want_round
+        barriers.fail(NotLeader())
+        assert isinstance(second.exception(), NotLeader)
+
+    asyncio.run(scenario())
+
+
+# --- one core
+
+
+def test_a_round_is_confirmed_by_a_quorum_only(tmp_path: Path) -> None:
+    world = World(tmp_path, "ABCDE")
+    leader = world.elect("A", "B", "C")
+    leader.step()
+    leader.core.speak()
+    number, term = leader.core.round, leader.core.term
+    leader.hear("B", AppendReply(term, number, 1, True, 2))
+    leader.hear("C", AppendReply(term, number - 1, 1, True, 2))
+    leader.hear("D", AppendReply(term - 1, number, 1, True, 2))
+    assert not leader.core.round_confirmed(number)
+    leader.hear("D", AppendReply(term, number, 1, False, 2))
+    assert leader.core.round_confirmed(number), "a refusal of this term confirms it as well"
+    leader.core.step_down(term + 1)
+    assert not leader.core.round_confirmed(number)
+
+
+def test_what_is_applied_at_once_is_bounded(tmp_path: Path) -> None:
+    world = World(tmp_path, "A", limits=CoreLimits(apply_portion=10))
+    node = world.nodes["A"]
+    node.core.set_deadline(0.0)
+    node.step()
+    for number in range(100):
+        node.put(str(number))
+    node.write()
+    node.core.tick()
+    assert len(node.lines) < 10
+    steps = 0
+    while node.core.is_behind:
+        node.core.tick()
+        steps += 1
+    assert len(node.lines) == 100
+    assert steps >= 9
+
+
+def test_a_snapshot_is_taken_for_many_bytes_too(tmp_path: Path) -> None:
+    world = World(tmp_path, "A", limits=CoreLimits(snapshot_bytes=10_000))
+    node = world.nodes["A"]
+    node.core.set_deadline(0.0)
+    node.step()
+    for _ in range(12):
+        node.put("x" * 1000)
+        for _ in range(3):
+            node.step()
+    assert node.core.snapshot_index > 0
+    assert node.journal.first_index > 1
+
+
+def test_entries_behind_a_snapshot_are_kept_for_followers_that_lag_a_little(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, "A", limits=CoreLimits(kept_bytes=200), snapshot_every=20)
+    node = world.nodes["A"]
+    node.core.set_deadline(0.0)
+    node.step()
+    for number in range(60):
+        node.put(str(number))
+        for _ in range(3):
+            node.step()
+    kept = node.core.snapshot_index - node.journal.first_index
+    assert 3 <= kept <= 10
+
+
+# --- random histories
+
+
+def simulate(directory: Path, seed: int, steps: int) -> World:
+    """Loss, reconnection, pauses, kill -9 with restart, snapshots: then heal and compare.
+
+    Steps are drawn; links keep their order, as TCP does, and lose all they hold when they break.
+    """
+    drawn = random.Random(seed)
+    limits = CoreLimits(append_bytes=300, kept_bytes=drawn.choice((0, 200)), piece_bytes=200)
+    world = World(directory, "ABC", seed=seed, limits=limits, segment_bytes=4000)
+    cut: set[tuple[str, str]] = set()
+    count = 0
+    for node in world.nodes.values():
+        node.core.draw_deadline()
+
+    def reset(sender: str, receiver: str) -> None:
+        world.drop(sender, receiver)
+
+    for _ in range(steps):
+        world.now += drawn.choice((0.001, 0.005, 0.02))
+        name = drawn.choice(world.names)
+        node = world.nodes[name]
+        node.jobs_run_at_once = drawn.random() < 0.5
+        chance = drawn.random()
+        if chance < 0.45:
+            links = sorted(pair for pair, link in world.links.items() if link)
+            if links:
+                sender, receiver = drawn.choice(links)
+                world.deliver(sender, receiver, 1)
+                if drawn.random() < 0.7:
+                    world.nodes[receiver].step()
+        elif chance < 0.78:
+            node.step()
+        elif chance < 0.95:
+            if node.core.role is Role.LEADER:
+                count += 1
+                node.put(f"line {count}")
+        elif chance < 0.96:
+            reset(*drawn.sample(world.names, 2))
+        elif chance < 0.97:
+            pair = tuple(drawn.sample(world.names, 2))
+            sender, receiver = pair
+            if (sender, receiver) in cut:
+                cut.discard((sender, receiver))
+                world.nodes[sender].core.connected(receiver)
+            elif len(cut) < 2:
+                cut.add((sender, receiver))
+                world.nodes[sender].core.disconnected(receiver)
+                reset(sender, receiver)
+        elif chance < 0.98:
+            world.crash(name)
+            world.boot(name).core.draw_deadline()
+            for sender, receiver in sorted(cut):
+                world.nodes[sender].core.disconnected(receiver)
+        elif chance < 0.99:
+            node.core.forceLogCompaction()
+        for sender, receiver in sorted(cut):
+            reset(sender, receiver)
+    heal(world, cut)
+    return world
+
+
+def heal(world: World, cut: set[tuple[str, str]]) -> None:
+    for sender, receiver in sorted(cut):
+        world.nodes[sender].core.connected(receiver)
+    for node in world.nodes.values():
+        node.jobs_run_at_once = True
+    for _ in range(1500):
+        world.now += 0.01
+        for node in world.nodes.values():
+            node.step()
+        for sender, receiver in sorted(world.links):
+            world.deliver(sender, receiver)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_histories_lose_nothing_and_agree(tmp_path: Path, seed: int) -> None:
+    world = simulate(tmp_path, seed, 3000)
+    lines = [node.lines for node in world.nodes.values()]
+    assert lines[0] == lines[1] == lines[2], f"seed {seed}"
+    assert set(world.acknowledged) <= set(lines[0]), f"seed {seed}"
+    assert len(lines[0]) == len(set(lines[0])), f"seed {seed}"
+    assert len(world.acknowledged) > 20, f"seed {seed}: little happened"
+    assert sum(node.core.role is Role.LEADER for node in world.nodes.values()) == 1
