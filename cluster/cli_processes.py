@@ -94,10 +94,17 @@ def _seconds(text: str) -> float:
 
 
 def _node(arguments: argparse.Namespace) -> int:
+    # Imported here, so that the other commands start without a node's whole machinery.
+    from cluster.node import run_node  # noqa: PLC0415
+    from cluster.transport import NotLoopback, refuse_beyond_loopback  # noqa: PLC0415
+
     settings = load_settings(arguments.config)
-    settings.node(arguments.id)
+    raft = settings.node(arguments.id).raft_bind
+    try:
+        refuse_beyond_loopback((raft.host, raft.port))
+    except NotLoopback as error:
+        raise UserMistake(f"{arguments.config}: nodes.{arguments.id}: {error}") from None
     configure_logs(LogFormat(arguments.log_format), arguments.log_level.upper(), node=arguments.id)
-    from cluster.node import run_node  # noqa: PLC0415  the other commands start without it
 
     return run_node(
         settings,

@@ -17,11 +17,7 @@ lives as long as the processes shall (`cluster.child_process` says why).
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
-import os
-import random
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,8 +28,17 @@ from typing import Any, TextIO
 import aiohttp
 
 from cluster.child_process import ChildProcess
+from cluster.local_directory import (
+    LocalClusterError,
+    moved_toml,
+    new_toml,
+    take_lock,
+    write_whole,
+)
 from cluster.ports import HOST, Ports, default_ports, free_ports, ports_at, refuse_busy
 from cluster.settings import ClusterSettings, load_settings
+
+__all__ = ["SERVICES", "LocalCluster", "LocalClusterError"]
 
 SERVICES = ("profile", "inventory", "activity")
 
@@ -43,10 +48,6 @@ _STOP_TIMEOUT = 10.0
 killed."""
 _ASK_TIMEOUT = 1.0
 _POLL = 0.05
-
-
-class LocalClusterError(Exception):
-    """It cannot be started so; the text is one sentence for the person who asked."""
 
 
 class LocalCluster:
@@ -102,8 +103,8 @@ class LocalCluster:
 
         Raises LocalClusterError, SettingsError, PortBusyError; nothing runs then.
         """
-        self._take_lock()
         try:
+            self._lock = take_lock(self.data_dir)
             self._prepare()
             new = not self._marker.exists()
             for name in (*self.services, *self.node_ids):
@@ -112,13 +113,15 @@ class LocalCluster:
             for name in (*self.services, *self.node_ids):
                 await self.wait_ready(name)
             self._marker.touch()
-        except BaseException:
+        except BaseException as error:
             await self.down()
+            if isinstance(error, OSError):
+                what = error.strerror or error
+                raise LocalClusterError(f"cannot use {self.data_dir}: {what}") from None
             raise
 
     async def down(self) -> None:
-        """Stop everything: nodes first, for what is under way needs the services. May be
-        repeated."""
+        """Stop everything: nodes first, for what is under way needs the services."""
         try:
             await self._end(self.node_ids if self._settings else ())
             await self._end(self.services)
@@ -266,36 +269,18 @@ class LocalCluster:
     def _marker(self) -> Path:
         return self.data_dir / "bootstrapped"
 
-    def _take_lock(self) -> None:
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (self.data_dir / "lock").open("a+", encoding="ascii")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise LocalClusterError(
-                f"{self.data_dir} is in use by another `assent up` (process {owner});"
-                " stop that one, or give another --data-dir"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        self._lock = lock
-
     def _prepare(self) -> None:
         """Settings, ports and processes, from the directory or new."""
         known = self.config.exists()
         ports = self._known_ports() if known else self._new_ports()
         refuse_busy(ports)
         if not known:
-            _write(self.config, _toml(ports) + self._more_settings)
+            write_whole(self.config, new_toml(ports) + self._more_settings)
         elif self._base_port is not None:
-            _write(self.config, _moved(self.config.read_text(), self.settings, ports))
+            write_whole(self.config, moved_toml(self.config.read_text(), self.settings, ports))
         self._settings = load_settings(self.config)
         self._service_ports = dict(ports.services)
-        _write(self.data_dir / "services.json", json.dumps(self._service_ports) + "\n")
+        write_whole(self.data_dir / "services.json", json.dumps(self._service_ports) + "\n")
         self._logs.mkdir(exist_ok=True)
         self._processes = {
             name: ChildProcess(name, self._command(name), self._logs / f"{name}.log")
@@ -363,35 +348,6 @@ class LocalCluster:
         for process in processes:
             process.signal(SIGKILL)
         await asyncio.gather(*(process.ended(_STOP_TIMEOUT) for process in processes))
-
-
-def _toml(ports: Ports) -> str:
-    """A new cluster's file. The name is drawn, so that nodes of two clusters never mix."""
-    name = f"local-{random.SystemRandom().getrandbits(32):08x}"
-    lines = ["[cluster]", f'name = "{name}"']
-    for node_id, port in ports.api.items():
-        lines += ["", f"[nodes.{node_id}]", f'api = "{HOST}:{port}"']
-        lines += [f'raft = "{HOST}:{ports.raft[node_id]}"']
-    return "\n".join(lines) + "\n\n"
-
-
-def _moved(text: str, settings: ClusterSettings, ports: Ports) -> str:
-    """The file with other ports; what people wrote into it stays."""
-    moves: dict[str, str] = {}
-    for node in settings.nodes:
-        for address in (node.api, node.api_bind):
-            moves[f'"{address}"'] = f'"{HOST}:{ports.api[node.id]}"'
-        for address in (node.raft, node.raft_bind):
-            moves[f'"{address}"'] = f'"{HOST}:{ports.raft[node.id]}"'
-    pattern = "|".join(re.escape(old) for old in moves)
-    return re.sub(pattern, lambda match: moves[match[0]], text)
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    aside = path.with_suffix(".new")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 async def _ask(

@@ -41,9 +41,6 @@ class Replication(RaftState):
     def ship_snapshot(self, peer: str) -> None:
         raise NotImplementedError
 
-    def stop_shipping(self, peer: str) -> None:
-        raise NotImplementedError
-
     def speak(self) -> None:
         """A new round: to each peer the entries that it lacks, or a heartbeat."""
         self.round += 1

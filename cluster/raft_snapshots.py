@@ -62,14 +62,7 @@ class Snapshots(Replication):
     """Where the snapshot in place ends; 0 without one."""
     bytes_since_snapshot: int
     snapshot_every: int
-
-    def set_applied(self, index: int, previous: int) -> None:
-        """The state is that of `index` now; `previous` is the index of the entry before it."""
-        raise NotImplementedError
-
-    def adopt_members(self) -> None:
-        """Let the latest configuration count."""
-        raise NotImplementedError
+    snapshots_taken: int
 
     # --- taking
 
@@ -96,6 +89,7 @@ class Snapshots(Replication):
             raise FailStop(f"a snapshot cannot be written: {error}") from error
         self.taking = False
         meta = self.store.meta
+        self.snapshots_taken += 1
         if placed and meta is not None:
             self.snapshot_index = max(self.snapshot_index, meta.last[1])
 

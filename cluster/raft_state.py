@@ -117,6 +117,10 @@ class RaftState:
     def set_commit(self, index: int) -> None:
         raise NotImplementedError
 
+    def set_applied(self, index: int, previous: int) -> None:
+        """The state is that of `index` now; `previous` is the index of the entry before it."""
+        raise NotImplementedError
+
     def set_deadline(self, at: float) -> None:
         raise NotImplementedError
 
@@ -163,6 +167,14 @@ class RaftState:
 
     def read_configurations(self, index: int, members: tuple[str, ...]) -> Configurations:
         """`members` up to `index`, and what the log says behind it."""
+        raise NotImplementedError
+
+    def adopt_members(self) -> None:
+        """Let the latest configuration count."""
+        raise NotImplementedError
+
+    def stop_shipping(self, peer: str) -> None:
+        """Give up a snapshot that is on its way to `peer`, if one is."""
         raise NotImplementedError
 
     def speak_soon(self) -> None:

@@ -31,6 +31,7 @@ from cluster.proposals import Barriers, ProposalLimits, Proposals, Told, fail_fu
 from cluster.raft_core import RaftCore, Surroundings
 from cluster.raft_entries import encode_group
 from cluster.raft_state import CoreLimits, Role
+from cluster.replica_status import PeerStatus, ReplicaStats, ReplicaStatus
 from cluster.settings import RaftTimings
 from cluster.snapshots import SnapshotStore
 from cluster.transport import Address, Transport, TransportLimits
@@ -53,55 +54,6 @@ class ReplicaLimits:
     proposals: ProposalLimits = field(default_factory=ProposalLimits)
     core: CoreLimits = field(default_factory=CoreLimits)
     transport: TransportLimits = field(default_factory=TransportLimits)
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStatus:
-    """What this replica knows of another. `match_index` is 0 unless this one leads."""
-
-    node: str
-    connected: bool
-    match_index: int
-    last_contact_s: float | None
-    """Seconds since it was heard of, as a leader by its followers or the other way round."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStatus:
-    """A replica at one moment."""
-
-    node: str
-    role: Role
-    term: int
-    epoch: int | None
-    leader: str | None
-    applied: int
-    committed: int
-    first: int
-    last: int
-    snapshot: int
-    members: tuple[str, ...]
-    peers: tuple[PeerStatus, ...]
-    clock_offsets_ms: Mapping[str, int]
-    """Peers' wall clocks less this node's own; a leader hears all of them, others the leader's."""
-
-
-@dataclass(slots=True)
-class ReplicaStats:
-    """Counters since the start."""
-
-    steps: int = 0
-    entries: int = 0
-    commands: int = 0
-    bytes: int = 0
-    syncs: int = 0
-    snapshots_installed: int = 0
-    leaderships: int = 0
-    dropped: int = 0
-    """Messages dropped because too many waited for the disk."""
-    stalls: int = 0
-    max_lag_s: float = 0.0
-    """How late the timer ever was: near the election timeout it makes elections."""
 
 
 class Replica:
@@ -168,6 +120,8 @@ class Replica:
         self._jobs: dict[asyncio.Future[Any], None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._caught_up = asyncio.Event()
+        """What was known to be committed at the start is applied, or nothing will be."""
         self._stopped = False
 
     # --- starting and stopping
@@ -210,11 +164,9 @@ class Replica:
                 *(self.node, self._core.configurations.latest, self._members),
             )
         self._kick()
-        await asyncio.sleep(0)
-        while self._core.is_behind or self._sync is not None:
-            if self.fatal is not None:
-                raise self.fatal
-            await asyncio.sleep(0 if self._sync is None else _TIMER_S)
+        await self._caught_up.wait()
+        if self.fatal is not None:
+            raise self.fatal
         await self.transport.start()
         self._core.draw_deadline()
         self._kick()
@@ -398,6 +350,8 @@ class Replica:
             self._inbox_bytes -= size
             core.receive(peer, message)
         core.tick()
+        self.stats.elections = core.elections
+        self.stats.snapshots = core.snapshots_taken
         self._tell_results()
         self._follow_leadership(core)
         if core.role is Role.LEADER:
@@ -439,6 +393,8 @@ class Replica:
             self.transport.flush()
             if core.is_behind or core.durable_index > before or self._barriers.want_round:
                 self._kick()
+            else:
+                self._caught_up.set()
             return
         if core.role is Role.LEADER:
             self.transport.flush(only=_TRAVEL_EARLY)
@@ -448,6 +404,7 @@ class Replica:
     def _synced(self, sync: asyncio.Future[None]) -> None:
         self._sync = None
         if self._is_over:
+            sync.exception()
             return
         try:
             sync.result()
@@ -478,6 +435,7 @@ class Replica:
         def ended(future: asyncio.Future[Any]) -> None:
             del self._jobs[future]
             if self._is_over:
+                future.exception()
                 return
             try:
                 error = future.exception()
@@ -543,6 +501,7 @@ class Replica:
     def _fall_silent(self, waiting: NotLeader, under_way: FateUnknown) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._caught_up.set()
         self.transport.close()
         self._inbox.clear()
         self._lose(waiting, under_way)

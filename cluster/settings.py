@@ -22,7 +22,6 @@ and two classes for the program: the coordinator knows nothing of elections.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
@@ -69,15 +68,6 @@ class Address:
     @property
     def url(self) -> str:
         return f"http://{self}"
-
-    @property
-    def is_loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ import logging
 import select
 import socket
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -50,6 +51,8 @@ from participants.contract import (
     Operation,
     PrepareAnswer,
     Voted,
+    batch_body,
+    read_batch_answers,
     read_end_answer,
     read_prepare_answer,
 )
@@ -66,6 +69,8 @@ _DNS_SECONDS = 10
 _DNS_THREADS = 64
 """Lookups at one time. A name whose server is silent holds one, and must not hold up others."""
 
+_BATCH_ANSWER_BYTES = 16 << 20
+
 _HEADERS = {
     "User-Agent": "assent",
     "Accept": "application/json",
@@ -80,6 +85,7 @@ class Message:
     operation: Operation
     url: str
     transaction_id: str
+    branch_id: str
     body: bytes
     end_at: float
     traceparent: str | None = None
@@ -97,6 +103,32 @@ class Delivery:
     impression: Impression
     heard: bool = False
     declaration: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One HTTP request. `may_repeat`: doing it twice is as good as doing it once."""
+
+    url: str
+    body: bytes
+    end_at: float
+    may_repeat: bool
+    answer_bytes: int
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """What came back; `body` is None if it was longer than allowed."""
+
+    status: int
+    body: bytes | None
+    declaration: str | None
+    retry_after: str | None
+
+    @property
+    def heard(self) -> bool:
+        return self.declaration is not None or 200 <= self.status < 300
 
 
 class Courier:
@@ -131,10 +163,49 @@ class Courier:
 
     async def carry(self, message: Message) -> Delivery:
         """Send it and say what became of it. Raises nothing, save that it may be cancelled."""
+        request = _Request(
+            message.url,
+            message.body,
+            message.end_at,
+            message.operation is not Operation.PREPARE,
+            self._answer_bytes,
+            message.traceparent,
+        )
+        response = await self._request(request)
+        if isinstance(response, Delivery):
+            return response
+        return _understood(message, response, self._answer_bytes)
+
+    async def carry_batch(self, url: str, messages: Sequence[Message]) -> list[Delivery]:
+        """Send all in one request to `url`, and say what became of each; all prepares, or none."""
+        request = _Request(
+            url,
+            batch_body((message.operation, message.body) for message in messages),
+            max(message.end_at for message in messages),
+            messages[0].operation is not Operation.PREPARE,
+            min(self._answer_bytes * len(messages), _BATCH_ANSWER_BYTES),
+            None,
+        )
+        response = await self._request(request)
+        if isinstance(response, Delivery):
+            return [response] * len(messages)
+        answers = read_batch_answers(
+            response.status,
+            response.body or b"",
+            [(m.operation, m.transaction_id, m.branch_id) for m in messages],
+        )
+        status = response.status
+        return [
+            Delivery(answer, _impression(answer, status), response.heard, response.declaration)
+            for answer in answers
+        ]
+
+    async def _request(self, request: _Request) -> _Response | Delivery:
+        """The response, or the failure that took its place."""
         parcels: list[_Parcel] = []
         try:
-            async with asyncio.timeout_at(message.end_at):
-                return await self._carry(message, parcels)
+            async with asyncio.timeout_at(request.end_at):
+                return await self._ask(request, parcels)
         except TimeoutError:
             left = any(parcel.left for parcel in parcels)
             what = "no answer in time" if left else "no connection in time"
@@ -145,55 +216,43 @@ class Courier:
             for parcel in parcels:
                 parcel.close_unless_done()
 
-    async def _carry(self, message: Message, parcels: list[_Parcel]) -> Delivery:
+    async def _ask(self, request: _Request, parcels: list[_Parcel]) -> _Response:
         """Over a kept connection if there is one; once more over a new one, if that is allowed."""
-        parcel = _Parcel(message.body, self._known)
+        parcel = _Parcel(request.body, self._known)
         parcels.append(parcel)
         try:
-            return await self._exchange(self._pooled, message, parcel)
+            return await self._exchange(self._pooled, request, parcel)
         except (aiohttp.ClientError, OSError):
-            repeatable = message.operation is not Operation.PREPARE
-            if not (parcel.withheld or (parcel.left and parcel.reused and repeatable)):
+            may_repeat = parcel.left and parcel.reused and request.may_repeat
+            if not (parcel.withheld or may_repeat):
                 raise
-        parcel = _Parcel(message.body, self._known)
+        parcel = _Parcel(request.body, self._known)
         parcels.append(parcel)
-        return await self._exchange(self._fresh, message, parcel)
+        return await self._exchange(self._fresh, request, parcel)
 
     async def _exchange(
-        self, session: aiohttp.ClientSession, message: Message, parcel: _Parcel
-    ) -> Delivery:
-        traced = {"traceparent": message.traceparent} if message.traceparent else None
+        self, session: aiohttp.ClientSession, request: _Request, parcel: _Parcel
+    ) -> _Response:
+        traced = {"traceparent": request.traceparent} if request.traceparent else None
         response = await session.post(
-            message.url, data=parcel, headers=traced, allow_redirects=False
+            request.url, data=parcel, headers=traced, allow_redirects=False
         )
         try:
             if not parcel.left:
                 parcel.withheld = True
                 raise aiohttp.ClientConnectionError("answered before anything was asked")
-            body = await _read(response, self._answer_bytes)
+            body = await _read(response, request.answer_bytes)
             # Still holding its connection, it has not taken all of the message, or not given all of
             # its answer.
             parcel.done = response.connection is None
-            return self._understood(message, response, body)
+            return _Response(
+                response.status,
+                body,
+                response.headers.get(DECLARATION_HEADER),
+                response.headers.get("Retry-After"),
+            )
         finally:
             response.close()
-
-    def _understood(
-        self, message: Message, response: aiohttp.ClientResponse, body: bytes | None
-    ) -> Delivery:
-        status = response.status
-        answer: PrepareAnswer | EndAnswer
-        if message.operation is not Operation.PREPARE:
-            # Any 2xx acknowledges, whatever the body: one that is too long is not looked at.
-            answer = read_end_answer(message.operation, status, body or b"", message.transaction_id)
-        elif body is None:
-            answer = Failed(f"answered {status} with more than {self._answer_bytes} bytes")
-        else:
-            retry_after = response.headers.get("Retry-After")
-            answer = read_prepare_answer(status, body, message.transaction_id, retry_after)
-        declaration = response.headers.get(DECLARATION_HEADER)
-        heard = declaration is not None or 200 <= status < 300
-        return Delivery(answer, _impression(answer, status), heard, declaration)
 
     def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -218,6 +277,19 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
             return None
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def _understood(message: Message, response: _Response, answer_bytes: int) -> Delivery:
+    status, body = response.status, response.body
+    answer: PrepareAnswer | EndAnswer
+    if message.operation is not Operation.PREPARE:
+        # Any 2xx acknowledges, whatever the body: one that is too long is not looked at.
+        answer = read_end_answer(message.operation, status, body or b"", message.transaction_id)
+    elif body is None:
+        answer = Failed(f"answered {status} with more than {answer_bytes} bytes")
+    else:
+        answer = read_prepare_answer(status, body, message.transaction_id, response.retry_after)
+    return Delivery(answer, _impression(answer, status), response.heard, response.declaration)
 
 
 def _impression(answer: PrepareAnswer | EndAnswer, status: int) -> Impression:

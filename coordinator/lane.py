@@ -111,6 +111,15 @@ class Lane(Generic[Item]):
         self.under_way += 1
         return self._waiting.popitem(last=False)[0]
 
+    def take_all(self, now: float, most: int) -> list[Item]:
+        """Those to be sent now in one request, at most `most`; only a probe if it is closed."""
+        if self.closed:
+            probe = self.take(now)
+            return [] if probe is None else [probe]
+        count = min(most, len(self._waiting))
+        self.under_way += count
+        return [self._waiting.popitem(last=False)[0] for _ in range(count)]
+
     def finished(self, impression: Impression, now: float) -> None:
         """One that was under way has ended."""
         assert self.under_way > 0

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=5.0,
         metavar="SECONDS",
-        help="how long a prepared branch waits before it asks for its outcome; default: %(default)s",
+        help="how long a prepared branch waits before it inquires; default: %(default)s",
     )
     for name, what in (("profile", "users"), ("inventory", "stock"), ("activity", "a log")):
         service = services.add_parser(name, parents=[shared], help=f"sample service: {what}")

@@ -73,7 +73,7 @@ def protocol_application(
 ) -> web.Application:
     """The routes of a participant; `receive` carries messages out and replies in their order."""
     endpoints = _Endpoints(receive, declaration, batches)
-    application = web.Application(client_max_size=MAX_BATCH_BYTES)
+    application = web.Application()
     router = application.router
     router.add_post("/prepare", endpoints.prepare)
     router.add_post("/commit", endpoints.commit)
@@ -158,18 +158,25 @@ async def _read_body(request: web.Request, limit: int) -> bytes | Reply:
     )
     if (request.content_length or 0) > limit:
         return too_large
+    content = request.content
+    if content.at_eof():  # there is none, or somebody before us has read it
+        return await request.read()
+    if content.is_eof():  # it came with the head, as small ones do: nothing to wait for
+        body = await content.read()
+        return too_large if len(body) > limit else body
+    # Not `request.read()`: its limit is that of the application which this one is mounted in.
+    parts, size = [], 0
     try:
-        if request.content.is_eof():  # it came with the head, as small ones do: nothing to wait for
-            body = await request.read()
-        else:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                body = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        return too_large
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in content.iter_any():
+                parts.append(part)
+                size += len(part)
+                if size > limit:
+                    return too_large
     except TimeoutError:
         message = f"the body did not come within {BODY_TIMEOUT_S:g} s; send it whole"
         return Reply(408, error_body("body_timeout", message))
-    return too_large if len(body) > limit else body
+    return b"".join(parts)
 
 
 def _read_message(operation: Operation, body: bytes) -> Received | Reply:

@@ -85,8 +85,10 @@ _IN_DOUBT = (
 )
 _ENDED = """SELECT ended_number, transaction_id, branch_id, state, changed_at_ms
     FROM assent_branches WHERE ended_number > ? ORDER BY ended_number LIMIT ?"""
+# The newest tombstone stays, so that no number is given twice.
 _DROP = """DELETE FROM assent_branches WHERE changed_at_ms < ? AND ended_number IN
     (SELECT ended_number FROM assent_branches WHERE ended_number > ?
+     AND ended_number < (SELECT max(ended_number) FROM assent_branches)
      ORDER BY ended_number LIMIT ?)"""
 
 

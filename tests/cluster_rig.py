@@ -1,8 +1,8 @@
 """What the tests with real processes share: a cluster, load upon it, and the account at the end.
 
-Every cluster is started from the command line (`cluster.local_cluster` runs `python -m cluster node`
-and `python -m participants`), with its journal synced. A test waits for what must come about, never
-for time to pass; what does not come about in `PATIENCE_S` is a failure.
+Every cluster is started from the command line (`cluster.local_cluster` runs `python -m cluster
+node` and `python -m participants`), with its journal synced. A test waits for what must come about,
+never for time to pass; what does not come about in `PATIENCE_S` is a failure.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def orders(local: LocalCluster) -> Participants:
 class Load:
     """Submitters that run one transaction after the other until told to stop.
 
-    `history` has what they asked for and were told; `failures` every call that failed.
+    `history` has what they asked for and were told; `failures` every call that failed; `aborts` the
+    reasons of those that aborted.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Load:
     ) -> None:
         self.history = history
         self.failures: list[str] = []
+        self.aborts: list[str] = []
         self.answers = 0
         self.slowest_s = 0.0
         self.committed_at: list[tuple[float, float]] = []
@@ -150,7 +152,9 @@ class Load:
                 self.history.told(id, answer.outcome)
                 self.answers += 1
                 self.slowest_s = max(self.slowest_s, time.monotonic() - began)
-                if answer.committed:
+                if answer.aborted:
+                    self.aborts.append(f"{id}: {answer.reason}")
+                else:
                     self.committed_at.append((began, time.monotonic()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import random
@@ -85,7 +86,7 @@ class Caller:
 
     async def post(self, path: str, message: Any) -> Answered:
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
-        async with self.session.post(f"{self.url}/{path}", data=body) as response:
+        async with self.session.post(f"{self.url}/{path}", data=io.BytesIO(body)) as response:
             text = await response.read()
             answered = Answered(response.status, json.loads(text), text)
             declared = read_declaration(response.headers.get(DECLARATION_HEADER))

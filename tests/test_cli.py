@@ -72,6 +72,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         (["node", "n1", "--config", "nowhere.toml"], "nowhere.toml"),
         (["node", "a", "--config", "two.toml"], "nodes: 2"),
         (["node", "zz", "--config", "three.toml"], "'zz'"),
+        (["node", "c", "--config", "open.toml"], "nodes.c: the Raft port"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -80,6 +81,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     (tmp_path / "two.toml").write_text(TWO_NODES)
     third = '[nodes.c]\napi = "127.0.0.1:5004"\nraft = "127.0.0.1:5005"\n'
     (tmp_path / "three.toml").write_text(TWO_NODES + third)
+    everywhere = 'raft_bind = "0.0.0.0:5005"\n'
+    (tmp_path / "open.toml").write_text(TWO_NODES + third + everywhere)
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("assent: ")

@@ -8,6 +8,7 @@ back, and checks the history of its own transactions at every service and every 
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -79,8 +80,10 @@ async def kill(local: LocalCluster, name: str) -> None:
 
 
 def none_failed(submitted: Load) -> None:
+    """Nor aborted: whoever leads next carries on with participants that can be asked again."""
     assert submitted.failures == []
-    assert len(submitted.history.ids("committed")) == submitted.answers > 0
+    assert submitted.aborts == []
+    assert submitted.answers > 0
 
 
 def test_a_leader_killed_under_load_fails_no_client(shared: Shared) -> None:
@@ -230,7 +233,7 @@ def test_a_service_killed_between_prepare_and_commit_commits_when_it_is_back(
             )
             for service in ("inventory", "profile"):
                 await eventually(
-                    lambda service=service: holds(local, service, id), f"{service} has prepared"
+                    functools.partial(holds, local, service, id), f"{service} has prepared"
                 )
             await kill(local, "inventory")
             local.cont("activity")

@@ -19,6 +19,7 @@ import pytest
 from cluster.child_process import ChildProcess
 from cluster.client import Client
 from cluster.local_cluster import SERVICES, LocalCluster, LocalClusterError
+from cluster.local_directory import take_lock
 from cluster.ports import PortBusyError, free_ports, ports_at, refuse_busy
 from cluster.sample_order import order
 from cluster.settings import load_settings
@@ -149,7 +150,7 @@ class Prepared(LocalCluster):
     """Everything that `up` does before it starts a process."""
 
     async def up(self) -> None:
-        self._take_lock()
+        self._lock = take_lock(self.data_dir)
         self._prepare()
 
 
@@ -166,6 +167,12 @@ def test_a_directory_has_one_owner_at_a_time(tmp_path: Path) -> None:
     assert str(os.getpid()) in said
     asyncio.run(local.down())
     asyncio.run(prepared(tmp_path).down())
+
+
+def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = refused(LocalCluster(tmp_path / "file"), LocalClusterError)
+    assert said == f"cannot use {tmp_path / 'file'}: File exists"
 
 
 def test_the_number_of_nodes_of_a_directory_is_kept(tmp_path: Path) -> None:

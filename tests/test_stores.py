@@ -213,6 +213,19 @@ def test_dropping_goes_through_all_of_them_piece_by_piece(
     asyncio.run(scenario())
 
 
+def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            await store.perform([keep(f"t{n}", State.COMMITTED, 1) for n in range(3)])
+            last = (await store.ended(0, 10))[-1].number
+            await store.drop_tombstones(1_000)
+        async with opened(sqlite(tmp_path)) as store:
+            await store.perform([keep("next", State.COMMITTED, 2)])
+            assert [e.transaction_id for e in await store.ended(last, 10)] == ["next"]
+
+    asyncio.run(scenario())
+
+
 # --- SQLite ---------------------------------------------------------------------------------------
 
 

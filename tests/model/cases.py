@@ -106,6 +106,7 @@ ONE_EVERYTHING = Case(
     useless_answers=True,
     acknowledges_later=True,
 )
+LATE_SDK = Case("two on the SDK, time passes", "SS", votes=(YES, NO), time=True)
 OTHER_WORK = Case("the id used again for other work", "SS", votes=(YES,), contents=(2, 1))
 PLAIN_AND_SDK = Case("one plain, one on the SDK", "PS", calls_wait=True)
 TWO_PLAIN = Case("two plain, three leaderships", "PP", leaderships=3, calls_wait=True)
@@ -117,6 +118,7 @@ STANDARD = (
     FORGETTING,
     TOMBSTONES,
     ONE_EVERYTHING,
+    LATE_SDK,
     OTHER_WORK,
     PLAIN_AND_SDK,
     TWO_PLAIN,

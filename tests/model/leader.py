@@ -121,7 +121,7 @@ class Effect(NamedTuple):
     live: Live | None
     sent: tuple[Sent, ...] = ()
     proposed: tuple[Command, ...] = ()
-    told: Outcome | None = None
+    told: tuple[str, Outcome] | None = None  # and what it had asked for
     answer: Decision | None = None  # to an inquiry
 
 
@@ -273,11 +273,10 @@ class Node:
         conversation._unproposed = talk.unproposed
         for position, (leg, state) in enumerate(zip(conversation.legs, talk.legs, strict=True)):
             self._thaw_leg(leg, state)
-            if state.preparing:
-                call = self._call(leg, Operation.PREPARE)
-                live.prepares[position] = call
-                if state.waits:
-                    self.gateway.waiting.append(call)
+            if state.waits:
+                self.driver._send_prepare(live, conversation, position)
+            elif state.preparing:
+                live.prepares[position] = self._call(leg, Operation.PREPARE)
             if state.ending:
                 commits = talk.transaction.outcome is Outcome.COMMIT
                 call = self._call(leg, Operation.COMMIT if commits else Operation.ROLLBACK)
@@ -295,6 +294,7 @@ class Node:
     def _thaw_leg(leg: Leg, state: LegState) -> None:
         leg.vote, leg.perhaps_sent, leg.prepares = state.vote, state.perhaps_sent, state.prepares
         leg.preparing, leg.ending, leg.working = state.preparing, state.ending, int(state.working)
+        leg.attempts = 1
         leg.fate, leg.acknowledged = state.fate, state.acknowledged
         leg.fate_known_s = 0.0 if state.fate is Fate.UNKNOWN else FATE_KNOWN_S
         if state.called_at_grace:
@@ -319,11 +319,13 @@ class Node:
             act()
             self._loop.fire(before_s=math.inf if self.late else DEADLINE_S)
         live = self.driver._lives.get(ID)
+        outcome = self._client.outcome()
+        told = None if outcome is None else (self.live.fingerprint, outcome)
         return Effect(
             live=None if live is None else self._freeze(live, ends_before),
             sent=tuple(Sent(c.participant, c.operation, c.body) for c in self.gateway.left),
             proposed=tuple(_timeless(command) for command, _ in self.log.proposed),
-            told=self._client.outcome(),
+            told=told,
         )
 
     def _freeze(self, live: DriverLive, ends_before: dict[int, Call]) -> Live:
@@ -364,8 +366,7 @@ class Node:
             working=leg.working > 0,
             ending=leg.ending,
             sent_late=sent_s >= LATE_S,
-            sent_before_fate=under_way_before
-            and (learnt_now or sent_s == SENT_BEFORE_FATE_S),
+            sent_before_fate=under_way_before and (learnt_now or sent_s == SENT_BEFORE_FATE_S),
             fate=leg.fate,
             acknowledged=leg.acknowledged,
             called_at_grace=leg.called_again_s is not None,
@@ -402,9 +403,7 @@ def _timeless(command: Command) -> Command:
         case Begin():
             return replace(command, now_ms=BEGUN_MS, deadline_ms=BEGUN_MS + TIMEOUT_MS)
         case Decide(votes=votes):
-            return replace(
-                command, now_ms=BEGUN_MS, vote_reasons=(None,) * len(votes), reason=None
-            )
+            return replace(command, now_ms=BEGUN_MS, vote_reasons=(None,) * len(votes), reason=None)
         case Acknowledge() | Resolve() | Epoch() | Enlist() | Forget():
             return replace(command, now_ms=BEGUN_MS)
         case _:

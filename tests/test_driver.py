@@ -1,0 +1,1002 @@
+"""coordinator/driver.py over a log in memory and a gateway that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from random import Random
+
+import pytest
+
+from coordinator.commands import Acknowledge, Begin, Decide, Forget, Refuse, decode, encode
+from coordinator.driver import REFUSALS_PER_S, TAKE_UP_AT_ONCE
+from coordinator.errors import (
+    AtCapacity,
+    Conflict,
+    CoordinatorError,
+    Draining,
+    Expired,
+    NotAllowed,
+    UnknownTransaction,
+)
+from coordinator.facts import Effect, Outcome, Transaction
+from coordinator.gateway import Answer, Call
+from coordinator.ids import uuid7
+from coordinator.inquiry import Decision
+from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
+from coordinator.plan import Wait
+from coordinator.settings import Limits
+from participants.contract import Acknowledged, Failed, Operation, Vote, Voted
+from tests.builders import branch, plan
+from tests.driver_rig import CLOCK_STARTS_S, SDK, Rig, down, play, silence, yes_to_all
+
+PREPARE, COMMIT, ROLLBACK = Operation.PREPARE, Operation.COMMIT, Operation.ROLLBACK
+NOW_MS = int(CLOCK_STARTS_S * 1000)
+
+
+def votes_only(call: Call) -> Answer | None:
+    return Voted(Vote.YES) if call.operation is PREPARE else None
+
+
+def second_says_no(call: Call) -> Answer | None:
+    if call.operation is not PREPARE:
+        return Acknowledged()
+    return Voted(Vote.NO, "sold out") if call.branch_id == "2" else Voted(Vote.YES)
+
+
+def kinds(rig: Rig) -> list[str]:
+    return [type(decode(command)).__name__ for command in rig.log.applied]
+
+
+# --- a transaction --------------------------------------------------------------------------------
+
+
+def test_all_prepares_leave_before_any_is_answered_and_none_before_begin_is_applied() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.log.held = True
+        rig.driver.submit(plan(of=3), Wait.DECISION)
+        await rig.settle()
+        assert rig.gateway.calls == []
+        rig.log.release()
+        assert rig.gateway.sent(PREPARE) == ["1", "2", "3"]
+
+    play(scene)
+
+
+def test_a_transaction_commits_and_every_participant_hears_it() -> None:
+    async def scene(rig: Rig) -> None:
+        transaction = await rig.driver.submit(plan(of=3), Wait.COMPLETION)
+        assert transaction.outcome is Outcome.COMMIT
+        assert rig.gateway.sent(COMMIT) == ["1", "2", "3"]
+        assert rig.gateway.sent(ROLLBACK) == []
+        assert kinds(rig) == ["Epoch", "Begin", "Decide", "Acknowledge"]
+        assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+def test_a_prepare_carries_all_that_the_contract_asks_for() -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.driver.submit(plan(of=1), Wait.DECISION)
+        prepare = rig.gateway.calls[0]
+        assert prepare.body == (
+            b'{"transaction_id":"t","branch_id":"1","payload":{"quantity":1},"fingerprint":"f1",'
+            b'"expires_at":"1970-01-01T00:16:50.000Z","coordinators":["http://n1"]}'
+        )
+        assert prepare.url == "http://participant-1/prepare"
+        assert prepare.give_up_at == CLOCK_STARTS_S + 10
+        commit = rig.gateway.calls[1]
+        assert (commit.url, commit.body) == (
+            "http://participant-1/commit",
+            b'{"transaction_id":"t","branch_id":"1"}',
+        )
+
+    play(scene)
+
+
+def test_the_first_no_decides_and_whoever_has_not_answered_is_not_waited_for() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: second_says_no(call) if call.branch_id == "2" else None
+        transaction = await rig.driver.submit(plan(of=3), Wait.DECISION)
+        assert (transaction.outcome, transaction.reason) == (
+            Outcome.ABORT,
+            "service-2 voted no: sold out",
+        )
+        assert asyncio.get_running_loop().time() < CLOCK_STARTS_S + 0.1
+        assert rig.gateway.sent(ROLLBACK) == ["1", "3"]
+
+    play(scene)
+
+
+def test_the_client_is_answered_as_early_as_it_asked_for_and_no_earlier() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.log.held = True
+        waits = [rig.driver.submit(plan(), wait) for wait in Wait]
+        await rig.settle()
+        assert [w.done() for w in waits] == [False, False, False], "Begin is not applied"
+        rig.log.release()
+        assert [w.done() for w in waits] == [True, False, False]
+        rig.log.held = True
+        rig.gateway.answer_all()
+        await rig.settle()
+        assert [w.done() for w in waits] == [True, False, False], "the decision is not applied"
+        rig.log.release()
+        assert [w.done() for w in waits] == [True, True, False]
+        rig.gateway.answer_all()
+        await rig.settle()
+        assert [w.done() for w in waits] == [True, True, True]
+        later = [await rig.driver.submit(plan(), wait) for wait in Wait]
+        assert later == [rig.record()] * 3
+
+    play(scene)
+
+
+def test_a_participant_that_never_answers_is_waited_for_until_the_deadline() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: None if call.branch_id == "2" else yes_to_all(call)
+        transaction = await rig.driver.submit(plan(), Wait.DECISION)
+        assert transaction.reason == "timed out after 10000 ms without the vote of service-2"
+        assert asyncio.get_running_loop().time() == pytest.approx(CLOCK_STARTS_S + 10)
+
+    play(scene)
+
+
+def test_a_commit_is_repeated_until_the_participant_is_back() -> None:
+    async def scene(rig: Rig) -> None:
+        back_s = CLOCK_STARTS_S + 60
+
+        def away(call: Call) -> Answer | None:
+            is_back = asyncio.get_running_loop().time() >= back_s
+            away = call.operation is COMMIT and call.branch_id == "2" and not is_back
+            return down() if away else yes_to_all(call)
+
+        rig.gateway.script = away
+        await rig.driver.submit(plan(), Wait.COMPLETION)
+        assert back_s <= asyncio.get_running_loop().time() <= back_s + 2.5
+        tries = len(rig.gateway.sent(COMMIT))
+        assert 30 < tries < 200
+        assert kinds(rig).count("Acknowledge") == 2
+
+    play(scene)
+
+
+def test_an_early_rollback_of_a_plain_branch_is_sent_again_after_the_grace() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: (
+            None if (call.operation, call.branch_id) == (PREPARE, "1") else second_says_no(call)
+        )
+        transaction = await rig.driver.submit(plan(), Wait.COMPLETION)
+        assert transaction.votes == (Vote.UNKNOWN, Vote.NO)
+        assert rig.gateway.sent(ROLLBACK) == ["1", "1"]
+        assert asyncio.get_running_loop().time() == pytest.approx(CLOCK_STARTS_S + 15)
+
+    play(scene, plain=True)
+
+
+def test_a_prepare_still_in_its_queue_at_the_decision_never_leaves_and_leaves_nothing_to_do() -> (
+    None
+):
+    async def scene(rig: Rig) -> None:
+        rig.gateway.queueing = True
+        waits = rig.driver.submit(plan(), Wait.COMPLETION)
+        await rig.settle()
+        rig.gateway.queueing = False
+        one, two = rig.gateway.queued
+        rig.gateway.queued.remove(two)
+        two.done(Voted(Vote.NO, "sold out"))
+        assert (await waits).outcome is Outcome.ABORT
+        assert rig.gateway.queued == []
+        assert one.sent_at is None
+        assert asyncio.get_running_loop().time() < CLOCK_STARTS_S + 1, "no grace to be waited for"
+
+    play(scene, plain=True)
+
+
+def test_what_is_known_of_a_participant_is_recorded_at_begin() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.declared = {"http://participant-2": SDK}
+        await rig.driver.submit(plan(), Wait.NONE)
+        assert [b.repeatable for b in rig.record().branches] == [False, True]
+
+    play(scene, plain=True)
+
+
+def test_the_driver_tells_how_far_each_branch_is() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: None if call.branch_id == "2" else votes_only(call)
+        assert rig.driver.progress("t") is None
+        rig.driver.submit(plan(), Wait.NONE)
+        assert rig.driver.progress("t") is None
+        await rig.settle()
+        progress = rig.driver.progress("t")
+        assert progress is not None
+        assert [(p.vote, p.attempts) for p in progress] == [(Vote.YES, 1), (None, 1)]
+
+    play(scene)
+
+
+def test_a_thousand_transactions_at_once_all_end_and_leave_nothing_behind() -> None:
+    async def scene(rig: Rig) -> None:
+        random = Random(5)
+
+        def sometimes_no(call: Call) -> Answer | None:
+            if call.operation is PREPARE and random.random() < 0.1:
+                return Voted(Vote.NO, "no luck")
+            return down() if random.random() < 0.1 else yes_to_all(call)
+
+        rig.gateway.script = sometimes_no
+        waits = [rig.driver.submit(plan(f"t{n}", of=3), Wait.COMPLETION) for n in range(1_000)]
+        ended = await asyncio.gather(*waits)
+        assert len({t.id for t in ended}) == 1_000
+        assert {t.outcome for t in ended} == {Outcome.COMMIT, Outcome.ABORT}
+        assert rig.driver.live_count == 0
+        assert rig.machine.backlog() == {}
+        assert not rig.driver._beginning
+        loop = asyncio.get_running_loop()
+        assert not [t for t in loop._scheduled if not t.cancelled()]  # type: ignore[attr-defined]
+
+    play(scene)
+
+
+# --- the same id ----------------------------------------------------------------------------------
+
+
+def test_the_same_id_joins_the_transaction_at_every_stage_of_it() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.log.held = True
+        waits = [rig.driver.submit(plan(), Wait.COMPLETION)]
+        for step in (rig.log.release, rig.gateway.answer_all, rig.gateway.answer_all):
+            waits.append(rig.driver.submit(plan(timeout_ms=500), Wait.COMPLETION))
+            step()
+            await rig.settle()
+        waits.append(rig.driver.submit(plan(), Wait.COMPLETION))
+        assert set(await asyncio.gather(*waits)) == {rig.record()}
+        assert kinds(rig).count("Begin") == 1
+        assert rig.gateway.sent(PREPARE) == ["1", "2"]
+
+    play(scene)
+
+
+def test_the_same_id_with_other_content_is_a_conflict_at_every_stage() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.log.held = True
+        rig.driver.submit(plan(), Wait.NONE)
+        for step in (rig.log.release, rig.gateway.answer_all, rig.gateway.answer_all, list):
+            with pytest.raises(Conflict) as conflict:
+                await rig.driver.submit(plan(fingerprint="f2"), Wait.DECISION)
+            assert conflict.value.details == {"id": "t"}
+            step()
+            await rig.settle()
+        assert rig.record().finished_ms is not None
+        assert kinds(rig).count("Begin") == 1
+
+    play(scene)
+
+
+def test_an_expired_id_is_refused_and_nothing_is_written() -> None:
+    async def scene(rig: Rig) -> None:
+        old = uuid7(NOW_MS - 5_000, Random(1))
+        await rig.driver.submit(plan(old), Wait.COMPLETION)
+        rig.log.propose(encode(Forget(1, NOW_MS, NOW_MS + 1_000)), 1, lambda _result: None)
+        await rig.settle()
+        written = len(rig.log.applied)
+        with pytest.raises(Expired):
+            await rig.driver.submit(plan(old), Wait.DECISION)
+        assert len(rig.log.applied) == written
+        assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+def test_an_id_that_expires_while_its_begin_is_under_way_is_refused() -> None:
+    async def scene(rig: Rig) -> None:
+        old = uuid7(NOW_MS - 5_000, Random(1))
+        rig.log.held = True
+        rig.log.propose(encode(Forget(1, NOW_MS, NOW_MS)), 1, lambda _result: None)
+        wait = rig.driver.submit(plan(old), Wait.NONE)
+        rig.log.release()
+        with pytest.raises(Expired):
+            await wait
+        assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def test_at_capacity_new_ids_are_refused_and_known_ones_are_not() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        for number in range(3):
+            rig.driver.submit(plan(f"t{number}"), Wait.NONE)
+        with pytest.raises(AtCapacity):
+            await rig.driver.submit(plan("one too many"), Wait.NONE)
+        await rig.settle()
+        with pytest.raises(AtCapacity):
+            await rig.driver.submit(plan("one too many"), Wait.NONE)
+        again = rig.driver.submit(plan("t0"), Wait.DECISION)
+        for _ in range(2):
+            rig.gateway.answer_all()
+            await rig.settle()
+        assert (await again).outcome is Outcome.COMMIT
+        await rig.driver.submit(plan("now there is room"), Wait.NONE)
+
+    play(scene, limits=Limits(unfinished=3))
+
+
+def test_a_participant_at_its_limit_refuses_only_its_own() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        for number in range(2):
+            rig.driver.submit(plan(f"t{number}", of=(branch(1), branch(2))), Wait.NONE)
+            if number == 0:
+                await rig.settle()  # one applied, one still to be applied: both count
+        with pytest.raises(AtCapacity) as refused:
+            await rig.driver.submit(plan("u", of=(branch(3), branch(2))), Wait.NONE)
+        assert refused.value.details == {"participant": "http://participant-1"} or (
+            refused.value.details == {"participant": "http://participant-2"}
+        )
+        assert (await rig.driver.submit(plan("v", of=(branch(3),)), Wait.NONE)).id == "v"
+
+    play(scene, limits=Limits(unfinished_per_participant=2))
+
+
+def test_a_begin_that_was_lost_gives_its_room_back() -> None:
+    async def scene(rig: Rig) -> None:
+        for _ in range(5):
+            rig.log.too_busy_for = 1
+            with pytest.raises(Overloaded):
+                await rig.driver.submit(plan(of=1), Wait.NONE)
+            rig.log.held = True
+            lost = rig.driver.submit(plan(of=1), Wait.NONE)
+            rig.fail_over()
+            with pytest.raises(FateUnknown):
+                await lost
+            rig.log.held = False
+        assert (await rig.driver.submit(plan(of=1), Wait.COMPLETION)).outcome is Outcome.COMMIT
+
+    play(scene, limits=Limits(unfinished_per_participant=1, unfinished=1))
+
+
+def test_a_draining_driver_begins_nothing_new_and_finishes_what_it_has() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        wait = rig.driver.submit(plan(), Wait.COMPLETION)
+        rig.driver.drain()
+        with pytest.raises(Draining):
+            await rig.driver.submit(plan("new"), Wait.NONE)
+        await rig.settle()
+        joined = rig.driver.submit(plan(), Wait.DECISION)
+        for _ in range(2):
+            rig.gateway.answer_all()
+            await rig.settle()
+        assert (await wait).outcome is (await joined).outcome is Outcome.COMMIT
+        assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+# --- leadership -----------------------------------------------------------------------------------
+
+
+def test_with_leadership_gone_those_who_wait_are_told_that_the_end_is_unknown() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        waits = [rig.driver.submit(plan(), wait) for wait in (Wait.DECISION, Wait.COMPLETION)]
+        await rig.settle()
+        waits.append(rig.driver.wait_for_end("t"))
+        waits.append(rig.driver.submit(plan("not even begun"), Wait.NONE))
+        rig.log.stop_leading()
+        for wait in waits:
+            with pytest.raises(FateUnknown):
+                await wait
+        with pytest.raises(NotLeader):
+            await rig.driver.submit(plan(), Wait.NONE)
+        assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+def test_with_leadership_gone_queued_calls_are_withdrawn_and_late_answers_do_nothing() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.driver.submit(plan("sent"), Wait.NONE)
+        await rig.settle()
+        rig.gateway.queueing = True
+        rig.driver.submit(plan("queued"), Wait.NONE)
+        await rig.settle()
+        assert len(rig.gateway.queued) == 2
+        rig.log.stop_leading()
+        assert rig.gateway.queued == []
+        written = len(rig.log.applied)
+        rig.gateway.answer_all()
+        await asyncio.sleep(60)
+        assert len(rig.log.applied) == written
+        assert len(rig.gateway.calls) == 4
+
+    play(scene)
+
+
+def test_late_answers_to_the_deposed_leadership_do_nothing_in_the_next_one_either() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.driver.submit(plan(), Wait.NONE)
+        await rig.settle()
+        before, rig.gateway.under_way = rig.gateway.under_way, []
+        rig.fail_over()
+        await rig.settle()
+        assert rig.gateway.sent(PREPARE) == ["1", "2", "1", "2"]
+        for call in before:
+            call.done(Voted(Vote.YES))
+        await rig.settle()
+        assert rig.record().outcome is None, "those were answers to another leadership"
+        rig.gateway.answer_all()
+        await rig.settle()
+        assert rig.record().outcome is Outcome.COMMIT
+
+    play(scene)
+
+
+def test_a_new_leadership_asks_sdk_branches_again_and_whoever_joins_learns_the_outcome() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.driver.submit(plan(), Wait.NONE)
+        await rig.settle()
+        rig.gateway.under_way = []
+        rig.gateway.script = yes_to_all
+        rig.fail_over()
+        transaction = await rig.driver.submit(plan(), Wait.COMPLETION)
+        assert transaction.outcome is Outcome.COMMIT
+        assert kinds(rig) == ["Epoch", "Begin", "Epoch", "Decide", "Acknowledge"]
+
+    play(scene)
+
+
+def test_a_new_leadership_aborts_what_a_plain_branch_may_have_been_asked() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.driver.submit(plan(), Wait.NONE)
+        await rig.settle()
+        rig.gateway.under_way = []
+        rig.gateway.script = yes_to_all
+        rig.fail_over()
+        transaction = await rig.driver.submit(plan(), Wait.COMPLETION)
+        assert transaction.outcome is Outcome.ABORT
+        assert rig.gateway.sent(PREPARE) == ["1", "2"], "never a second one"
+        assert asyncio.get_running_loop().time() >= CLOCK_STARTS_S + 15
+
+    play(scene, plain=True)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_new_leadership_goes_on_with_phase_two(plain: bool) -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: (
+            None if (call.operation, call.branch_id) == (COMMIT, "2") else yes_to_all(call)
+        )
+        rig.driver.submit(plan(), Wait.NONE)
+        await asyncio.sleep(0.5)
+        assert rig.record().acknowledged == 0b01
+        rig.gateway.under_way = []
+        rig.gateway.script = yes_to_all
+        rig.fail_over()
+        await rig.driver.wait_for_end("t")
+        assert rig.gateway.sent(COMMIT) == ["1", "2", "2"]
+        assert rig.driver.live_count == 0
+
+    play(scene, plain=plain)
+
+
+def test_a_begin_that_was_lost_with_leadership_can_be_submitted_again() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.held = True
+        lost = rig.driver.submit(plan(), Wait.DECISION)
+        rig.fail_over()
+        again = rig.driver.submit(plan(), Wait.COMPLETION)
+        rig.log.release()
+        with pytest.raises(FateUnknown):
+            await lost
+        assert (await again).outcome is Outcome.COMMIT
+        assert kinds(rig).count("Begin") == 1
+
+    play(scene)
+
+
+def test_a_new_leadership_takes_up_many_transactions_without_holding_up_the_loop() -> None:
+    async def scene(rig: Rig) -> None:
+        count = 2 * TAKE_UP_AT_ONCE + 10
+        rig.gateway.script = silence
+        for number in range(count):
+            rig.driver.submit(plan(f"t{number}", of=1), Wait.NONE)
+        await rig.settle()
+        rig.gateway.under_way = []
+        rig.gateway.script = yes_to_all
+        rig.log.stop_leading()
+        sent = len(rig.gateway.calls)
+        rig.log.lead()
+        assert len(rig.gateway.calls) - sent == TAKE_UP_AT_ONCE
+        last = rig.driver.submit(plan(f"t{count - 1}", of=1), Wait.COMPLETION)
+        assert rig.driver.take_up_forgotten() == 0, "they are being taken up"
+        await last
+        await asyncio.sleep(1)
+        assert rig.machine.unfinished_count == 0
+
+    play(scene)
+
+
+def test_taking_up_stops_when_leadership_ends_in_the_middle_of_it() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        for number in range(TAKE_UP_AT_ONCE + 10):
+            rig.driver.submit(plan(f"t{number}", of=1), Wait.NONE)
+        await rig.settle()
+        rig.gateway.under_way = []
+        rig.log.stop_leading()
+        rig.log.lead()
+        rig.log.stop_leading()
+        sent = len(rig.gateway.calls)
+        await asyncio.sleep(1)
+        assert len(rig.gateway.calls) == sent
+        assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_storm_of_failovers_leaves_every_transaction_with_one_outcome(seed: int) -> None:
+    async def scene(rig: Rig) -> None:
+        random, loop = Random(seed), asyncio.get_running_loop()
+        told: dict[str, set[Outcome | None]] = {}
+
+        def now_and_then(call: Call) -> Answer | None:
+            answer: Answer = Failed("connection lost", broken=True)
+            if random.random() < 0.8:
+                answer = second_says_no(call) if random.random() < 0.1 else yes_to_all(call) or answer
+            loop.call_later(random.random() * 0.3, rig.gateway.answer, call, answer)
+            return None
+
+        async def client(number: int) -> None:
+            while True:
+                try:
+                    transaction = await rig.driver.submit(plan(f"t{number}", of=3), Wait.DECISION)
+                except (LogError, CoordinatorError):
+                    await asyncio.sleep(random.random() * 0.2)
+                else:
+                    told.setdefault(transaction.id, set()).add(transaction.outcome)
+                    if random.random() < 0.5:
+                        return
+
+        rig.gateway.script = now_and_then
+        clients = [asyncio.create_task(client(number)) for number in range(40)]
+        for _ in range(10):
+            await asyncio.sleep(random.random() * 0.3)
+            rig.log.stop_leading()
+            rig.gateway.under_way = _Forgiving(rig.gateway.under_way)
+            await asyncio.sleep(random.random() * 0.1)
+            rig.gateway.under_way = _Forgiving()
+            rig.log.lead()
+        await asyncio.gather(*clients)
+        await asyncio.sleep(30)
+        assert rig.machine.unfinished_count == 0, seed
+        assert rig.driver.live_count == 0
+        for transaction_id, outcomes in told.items():
+            assert outcomes == {rig.record(transaction_id).outcome}, seed
+
+    play(scene)
+
+
+class _Forgiving(list[Call]):
+    """Calls under way; those of an earlier leadership are answered too, and are not in here."""
+
+    def remove(self, call: Call) -> None:
+        if call in self:
+            super().remove(call)
+
+
+# --- a log that takes nothing for a while ---------------------------------------------------------
+
+
+def test_a_decision_and_acknowledgements_that_the_log_did_not_take_are_proposed_again() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        wait = rig.driver.submit(plan(), Wait.COMPLETION)
+        for _ in range(2):
+            await rig.settle()
+            rig.log.too_busy_for = 5
+            rig.gateway.answer_all()
+            await asyncio.sleep(0.3)
+        assert (await wait).outcome is Outcome.COMMIT
+        assert kinds(rig) == ["Epoch", "Begin", "Decide", "Acknowledge"]
+
+    play(scene)
+
+
+def test_a_no_whose_decision_had_to_wait_is_still_told_as_the_reason() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        wait = rig.driver.submit(plan(), Wait.DECISION)
+        await rig.settle()
+        rig.log.too_busy_for = 3
+        rig.gateway.answer_all(second_says_no)
+        assert (await wait).reason == "service-2 voted no: sold out"
+
+    play(scene)
+
+
+def test_the_loop_does_not_turn_in_vain_while_a_decision_is_on_its_way() -> None:
+    """A repeat of a prepare is due, but it is decided already: nothing is to be woken for."""
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        wait = rig.driver.submit(plan(), Wait.DECISION)
+        await rig.settle()
+        rig.log.held = True
+        one, two = rig.gateway.under_way
+        rig.gateway.answer(one, Failed("connection lost", broken=True))
+        rig.gateway.answer(two, Voted(Vote.NO, "sold out"))
+        turns, began_s = itertools.count(), asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() < began_s + 1:
+            assert next(turns) < 100
+            await asyncio.sleep(0.05)
+        assert rig.gateway.sent(PREPARE) == ["1", "2"]
+        rig.log.release()
+        assert (await wait).outcome is Outcome.ABORT
+
+    play(scene)
+
+
+# --- inquiry --------------------------------------------------------------------------------------
+
+
+def test_an_unknown_id_is_refused_in_the_log_before_abort_is_answered() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.held = True
+        asked = asyncio.create_task(rig.driver.inquire("t", "1", "f1"))
+        await rig.settle()
+        assert not asked.done()
+        rig.log.release()
+        assert await asked is Decision.ABORT
+        assert isinstance(decode(rig.log.applied[-1]), Refuse)
+        refused = await rig.driver.submit(plan(), Wait.COMPLETION)
+        assert refused.is_refusal
+        assert rig.gateway.calls == [], "it does not run after all"
+        assert await rig.driver.inquire("t", "1", "f1") is Decision.ABORT
+        assert kinds(rig).count("Refuse") == 1
+
+    play(scene)
+
+
+def test_a_begin_that_loses_the_race_against_a_refuse_gives_the_abort() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.held = True
+        asked = asyncio.create_task(rig.driver.inquire("t", "1", "f1"))
+        await rig.settle()
+        wait = rig.driver.submit(plan(), Wait.DECISION)
+        rig.log.release()
+        assert await asked is Decision.ABORT
+        assert (await wait).is_refusal
+        assert kinds(rig) == ["Epoch", "Refuse", "Begin"]
+        assert rig.gateway.calls == []
+        assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+def test_an_id_whose_begin_is_under_way_is_pending_and_is_not_refused() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.held = True
+        wait = rig.driver.submit(plan(), Wait.COMPLETION)
+        assert await rig.driver.inquire("t", "1", "f1") is Decision.PENDING
+        rig.log.release()
+        await wait
+        assert "Refuse" not in kinds(rig)
+
+    play(scene)
+
+
+def test_an_inquiry_is_answered_from_the_record() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.driver.submit(plan(), Wait.NONE)
+        await rig.settle()
+        assert await rig.driver.inquire("t", "1", "f1") is Decision.PENDING
+        rig.gateway.answer_all()
+        await rig.settle()
+        assert await rig.driver.inquire("t", "1", "f1") is Decision.COMMIT
+        assert await rig.driver.inquire("t", "1", "f2") is Decision.ABORT
+        rig.gateway.answer_all()
+        await rig.settle()
+        assert await rig.driver.inquire("t", "1", "f1") is Decision.ABORT, "a ghost"
+
+    play(scene)
+
+
+def test_an_inquiry_about_an_expired_id_is_answered_and_nothing_is_written() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.propose(encode(Forget(1, NOW_MS, NOW_MS)), 1, lambda _result: None)
+        await rig.settle()
+        old = uuid7(NOW_MS - 5, Random(1))
+        assert await rig.driver.inquire(old, "1", "f1") is Decision.ABORT
+        assert kinds(rig) == ["Epoch", "Forget"]
+
+    play(scene)
+
+
+def test_only_a_leader_answers_inquiries_and_not_when_it_is_deposed_on_the_way() -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.driver.submit(plan(), Wait.COMPLETION)
+        asked = asyncio.create_task(rig.driver.inquire("t", "1", "f1"))
+        await asyncio.sleep(0)
+        rig.log.stop_leading()
+        with pytest.raises(LogError):
+            await asked
+        with pytest.raises(NotLeader):
+            await rig.driver.inquire("t", "1", "f1")
+        rig.log.lead()
+        rig.log.held = True
+        asked = asyncio.create_task(rig.driver.inquire("unknown", "1", "f1"))
+        await rig.settle()
+        rig.log.stop_leading()
+        with pytest.raises(LogError):
+            await asked
+
+    play(scene)
+
+
+def test_how_fast_refusals_are_written_is_limited() -> None:
+    async def scene(rig: Rig) -> None:
+        for number in range(REFUSALS_PER_S):
+            await rig.driver.inquire(f"u{number}", "1", "f1")
+        with pytest.raises(AtCapacity):
+            await rig.driver.inquire("one too many", "1", "f1")
+        assert await rig.driver.inquire("u0", "1", "f1") is Decision.ABORT, "nothing to write"
+        await asyncio.sleep(0.01)
+        assert await rig.driver.inquire("one too many", "1", "f1") is Decision.ABORT
+
+    play(scene)
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+
+async def resolve(
+    rig: Rig,
+    transaction_id: str = "t",
+    branch_id: str | None = None,
+    effect: Effect | None = None,
+) -> Transaction:
+    return await rig.driver.resolve(
+        transaction_id, branch_id=branch_id, effect=effect, actor="ann", reason="disk lost"
+    )
+
+
+def test_an_operator_may_abort_what_is_undecided_and_whoever_waits_is_told() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        wait = rig.driver.submit(plan(), Wait.DECISION)
+        await rig.settle()
+        assert (await resolve(rig)).outcome is Outcome.ABORT
+        assert (await wait).reason == "aborted by ann: disk lost"
+        assert rig.gateway.sent(ROLLBACK) == ["1", "2"]
+        assert (await resolve(rig)).outcome is Outcome.ABORT, "asking again is safe"
+
+    play(scene)
+
+
+def test_an_operator_may_end_a_branch_that_will_never_answer() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: (
+            None if (call.operation, call.branch_id) == (COMMIT, "2") else yes_to_all(call)
+        )
+        wait = rig.driver.submit(plan(), Wait.COMPLETION)
+        await asyncio.sleep(1)
+        assert not wait.done()
+        await resolve(rig, branch_id="2", effect=Effect.UNKNOWN)
+        assert (await wait).outcome is Outcome.COMMIT
+        assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+def test_the_queued_call_of_a_branch_ended_by_hand_never_leaves() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.driver.submit(plan(of=3), Wait.NONE)
+        await rig.settle()
+        rig.gateway.queueing = True
+        rig.gateway.answer_all()
+        await rig.settle()
+        assert [call.branch_id for call in rig.gateway.queued] == ["1", "2", "3"]
+        await resolve(rig, branch_id="2", effect=Effect.COMMITTED)
+        await rig.settle()
+        assert [call.branch_id for call in rig.gateway.queued] == ["1", "3"]
+        for call in list(rig.gateway.queued):
+            rig.gateway.queued.remove(call)
+            call.done(Acknowledged())
+        await rig.settle()
+        assert rig.record().finished_ms is not None
+
+    play(scene)
+
+
+def test_what_an_operator_may_not_do_is_refused_with_the_reason() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = votes_only
+        await rig.driver.submit(plan(), Wait.DECISION)
+        with pytest.raises(NotAllowed, match="committed"):
+            await resolve(rig)
+        with pytest.raises(NotAllowed, match="no such branch"):
+            await resolve(rig, branch_id="9", effect=Effect.UNKNOWN)
+        with pytest.raises(UnknownTransaction):
+            await resolve(rig, "stranger")
+        rig.gateway.script = silence
+        await rig.driver.submit(plan("u"), Wait.NONE)
+        with pytest.raises(NotAllowed, match="nothing is decided"):
+            await resolve(rig, "u", "1", Effect.COMMITTED)
+        rig.log.stop_leading()
+        with pytest.raises(NotLeader):
+            await resolve(rig)
+
+    play(scene)
+
+
+def test_an_operator_may_have_whoever_waits_called_now() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: votes_only(call) or down()
+        rig.driver.submit(plan(of=1), Wait.NONE)
+        await asyncio.sleep(60)
+        rig.gateway.script = yes_to_all
+        before_s = asyncio.get_running_loop().time()
+        rig.driver.retry_now("t")
+        await rig.settle()
+        assert rig.record().finished_ms is not None
+        assert asyncio.get_running_loop().time() - before_s < 0.01
+        assert rig.gateway.woken == ["http://participant-1"]
+        assert rig.driver.retry_now("t").finished_ms is not None
+        with pytest.raises(UnknownTransaction):
+            rig.driver.retry_now("stranger")
+        rig.log.stop_leading()
+        with pytest.raises(NotLeader):
+            rig.driver.retry_now("t")
+
+    play(scene)
+
+
+# --- looking and sweeping -------------------------------------------------------------------------
+
+
+def test_the_figures_say_what_is_under_way() -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.driver.submit(plan("done"), Wait.COMPLETION)
+        rig.gateway.script = silence
+        rig.driver.submit(plan(of=1), Wait.NONE)
+        await asyncio.sleep(3)
+        figures = rig.driver.figures()
+        assert figures.leading
+        assert (figures.unfinished, figures.conversations, figures.remembered) == (1, 1, 1)
+        assert 3_000 <= figures.oldest_in_doubt_ms <= 3_100
+        assert figures.backlog == {"http://participant-1": 1}
+        rig.log.stop_leading()
+        figures = rig.driver.figures()
+        assert (figures.leading, figures.unfinished, figures.conversations) == (False, 1, 0)
+
+    play(scene)
+
+
+def test_waiting_for_the_end_finds_the_transaction_wherever_it_is() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.driver.submit(plan(), Wait.NONE)
+        early = rig.driver.wait_for_end("t")
+        for _ in range(3):
+            await rig.settle()
+            rig.gateway.answer_all()
+        assert await early == await rig.driver.wait_for_end("t") == rig.record()
+        with pytest.raises(UnknownTransaction):
+            await rig.driver.wait_for_end("stranger")
+        await rig.driver.submit(plan("u"), Wait.NONE)
+        rig.log.stop_leading()
+        assert await rig.driver.wait_for_end("t") == rig.record()
+        with pytest.raises(NotLeader):
+            await rig.driver.wait_for_end("u")
+
+    play(scene)
+
+
+def test_the_sweep_takes_up_what_has_no_conversation_and_leaves_the_others_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        for transaction_id in ("kept", "lost"):
+            await rig.driver.submit(plan(transaction_id), Wait.NONE)
+        assert rig.driver.take_up_forgotten() == 0
+        del rig.driver._lives["lost"]
+        rig.gateway.under_way = [c for c in rig.gateway.under_way if c.transaction_id == "kept"]
+        with caplog.at_level(logging.ERROR):
+            assert rig.driver.take_up_forgotten() == 1
+        assert "lost" in caplog.text
+        assert [c.transaction_id for c in rig.gateway.calls] == ["kept"] * 2 + ["lost"] * 4
+        assert rig.driver.take_up_forgotten() == 0
+        rig.log.stop_leading()
+        assert rig.driver.take_up_forgotten() == 0
+
+    play(scene)
+
+
+def test_whoever_waited_may_go_away_and_the_transaction_goes_on() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        gone = [rig.driver.submit(plan(), wait) for wait in Wait]
+        gone.append(rig.driver.submit(plan("lost"), Wait.DECISION))
+        for wait in gone:
+            wait.cancel()
+        stays = rig.driver.submit(plan(), Wait.COMPLETION)
+        for _ in range(3):
+            await rig.settle()
+            rig.gateway.answer_all()
+        assert (await stays).outcome is Outcome.COMMIT
+        gone_too = rig.driver.submit(plan("u"), Wait.DECISION)
+        await rig.settle()
+        gone_too.cancel()
+        rig.log.stop_leading()
+
+    play(scene)
+
+
+def test_an_operator_or_an_inquirer_that_gives_up_waiting_does_no_harm() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        await rig.driver.submit(plan(), Wait.NONE)
+        rig.log.held = True
+        tasks = [
+            asyncio.create_task(resolve(rig)),
+            asyncio.create_task(rig.driver.inquire("unknown", "1", "f1")),
+        ]
+        await rig.settle()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        rig.log.release()
+        await rig.settle()
+        assert rig.record().outcome is Outcome.ABORT
+        assert rig.record("unknown").is_refusal
+
+    play(scene)
+
+
+def test_a_stopped_driver_does_nothing_more() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        wait = rig.driver.submit(plan(), Wait.DECISION)
+        await rig.settle()
+        rig.driver.stop()
+        with pytest.raises(FateUnknown):
+            await wait
+        rig.gateway.answer_all()
+        written = len(rig.log.applied)
+        await asyncio.sleep(60)
+        assert len(rig.log.applied) == written
+        assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+def test_every_command_of_a_conversation_carries_the_epoch_in_which_it_began() -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.driver.submit(plan("a"), Wait.COMPLETION)
+        rig.fail_over()
+        await rig.driver.submit(plan("b"), Wait.COMPLETION)
+        epochs: dict[str, set[int]] = {}
+        for command in map(decode, rig.log.applied):
+            if isinstance(command, Begin | Decide | Acknowledge):
+                epochs.setdefault(command.id, set()).add(command.epoch)
+        assert epochs == {"a": {1}, "b": {2}}
+
+    play(scene)

@@ -1,0 +1,212 @@
+"""Calls that share a request: for participants that offer it, and only for them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from aiohttp import web
+
+from coordinator.gateway import Answer, Call, Gateway
+from participants.contract import DECLARATION_HEADER, Acknowledged, Failed, Operation, Vote, Voted
+from tests.calling import call_for, failed, run
+
+BATCHES = {DECLARATION_HEADER: "1; repeatable-prepare; inquiry; batch=/seats/batch"}
+
+
+class Batching:
+    """Takes batches; `hold` keeps one until it is set, `status` refuses them."""
+
+    def __init__(self) -> None:
+        self.requests: list[list[tuple[str, str]]] = []
+        self.hold: asyncio.Event | None = None
+        self.arrived = asyncio.Condition()
+        self.status = 200
+
+    async def __aenter__(self) -> Batching:
+        application = web.Application()
+        application.router.add_post("/seats/batch", self._batch)
+        application.router.add_post("/seats/{operation}", self._one)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/seats"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    async def until(self, requests: int) -> None:
+        async with self.arrived:
+            await self.arrived.wait_for(lambda: len(self.requests) >= requests)
+
+    async def _note(self, messages: list[tuple[str, str]]) -> None:
+        async with self.arrived:
+            self.requests.append(messages)
+            self.arrived.notify_all()
+
+    async def _one(self, request: web.Request) -> web.Response:
+        message = await request.json()
+        operation = request.match_info["operation"]
+        hold = self.hold
+        await self._note([(operation, message["transaction_id"])])
+        if hold is not None:
+            await hold.wait()
+        return web.json_response({"vote": "yes"}, headers=BATCHES)
+
+    async def _batch(self, request: web.Request) -> web.Response:
+        if self.status != 200:
+            return web.Response(status=self.status)
+        messages = (await request.json())["messages"]
+        hold = self.hold
+        await self._note([(m["operation"], m["transaction_id"]) for m in messages])
+        if hold is not None:
+            await hold.wait()
+        answers = [{"status": 200, "body": self.answer(m)} for m in messages]
+        return web.json_response({"answers": answers}, headers=BATCHES)
+
+    def answer(self, message: dict[str, str]) -> dict[str, str]:
+        vote = "no" if message["transaction_id"].endswith("no") else "yes"
+        return {"vote": vote, "transaction_id": message["transaction_id"], "branch_id": "1"}
+
+
+def begin(
+    gateway: Gateway, url: str, operation: Operation, *ids: str
+) -> list[asyncio.Future[Answer]]:
+    calls: list[tuple[Call, asyncio.Future[Answer]]] = [
+        call_for(url, operation, transaction_id=i) for i in ids
+    ]
+    for call, _ in calls:
+        gateway.begin(call)
+    return [answered for _, answered in calls]
+
+
+async def learn(gateway: Gateway, participant: Batching) -> None:
+    """One call, after which the gateway knows what the participant offers."""
+    await asyncio.gather(*begin(gateway, participant.url, Operation.PREPARE, "first"))
+    assert gateway.declaration(participant.url).batch_path == "/seats/batch"
+    participant.requests.clear()
+
+
+def test_what_is_asked_in_one_turn_of_the_loop_shares_a_request() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            ids = [f"t{n}" for n in range(20)]
+            answers = await asyncio.gather(
+                *begin(gateway, participant.url, Operation.PREPARE, *ids, "t-no")
+            )
+            assert participant.requests == [[("prepare", i) for i in (*ids, "t-no")]]
+            assert answers[:20] == [Voted(Vote.YES)] * 20
+            assert isinstance(answers[20], Voted)
+            assert answers[20].vote is Vote.NO
+
+    run(scenario)
+
+
+def test_the_next_batch_gathers_while_one_is_under_way() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            participant.hold = asyncio.Event()
+            first = begin(gateway, participant.url, Operation.COMMIT, "a", "b")
+            await participant.until(1)
+            held, participant.hold = participant.hold, None
+            later = begin(gateway, participant.url, Operation.COMMIT, "c")
+            later += begin(gateway, participant.url, Operation.ROLLBACK, "d")
+            held.set()
+            assert await asyncio.gather(*first, *later) == [Acknowledged()] * 4
+            assert participant.requests == [
+                [("commit", "a"), ("commit", "b")],
+                [("commit", "c"), ("rollback", "d")],
+            ]
+
+    run(scenario)
+
+
+def test_a_batch_that_hangs_does_not_hold_up_the_others() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            participant.hold = asyncio.Event()
+            hanging = begin(gateway, participant.url, Operation.PREPARE, "a", "b")
+            await participant.until(1)
+            held, participant.hold = participant.hold, None
+            others = await asyncio.gather(
+                *begin(gateway, participant.url, Operation.PREPARE, "c", "d")
+            )
+            assert others == [Voted(Vote.YES)] * 2
+            assert not any(answered.done() for answered in hanging)
+            held.set()
+            assert await asyncio.gather(*hanging) == [Voted(Vote.YES)] * 2
+
+    run(scenario)
+
+
+def test_where_batches_do_not_get_through_calls_go_singly() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            participant.status = 404
+            refused = await asyncio.gather(
+                *begin(gateway, participant.url, Operation.COMMIT, "a", "b")
+            )
+            assert all("404" in failed(answer).what for answer in refused)
+            gateway.wake(participant.url)
+            again = await asyncio.gather(
+                *begin(gateway, participant.url, Operation.COMMIT, "a", "b")
+            )
+            assert again == [Acknowledged()] * 2
+            assert sorted(participant.requests) == [[("commit", "a")], [("commit", "b")]]
+
+    run(scenario)
+
+
+def test_an_answer_for_another_branch_is_a_failure_of_that_call_alone() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            honest = participant.answer
+
+            def lying(message: dict[str, str]) -> dict[str, str]:
+                answer = honest(message)
+                if message["transaction_id"] == "b":
+                    answer["transaction_id"] = "someone-else"
+                return answer
+
+            participant.answer = lying  # type: ignore[method-assign]
+            answers = await asyncio.gather(
+                *begin(gateway, participant.url, Operation.PREPARE, "a", "b")
+            )
+            assert answers[0] == Voted(Vote.YES)
+            assert "another transaction" in failed(answers[1]).what
+
+    run(scenario)
+
+
+def test_a_prepare_that_waits_for_its_batch_can_be_withdrawn() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            call, answered = call_for(participant.url, Operation.PREPARE, transaction_id="a")
+            gateway.begin(call)
+            assert gateway.withdraw(call)
+            await asyncio.gather(*begin(gateway, participant.url, Operation.PREPARE, "b"))
+            assert not answered.done()
+            assert json.dumps(participant.requests) == '[[["prepare", "b"]]]'
+
+    run(scenario)
+
+
+def test_a_broken_batch_fails_each_of_its_calls() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        participant = Batching()
+        async with participant:
+            await learn(gateway, participant)
+        answers = await asyncio.gather(
+            *begin(gateway, participant.url, Operation.PREPARE, "a", "b", "c")
+        )
+        assert [failed(answer).arrived for answer in answers] == [False] * 3
+        assert all(isinstance(answer, Failed) for answer in answers)
+
+    run(scenario)
