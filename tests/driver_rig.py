@@ -1,4 +1,4 @@
-"""A driver between a log in memory and a gateway that the test plays, on a clock that skips waiting.
+"""A driver between a log in memory and a gateway that the test plays; the clock skips all waiting.
 
 `play(scene)` runs a scene: a coroutine that gets a Rig. While nobody has anything to do the clock
 jumps to the next timer, so ten seconds pass at once and nothing depends on the machine's speed.
@@ -96,7 +96,7 @@ class PlayedLog(MemoryLog):
             super()._drain()
 
 
-def yes_to_all(call: Call) -> Answer | None:
+def yes_to_all(call: Call) -> Answer:
     return Voted(Vote.YES) if call.operation is Operation.PREPARE else Acknowledged()
 
 

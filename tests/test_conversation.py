@@ -108,7 +108,9 @@ class Talk:
 
     def log_applies(self, actions: list[Action]) -> list[Action]:
         """The one proposal among the actions is applied."""
-        (proposal,) = (a for a in actions if isinstance(a, ProposeDecision | ProposeAcknowledgement))
+        (proposal,) = (
+            a for a in actions if isinstance(a, ProposeDecision | ProposeAcknowledgement)
+        )
         if isinstance(proposal, ProposeDecision):
             fields = (proposal.votes, proposal.vote_reasons, proposal.reason)
             return self.changed(applied(self.machine, Decide(EPOCH, BEGAN_MS, "t", *fields)))
@@ -144,7 +146,9 @@ def test_every_branch_is_asked_to_prepare_at_once() -> None:
     assert Talk(*branches(5)).started == prepares(0, 1, 2, 3, 4)
 
 
-def test_the_decision_is_proposed_at_the_last_vote_and_nothing_irrevocable_leaves_before_it() -> None:
+def test_the_decision_is_proposed_at_the_last_vote_and_nothing_irrevocable_leaves_before_it() -> (
+    None
+):
     talk, actions = voted(YES, READ_ONLY, YES)
     assert decision(actions).votes == (Vote.YES, Vote.READ_ONLY, Vote.YES)
     assert talk.woken(5.0) == []
@@ -279,7 +283,8 @@ def test_nobody_is_called_and_nothing_is_due_between_the_proposal_and_its_applic
 
 
 def test_a_decision_that_the_log_did_not_take_is_proposed_again_unchanged_after_the_pause() -> None:
-    for answers in ((NO, YES), (YES, YES), (READ_ONLY, SILENT)):
+    cases: list[tuple[PrepareAnswer, ...]] = [(NO, YES), (YES, YES), (READ_ONLY, SILENT)]
+    for answers in cases:
         talk, actions = Talk(*branches(2)), list[Action]()
         for position, answer in enumerate(answers):
             actions = actions or talk.prepared(position, answer)
@@ -323,7 +328,9 @@ def test_acknowledgements_are_proposed_together_once_no_call_is_under_way() -> N
     assert talk.ended(1) == [ProposeAcknowledgement(0b111)]
 
 
-def test_one_slow_branch_holds_up_the_acknowledgements_of_the_others_for_a_fifth_of_a_second() -> None:
+def test_one_slow_branch_holds_up_the_acknowledgements_of_the_others_for_a_fifth_of_a_second() -> (
+    None
+):
     talk, actions = voted(YES, YES, YES)
     talk.log_applies(actions)
     talk.now_s = 1.0
@@ -429,7 +436,9 @@ def aborted_with_a_prepare_under_way() -> Talk:
     return talk
 
 
-def test_an_early_rollback_of_an_unanswered_prepare_does_not_count_and_the_deciding_one_does() -> None:
+def test_an_early_rollback_of_an_unanswered_prepare_does_not_count_and_the_deciding_one_does() -> (
+    None
+):
     talk = aborted_with_a_prepare_under_way()
     assert talk.ended(0) == []
     assert talk.due_s == COUNTS_S
@@ -568,7 +577,9 @@ def test_a_new_leader_carries_out_what_is_decided_at_whoever_has_not_acknowledge
     assert talk.conversation.is_finished
 
 
-def test_a_new_leader_rolls_back_what_is_decided_and_counts_the_plain_unknown_only_when_late() -> None:
+def test_a_new_leader_rolls_back_what_is_decided_and_counts_the_plain_unknown_only_when_late() -> (
+    None
+):
     machine = led_machine(
         begin(of=branches(2, plain=True)), decide((Vote.YES, Vote.UNKNOWN), reason="died")
     )

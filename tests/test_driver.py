@@ -39,7 +39,7 @@ def votes_only(call: Call) -> Answer | None:
     return Voted(Vote.YES) if call.operation is PREPARE else None
 
 
-def second_says_no(call: Call) -> Answer | None:
+def second_says_no(call: Call) -> Answer:
     if call.operation is not PREPARE:
         return Acknowledged()
     return Voted(Vote.NO, "sold out") if call.branch_id == "2" else Voted(Vote.YES)
@@ -339,9 +339,7 @@ def test_a_participant_at_its_limit_refuses_only_its_own() -> None:
                 await rig.settle()  # one applied, one still to be applied: both count
         with pytest.raises(AtCapacity) as refused:
             await rig.driver.submit(plan("u", of=(branch(3), branch(2))), Wait.NONE)
-        assert refused.value.details == {"participant": "http://participant-1"} or (
-            refused.value.details == {"participant": "http://participant-2"}
-        )
+        assert refused.value.details == {"participant": "http://participant-2"}
         assert (await rig.driver.submit(plan("v", of=(branch(3),)), Wait.NONE)).id == "v"
 
     play(scene, limits=Limits(unfinished_per_participant=2))
@@ -557,7 +555,7 @@ def test_a_storm_of_failovers_leaves_every_transaction_with_one_outcome(seed: in
         def now_and_then(call: Call) -> Answer | None:
             answer: Answer = Failed("connection lost", broken=True)
             if random.random() < 0.8:
-                answer = second_says_no(call) if random.random() < 0.1 else yes_to_all(call) or answer
+                answer = second_says_no(call) if random.random() < 0.1 else yes_to_all(call)
             loop.call_later(random.random() * 0.3, rig.gateway.answer, call, answer)
             return None
 

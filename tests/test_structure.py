@@ -101,7 +101,7 @@ def is_within(imported: str, module: str) -> bool:
 
 def broken_imports(name: str, source: str) -> list[str]:
     """What the module imports and must not."""
-    package = name.split("/")[0]
+    package = name.split("/", maxsplit=1)[0]
     broken = []
     for imported in imports(ast.parse(source)):
         match package:

@@ -106,6 +106,7 @@ ONE_EVERYTHING = Case(
     useless_answers=True,
     acknowledges_later=True,
 )
+ONE = Case("one on the SDK", "S")
 LATE_SDK = Case("two on the SDK, time passes", "SS", votes=(YES, NO), time=True)
 OTHER_WORK = Case("the id used again for other work", "SS", votes=(YES,), contents=(2, 1))
 PLAIN_AND_SDK = Case("one plain, one on the SDK", "PS", calls_wait=True)
