@@ -3,7 +3,8 @@
     2026-01-31T12:00:00.123Z INFO  n1 assent.transaction: decided commit  transaction_id=...
 
 Whatever a message carries beside its text (`_log.info("...", extra={"transaction_id": id})`) is
-a field of the JSON object; in a line for people it is shown at the end, unless the text has it.
+a field of the JSON object; in a line for people it is shown at the end. The transaction's id is not,
+for every text about a transaction begins with it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; the rest came with the message."""
+
+
+_IN_TEXT = frozenset({"transaction"})
 
 
 class LogFormat(enum.StrEnum):
@@ -43,7 +47,7 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = _one_line(record.getMessage())
         carried = _carried(record).items()
-        fields = "".join(f" {name}={value}" for name, value in carried if str(value) not in text)
+        fields = "".join(f" {name}={value}" for name, value in carried if name not in _IN_TEXT)
         line = f"{_time(record)} {record.levelname:<5} {self._node}{record.name}: {text}"
         line = f"{line} {fields}" if fields else line
         trace = _trace(self, record)
