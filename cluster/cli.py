@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cluster import cli_processes, cli_transactions
+from cluster import cli_bench, cli_processes, cli_transactions
 from cluster.cli_output import UserMistake
 from cluster.client import ClientError, OutcomeUnknown, Refused
 from cluster.errors import StorageError
@@ -76,4 +76,5 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     cli_processes.add_commands(commands)
     cli_transactions.add_commands(commands)
+    cli_bench.add_commands(commands)
     return parser

@@ -96,6 +96,7 @@ def _seconds(text: str) -> float:
 def _node(arguments: argparse.Namespace) -> int:
     # Imported here, so that the other commands start without a node's whole machinery.
     from cluster.node import run_node  # noqa: PLC0415
+    from cluster.profiling import profiled  # noqa: PLC0415
     from cluster.transport import NotLoopback, refuse_beyond_loopback  # noqa: PLC0415
 
     settings = load_settings(arguments.config)
@@ -106,13 +107,14 @@ def _node(arguments: argparse.Namespace) -> int:
         raise UserMistake(f"{arguments.config}: nodes.{arguments.id}: {error}") from None
     configure_logs(LogFormat(arguments.log_format), arguments.log_level.upper(), node=arguments.id)
 
-    return run_node(
-        settings,
-        arguments.id,
-        data_dir=arguments.data_dir or _DATA_DIR / arguments.id,
-        bootstrap=arguments.bootstrap,
-        fsync=not arguments.no_fsync,
-    )
+    with profiled(arguments.id):
+        return run_node(
+            settings,
+            arguments.id,
+            data_dir=arguments.data_dir or _DATA_DIR / arguments.id,
+            bootstrap=arguments.bootstrap,
+            fsync=not arguments.no_fsync,
+        )
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -2,8 +2,8 @@
 
     2026-01-31T12:00:00.123Z INFO  n1 assent.transaction: decided commit  transaction_id=...
 
-Whatever a message carries beside its text (`_log.info("...", extra={"transaction_id": id})`) is
-a field of the JSON object; in a line for people it is shown at the end. The transaction's id is not,
+Whatever a message carries beside its text (`_log.info("...", extra={"transaction_id": id})`) is a
+field of the JSON object; in a line for people it is shown at the end. The transaction's id is not,
 for every text about a transaction begins with it.
 """
 

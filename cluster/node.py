@@ -10,6 +10,7 @@ state must not speak.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import sys
@@ -24,10 +25,11 @@ from prometheus_client import CollectorRegistry
 
 from cluster.directory import Directory, open_directory
 from cluster.disk import Disk, PosixDisk
-from cluster.errors import DiskFailed, StorageError
+from cluster.errors import DiskFailed, FailStop, StorageError
 from cluster.journal import Journal
 from cluster.raft_state import Role
-from cluster.replica import PeerStatus, Replica
+from cluster.replica import Replica
+from cluster.replica_status import PeerStatus
 from cluster.settings import ClusterSettings, NodeSettings
 from cluster.snapshots import SnapshotStore
 from coordinator.api import Check, build_application
@@ -58,15 +60,23 @@ def run_node(
     """
     try:
         return asyncio.run(_run(settings, node_id, data_dir, bootstrap=bootstrap, fsync=fsync))
-    except DiskFailed as error:
+    except (DiskFailed, FailStop) as error:
         print(f"assent: {node_id}: {error}", file=sys.stderr)
         return 1
     except StorageError as error:
         print(f"assent: {node_id}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"assent: {node_id}: {error.strerror or error}", file=sys.stderr)
+        print(f"assent: {node_id}: {_told(error)}", file=sys.stderr)
         return 2
+
+
+def _told(error: OSError) -> str:
+    """What the system refused, and for the most frequent refusal what to do about it."""
+    text = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        text += "; stop the program that listens there, or give the node another address"
+    return text
 
 
 async def _run(
@@ -218,17 +228,23 @@ class Node:
         LOG.info("node %s serves on %s", self._me.id, self._me.api.url)
 
     async def _drain(self) -> None:
-        """Give leadership up before going, so that nobody waits for an election."""
+        """Give leadership up before going, so that nobody waits for an election.
+
+        Only what is undecided is waited for: the next leader ends what is decided as well as this
+        one, and while this one waits nobody can begin anything.
+        """
         self._stopping = True
         LOG.info("node %s stops: no new transactions from now on", self._me.id)
         self.driver.drain()
         loop = asyncio.get_running_loop()
         give_up_s = loop.time() + DRAIN_S
-        while self.replica.epoch is not None and self.driver.live_count:
+        while self.replica.epoch is not None and (undecided := self.driver.undecided_count):
             if loop.time() > give_up_s:
-                LOG.info("leaving %d transactions to the next leader", self.driver.live_count)
+                LOG.info("waited in vain for the end of %d undecided transactions", undecided)
                 break
             await asyncio.sleep(0.02)
+        if self.driver.live_count:
+            LOG.info("leaving %d transactions to the next leader", self.driver.live_count)
         if self.replica.epoch is not None:
             await self.replica.transfer_leadership(timeout_s=TRANSFER_S)
 

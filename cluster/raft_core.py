@@ -8,13 +8,14 @@ Rules
   replaced by the rules in `raft_elections`, `raft_replication` and `raft_snapshots`.
 - The core does nothing but think: messages, ticks and appends come in; messages go to `send`, which
   holds them until the journal allows; applied entries go to `on_applied`. It never waits.
-- Each override says which flaw it mends (S, L: the lists in docs/pysyncobj.md) and its test.
+- Each override says which flaw it mends (the list is tests/pysyncobj_flaws/README.md) and its test.
 
 The library reads one clock for the whole module; each core puts its own there before it runs.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import time
@@ -82,11 +83,16 @@ def check_library() -> None:
         if method is None:
             raise FailStop(f"pysyncobj has no {name}: install pysyncobj {PINNED} unchanged")
         try:
-            source = inspect.getsource(method)
+            found = _digest(method)
         except OSError as error:
             raise FailStop(f"the source of pysyncobj's {name} cannot be checked: {error}") from None
-        if hashlib.sha256(source.encode()).hexdigest()[:16] != digest:
+        if found != digest:
             raise FailStop(f"pysyncobj's {name} was changed: install pysyncobj {PINNED} anew")
+
+
+@functools.cache
+def _digest(method: Callable[..., object]) -> str:
+    return hashlib.sha256(inspect.getsource(method).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,43 +44,45 @@ class Replication(RaftState):
     def speak(self) -> None:
         """A new round: to each peer the entries that it lacks, or a heartbeat."""
         self.round += 1
+        shared: dict[tuple[int, bool], Append] = {}
         for peer in self.peers:
             if not self.is_connected(peer):
                 self.stop_shipping(peer)
             elif self.next_index(peer) <= self.journal.first_index:
                 self.ship_snapshot(peer)
             else:
-                self._send_entries(peer)
+                self._send_entries(peer, shared)
 
     def round_confirmed(self, number: int) -> bool:
         """Has a quorum answered a message that was sent in this round or later?"""
         answers = sum(self.confirmed.get(peer, 0) >= number for peer in self.peers)
         return self.role is Role.LEADER and 1 + answers >= self.quorum
 
-    def _send_entries(self, peer: str) -> None:
-        journal = self.journal
+    def _send_entries(self, peer: str, shared: dict[tuple[int, bool], Append]) -> None:
+        """Peers that lack the same get the same message: it is encoded once."""
         for sent in range(_MAX_MESSAGES):
             following = self.next_index(peer)
-            entries: tuple[Entry, ...] = ()
-            if self.backlog(peer) < self.limits.backlog_bytes:
-                entries = self._portion(following)
-            if sent and not entries:
+            has_room = self.backlog(peer) < self.limits.backlog_bytes
+            message = shared.get((following, has_room))
+            if message is None:
+                message = shared[following, has_room] = self._message(following, has_room)
+            if sent and not message.entries:
                 return
-            previous = journal[following - 1 - journal.first_index]
-            self.send(
-                peer,
-                Append(
-                    term=self.term,
-                    round=self.round,
-                    now_ms=self.now_ms(),
-                    commit=self.commit,
-                    previous_index=previous[1],
-                    previous_term=previous[2],
-                    entries=entries,
-                ),
-            )
-            if entries:
-                self.set_next_index(peer, entries[-1][1] + 1)
+            self.send(peer, message)
+            if message.entries:
+                self.set_next_index(peer, message.entries[-1][1] + 1)
+
+    def _message(self, following: int, has_room: bool) -> Append:
+        previous = self.journal[following - 1 - self.journal.first_index]
+        return Append(
+            term=self.term,
+            round=self.round,
+            now_ms=self.now_ms(),
+            commit=self.commit,
+            previous_index=previous[1],
+            previous_term=previous[2],
+            entries=self._portion(following) if has_room else (),
+        )
 
     def _portion(self, index: int) -> tuple[Entry, ...]:
         start = index - self.journal.first_index

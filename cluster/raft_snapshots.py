@@ -13,7 +13,8 @@ Rules
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -81,7 +82,8 @@ class Snapshots(Replication):
         self.taking = True
         self.bytes_since_snapshot = 0
         self.in_background(
-            lambda: self.store.write(meta, self.machine.chunks(view)), self._snapshot_taken
+            lambda: self.store.write(meta, _gently(self.machine.chunks(view))),
+            self._snapshot_taken,
         )
 
     def _snapshot_taken(self, placed: object, error: BaseException | None) -> None:
@@ -256,6 +258,13 @@ class Snapshots(Replication):
         self.adopt_members()
         log.info("%s: installed the leader's snapshot of %d", self.node, meta.last[1])
         self.on_installed()
+
+
+def _gently(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks, and after each a chance for the loop's thread to run before the next is made."""
+    for chunk in chunks:
+        yield chunk
+        time.sleep(0)
 
 
 def reconcile(journal: Journal, meta: SnapshotMeta) -> None:

@@ -25,13 +25,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
+from cluster import wire
 from cluster.errors import FailStop
 from cluster.journal import Journal
 from cluster.proposals import Barriers, ProposalLimits, Proposals, Told, fail_future
 from cluster.raft_core import RaftCore, Surroundings
 from cluster.raft_entries import encode_group
 from cluster.raft_state import CoreLimits, Role
-from cluster.replica_status import PeerStatus, ReplicaStats, ReplicaStatus
+from cluster.replica_status import PeerStatus, ReplicaStats, ReplicaStatus, unknown_status
 from cluster.settings import RaftTimings
 from cluster.snapshots import SnapshotStore
 from cluster.transport import Address, Transport, TransportLimits
@@ -105,6 +106,7 @@ class Replica:
             on_connected=self._connected,
             on_disconnected=self._disconnected,
             limits=self._limits.transport,
+            boot=now_ms().to_bytes(8, "big") + random.randbytes(wire.BOOT_BYTES - 8),
         )
         self._core: RaftCore | None = None
         self._inbox: deque[tuple[str, RaftMessage, int]] = deque()
@@ -120,6 +122,7 @@ class Replica:
         self._jobs: dict[asyncio.Future[Any], None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._bounds = (0, 0)
         self._caught_up = asyncio.Event()
         """What was known to be committed at the start is applied, or nothing will be."""
         self._stopped = False
@@ -129,7 +132,7 @@ class Replica:
     async def start(self) -> None:
         """Restore the state from snapshot and log, then listen and take part.
 
-        Raises StorageError, FailStop, and OSError when the port is busy.
+        Raises StorageError, FailStop, and OSError when the port is busy; `stop` is due then, too.
         """
         loop = asyncio.get_running_loop()
         if self._snapshots.exists:
@@ -251,9 +254,12 @@ class Replica:
             self._kick()
 
     def status(self) -> ReplicaStatus:
-        """Only after `start`."""
+        """This moment. Before the log is read, a follower that knows nothing."""
         core = self._core
-        assert core is not None, "the replica was not started"
+        if core is None:
+            return unknown_status(self.node, self._members)
+        if self._journal.failed is None:  # closed or failed, it answers nothing
+            self._bounds = (self._journal.first_index, self._journal.last_index)
         return ReplicaStatus(
             node=self.node,
             role=core.role,
@@ -262,8 +268,8 @@ class Replica:
             leader=self.leader,
             applied=core.applied,
             committed=core.commit,
-            first=self._journal.first_index,
-            last=self._journal.last_index,
+            first=self._bounds[0],
+            last=self._bounds[1],
             snapshot=core.snapshot_index,
             members=core.configurations.latest,
             peers=tuple(self._peer_status(core, peer) for peer in core.peers),
@@ -308,6 +314,8 @@ class Replica:
     def _connected(self, peer: str) -> None:
         if self._core is not None:
             self._core.connected(peer)
+            if self._core.role is Role.LEADER:
+                self._core.speak_soon()
             self._kick()
 
     def _disconnected(self, peer: str) -> None:

@@ -59,3 +59,22 @@ class ReplicaStats:
     stalls: int = 0
     max_lag_s: float = 0.0
     """How late the timer ever was: near the election timeout it makes elections."""
+
+
+def unknown_status(node: str, members: tuple[str, ...]) -> ReplicaStatus:
+    """Of a replica that has not read its log yet."""
+    return ReplicaStatus(
+        node=node,
+        role=Role.FOLLOWER,
+        term=0,
+        epoch=None,
+        leader=None,
+        applied=0,
+        committed=0,
+        first=0,
+        last=0,
+        snapshot=0,
+        members=members,
+        peers=tuple(PeerStatus(peer, False, 0, None) for peer in members if peer != node),
+        clock_offsets_ms={},
+    )

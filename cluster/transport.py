@@ -74,16 +74,19 @@ class Transport:
         on_connected: Callable[[str], None],
         on_disconnected: Callable[[str], None],
         limits: TransportLimits | None = None,
+        boot: bytes | None = None,
     ) -> None:
         """`peers` are the other nodes and where they are reached; `bind` is where this one listens.
 
+        `boot`, `wire.BOOT_BYTES` long, must differ from that of any earlier start of this node:
+        peers refuse streams that seem to come from before. Drawn from `random` by default.
         `on_connected` and `on_disconnected` tell of streams towards a peer, the ones we send on.
         """
         refuse_beyond_loopback(bind)
         self.node = node
         self.cluster = cluster
         self.limits = limits or TransportLimits()
-        self.boot = random.randbytes(wire.BOOT_BYTES)
+        self.boot = random.randbytes(wire.BOOT_BYTES) if boot is None else boot
         self.blocked: set[str] = set()
         """Peers that this node neither hears nor reaches: a partition, for tests."""
         self.on_message = on_message

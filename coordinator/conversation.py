@@ -126,7 +126,7 @@ class Conversation:
         self.transaction = transaction
         self.legs = [Leg(b, perhaps_sent=took_over) for b in transaction.branches]
         self._timings = timings
-        self._expires_s = deadline_s
+        self.expires_s = deadline_s
         self._took_over = took_over
         self._decision: ProposeDecision | None = None  # proposed; what is applied may differ
         self._propose_again_s = NEVER_S
@@ -149,7 +149,7 @@ class Conversation:
             return min(self._next_call_s, self._acknowledge_by_s)
         if self._decision is not None:
             return self._propose_again_s  # nobody is called any more before it is applied
-        return min(self._next_call_s, self._expires_s)
+        return min(self._next_call_s, self.expires_s)
 
     # --- what happens to it ---
 
@@ -157,7 +157,7 @@ class Conversation:
         """`Begin` is applied, or this leadership found the transaction unfinished."""
         if self.transaction.outcome is not None:
             return self._phase_two(now_s)
-        if now_s >= self._expires_s:
+        if now_s >= self.expires_s:
             return self._decide(self._timeout_reason())
         if not self.transaction.closed:
             return []  # open: its client ends it, or the deadline does
@@ -226,7 +226,7 @@ class Conversation:
         if self.transaction.outcome is None:
             if self._decision is not None:
                 return self._propose_decision_again(now_s)
-            if now_s >= self._expires_s:
+            if now_s >= self.expires_s:
                 return self._decide(self._timeout_reason())
         actions: list[Action] = []
         if self._next_call_s <= now_s:
@@ -410,12 +410,12 @@ class Conversation:
             return True
         if leg.fate is not Fate.UNKNOWN and sent_s >= leg.fate_known_s:
             return True
-        return sent_s >= self._expires_s + self._timings.grace_ms / 1000
+        return sent_s >= self.expires_s + self._timings.grace_ms / 1000
 
     def _when_it_counts(self, leg: Leg, now_s: float) -> float:
         if leg.fate is not Fate.UNKNOWN:
             return now_s
-        return max(now_s, self._expires_s + self._timings.grace_ms / 1000)
+        return max(now_s, self.expires_s + self._timings.grace_ms / 1000)
 
     def _acknowledge(self, now_s: float) -> list[Action]:
         """Propose what was heard, all in one, once nothing more is about to be heard."""

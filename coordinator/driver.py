@@ -1,8 +1,8 @@
-"""The leader's side of every unfinished transaction: proposes, calls, waits, tells the client.
+"""The leader's side of every unfinished transaction: begins, joins, takes over, answers, ends by
+hand.
 
-The rules are in `conversation` (what to say to a branch), `machine` (what a command does) and
-`inquiry`; this file joins them to the log, the gateway and the clock. All of it runs on the event
-loop's thread and as callbacks: a transaction costs no task of its own.
+What clients, participants and operators ask arrives here. The rules are in `conversation` (what to
+say to a branch), `machine` (what a command does) and `inquiry`; `talks` says it.
 
     submit ─▶ Begin proposed ─applied─▶ conversation ─actions─▶ gateway, log
                                              ▲                    │
@@ -23,17 +23,7 @@ from random import Random
 from typing import NamedTuple
 
 from coordinator.allowance import Allowance
-from coordinator.commands import Acknowledge, Begin, Command, Decide, Refuse, Resolve, encode
-from coordinator.conversation import (
-    NEVER_S,
-    Action,
-    Conversation,
-    ProposeAcknowledgement,
-    ProposeDecision,
-    SendEnd,
-    SendPrepare,
-    WithdrawPrepare,
-)
+from coordinator.commands import Begin, Command, Refuse, Resolve, encode
 from coordinator.errors import (
     AtCapacity,
     Conflict,
@@ -43,34 +33,23 @@ from coordinator.errors import (
     NotAllowed,
     UnknownTransaction,
 )
-from coordinator.facts import Effect, Outcome, Transaction, outstanding
-from coordinator.gateway import Call, Gateway
+from coordinator.facts import Branch, Effect, Outcome, Transaction
+from coordinator.gateway import Gateway
 from coordinator.inquiry import Decision, answer_inquiry
 from coordinator.live import Live, Progress, Waiting, is_reached
-from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded, ReplicatedLog
+from coordinator.log import FateUnknown, LogError, NotLeader, ReplicatedLog
 from coordinator.machine import Applied, Machine
 from coordinator.moves import Refusal
 from coordinator.plan import Plan, Wait
 from coordinator.settings import Limits, Timings
 from coordinator.steps import Steps
-from participants.contract import (
-    Acknowledged,
-    EndAnswer,
-    Failed,
-    Operation,
-    PrepareAnswer,
-    encode_json,
-    end_body,
-    prepare_body,
-    rfc3339,
-)
+from coordinator.talks import Talks
 
 LOG = logging.getLogger("assent.driver")
 
 TAKE_UP_AT_ONCE = 500
 """Transactions that a new leader takes up in one turn of the loop: some 20 ms of work."""
 
-PROPOSE_AGAIN_S = 0.05
 REFUSALS_PER_S = 1_000
 """Inquiries about unknown ids write to the log; a broken participant must not fill it."""
 
@@ -107,12 +86,17 @@ class Driver:
         self._machine = machine
         self._gateway = gateway
         self._now_ms = now_ms
-        self._random = random
         self._limits = limits
-        self._timings = timings
-        self._coordinators = encode_json(list(coordinators))
         self._steps = steps or Steps()
-        self._lives: dict[str, Live] = {}
+        self._talks = Talks(
+            log,
+            gateway,
+            now_ms=now_ms,
+            random=random,
+            timings=timings,
+            coordinators=coordinators,
+            steps=self._steps,
+        )
         self._beginning: collections.Counter[str] = collections.Counter()
         self._refusals = Allowance(REFUSALS_PER_S)
         self._taking_up: asyncio.Handle | None = None
@@ -139,7 +123,7 @@ class Driver:
         """A future that gives the transaction once it is finished; may fail like `submit`'s."""
         future: Waiting = self._loop.create_future()
         transaction = self._machine.get(transaction_id)
-        live = self._lives.get(transaction_id)
+        live = self._talks.lives.get(transaction_id)
         if transaction is not None and transaction.finished_ms is not None:
             future.set_result(transaction)
         elif live is not None:
@@ -154,7 +138,7 @@ class Driver:
 
     def progress(self, transaction_id: str) -> tuple[Progress, ...] | None:
         """What this leader knows of each branch, in order; None if it does not drive the id."""
-        live = self._lives.get(transaction_id)
+        live = self._talks.lives.get(transaction_id)
         return None if live is None else live.progress()
 
     async def inquire(self, transaction_id: str, branch_id: str, fingerprint: str) -> Decision:
@@ -162,7 +146,7 @@ class Driver:
         await self._log.barrier()
         transaction = self._machine.get(transaction_id)
         if transaction is None:
-            if transaction_id in self._lives:
+            if transaction_id in self._talks.lives:
                 return Decision.PENDING  # its Begin is under way
             if self._machine.is_expired(transaction_id):
                 return Decision.ABORT  # no Begin of it can ever come: nothing to write
@@ -192,9 +176,9 @@ class Driver:
                 if branch_id is None and transaction.outcome is Outcome.COMMIT:
                     raise NotAllowed(f"{transaction_id} is committed: it cannot be aborted")
                 if changed:
+                    self._talks.record_changed(transaction)
                     what = f"branch {branch_id} ended ({effect})" if branch_id else "aborted"
                     self._steps.resolved(transaction_id, what, actor, reason)
-                    self._record_changed(transaction)
                 return transaction
             case Refusal.UNKNOWN:
                 raise _unknown(transaction_id)
@@ -210,11 +194,8 @@ class Driver:
         if transaction is None:
             raise _unknown(transaction_id)
         if transaction.finished_ms is None:
-            live = self._lives.get(transaction_id) or self._take_up(transaction)
-            for branch in transaction.branches:
-                self._gateway.wake(branch.participant)
-            if live.conversation is not None:
-                self._perform(live, live.conversation.hurry(self._loop.time()))
+            live = self._talks.lives.get(transaction_id) or self._take_up(transaction)
+            self._talks.hurry(live)
         return transaction
 
     def figures(self) -> Figures:
@@ -222,7 +203,7 @@ class Driver:
         return Figures(
             leading=self._log.epoch is not None,
             unfinished=self._machine.unfinished_count,
-            conversations=len(self._lives),
+            conversations=len(self._talks.lives),
             remembered=self._machine.remembered_count,
             horizon_ms=self._machine.horizon_ms,
             oldest_in_doubt_ms=max(0, self._now_ms() - oldest.created_ms) if oldest else 0,
@@ -236,7 +217,12 @@ class Driver:
     @property
     def live_count(self) -> int:
         """Transactions in this leader's hands, those being begun included."""
-        return len(self._lives)
+        return len(self._talks.lives)
+
+    @property
+    def undecided_count(self) -> int:
+        """Those of them whose outcome is not fixed yet; looks at all, so not for every step."""
+        return sum(live.is_undecided for live in self._talks.lives.values())
 
     # --- leadership ---
 
@@ -256,7 +242,7 @@ class Driver:
         """The sweep: unfinished transactions that no conversation has, which should be none."""
         if self._log.epoch is None or self._taking_up is not None:
             return 0
-        ids = [t.id for t in self._machine.unfinished() if t.id not in self._lives]
+        ids = [t.id for t in self._machine.unfinished() if t.id not in self._talks.lives]
         if ids:
             LOG.error("%d unfinished transactions had no conversation, first %s", len(ids), ids[0])
             self._take_up_some(self._log.epoch, collections.deque(ids))
@@ -266,15 +252,8 @@ class Driver:
         if self._taking_up is not None:
             self._taking_up.cancel()
             self._taking_up = None
-        lives, self._lives = self._lives, {}
         self._beginning.clear()
-        for live in lives.values():
-            if live.timer is not None:
-                live.timer.cancel()
-            for call in live.calls():
-                self._gateway.withdraw(call)
-            error = FateUnknown(f"leadership ended while {live.id} was under way")
-            live.fail(error)
+        self._talks.drop_all(lambda i: FateUnknown(f"leadership ended while {i} was under way"))
 
     def _take_up_some(self, epoch: int, ids: collections.deque[str]) -> None:
         self._taking_up = None
@@ -284,7 +263,7 @@ class Driver:
             transaction = self._machine.get(ids.popleft())
             if transaction is None or transaction.finished_ms is not None:
                 continue
-            if transaction.id not in self._lives:
+            if transaction.id not in self._talks.lives:
                 self._take_up(transaction)
         if ids:
             self._taking_up = self._loop.call_soon(self._take_up_some, epoch, ids)
@@ -294,8 +273,8 @@ class Driver:
         epoch = self._leading()
         now_s = self._loop.time()
         live = Live(transaction.id, transaction.fingerprint, epoch, now_s)
-        self._lives[transaction.id] = live
-        self._converse(live, transaction, took_over=True)
+        self._talks.lives[transaction.id] = live
+        self._talks.begin(live, transaction, took_over=True)
         return live
 
     def _leading(self) -> int:
@@ -308,7 +287,7 @@ class Driver:
 
     def _submit(self, plan: Plan, wait: Wait, future: Waiting) -> None:
         epoch = self._leading()
-        live = self._lives.get(plan.id)
+        live = self._talks.lives.get(plan.id)
         transaction = self._machine.get(plan.id)
         if live is None and transaction is None:
             live = self._begin(plan, epoch)
@@ -352,14 +331,14 @@ class Driver:
         )
         live = Live(plan.id, plan.fingerprint, epoch, self._loop.time())
         live.traceparent = plan.traceparent
-        self._lives[plan.id] = live
+        self._talks.lives[plan.id] = live
         for branch in branches:
             self._beginning[branch.participant] += 1
         self._propose(command, epoch, functools.partial(self._begun, live, branches))
         return live
 
     def _check_capacity(self, plan: Plan) -> None:
-        unfinished = max(len(self._lives), self._machine.unfinished_count)
+        unfinished = max(len(self._talks.lives), self._machine.unfinished_count)
         if unfinished >= self._limits.unfinished:
             raise AtCapacity(f"{unfinished} transactions are unfinished: try again later")
         backlog = self._machine.backlog()
@@ -372,8 +351,8 @@ class Driver:
                     participant=participant,
                 )
 
-    def _begun(self, live: Live, branches: tuple[object, ...], result: object) -> None:
-        if self._lives.get(live.id) is not live:
+    def _begun(self, live: Live, branches: tuple[Branch, ...], result: object) -> None:
+        if self._talks.lives.get(live.id) is not live:
             return  # leadership ended; whoever waits has been told
         for branch in branches:
             self._count_begun(branch)
@@ -381,7 +360,7 @@ class Driver:
             case Applied(transaction=transaction) if not transaction.is_refusal:
                 self._steps.began(transaction)
                 live.tell(transaction)
-                self._converse(live, transaction, took_over=False)
+                self._talks.begin(live, transaction, took_over=False)
                 return
             case Applied(transaction=transaction):  # refused while our Begin was under way
                 live.tell(transaction)
@@ -393,149 +372,14 @@ class Driver:
                 live.fail(result)
             case _:
                 live.fail(NotLeader("leadership changed before it was begun"))
-        del self._lives[live.id]
+        del self._talks.lives[live.id]
 
-    def _count_begun(self, branch: object) -> None:
-        participant = getattr(branch, "participant")  # noqa: B009
-        self._beginning[participant] -= 1
-        if not self._beginning[participant]:
-            del self._beginning[participant]
+    def _count_begun(self, branch: Branch) -> None:
+        self._beginning[branch.participant] -= 1
+        if not self._beginning[branch.participant]:
+            del self._beginning[branch.participant]
 
-    # --- the conversation ---
-
-    def _converse(self, live: Live, transaction: Transaction, *, took_over: bool) -> None:
-        now_s = self._loop.time()
-        deadline_s = now_s + (transaction.deadline_ms - self._now_ms()) / 1000
-        live.conversation = Conversation(
-            transaction, self._timings, deadline_s=deadline_s, took_over=took_over
-        )
-        self._perform(live, live.conversation.start(now_s))
-
-    def _perform(self, live: Live, actions: list[Action]) -> None:
-        """Take the actions, then see to it that the conversation is woken in time."""
-        conversation = live.conversation
-        assert conversation is not None
-        for action in actions:
-            match action:
-                case SendPrepare(position=position):
-                    self._send_prepare(live, conversation, position)
-                case SendEnd(position=position, operation=operation):
-                    self._send_end(live, conversation, position, operation)
-                case WithdrawPrepare(position=position):
-                    self._withdraw_prepare(live, position)
-                case ProposeDecision(votes=votes, vote_reasons=reasons, reason=reason):
-                    now_ms = self._now_ms()
-                    self._propose_for(
-                        live, action, Decide(live.epoch, now_ms, live.id, votes, reasons, reason)
-                    )
-                case ProposeAcknowledgement(branches=branches):
-                    now_ms = self._now_ms()
-                    self._propose_for(
-                        live, action, Acknowledge(live.epoch, now_ms, live.id, branches)
-                    )
-        self._arm(live, conversation)
-
-    def _send_prepare(self, live: Live, conversation: Conversation, position: int) -> None:
-        transaction, leg = conversation.transaction, conversation.legs[position]
-        left_s = (transaction.deadline_ms - self._now_ms()) / 1000
-        call = Call(
-            participant=leg.branch.participant,
-            operation=Operation.PREPARE,
-            url=leg.branch.prepare_url,
-            transaction_id=live.id,
-            branch_id=leg.branch.branch_id,
-            body=prepare_body(
-                live.id,
-                leg.branch.branch_id,
-                leg.branch.payload,
-                transaction.fingerprint,
-                rfc3339(transaction.deadline_ms),
-                self._coordinators,
-            ),
-            give_up_at=self._loop.time() + left_s,
-            done=functools.partial(self._prepare_answered, live, position),
-            traceparent=live.traceparent,
-        )
-        live.prepares[position] = call
-        self._steps.sent(live.id, Operation.PREPARE, leg.branch.name, leg.attempts)
-        self._gateway.begin(call)
-
-    def _send_end(
-        self, live: Live, conversation: Conversation, position: int, operation: Operation
-    ) -> None:
-        leg = conversation.legs[position]
-        # I5: the decision that this call carries out is applied here, so a quorum holds it.
-        assert conversation.transaction.outcome is not None
-        call = Call(
-            participant=leg.branch.participant,
-            operation=operation,
-            url=leg.branch.url_of(operation),
-            transaction_id=live.id,
-            branch_id=leg.branch.branch_id,
-            body=end_body(live.id, leg.branch.branch_id),
-            give_up_at=NEVER_S,
-            done=functools.partial(self._end_answered, live, position),
-            traceparent=live.traceparent,
-        )
-        live.ends[position] = call
-        self._steps.sent(live.id, operation, leg.branch.name, leg.attempts)
-        self._gateway.begin(call)
-
-    def _withdraw_prepare(self, live: Live, position: int) -> None:
-        call = live.prepares.get(position)
-        if call is not None and self._gateway.withdraw(call):
-            never_sent = Failed("it was decided before its turn came", arrived=False)
-            self._loop.call_soon(self._prepare_answered, live, position, never_sent)
-
-    def _prepare_answered(
-        self, live: Live, position: int, answer: PrepareAnswer | EndAnswer
-    ) -> None:
-        conversation = live.conversation
-        if self._lives.get(live.id) is not live or conversation is None:
-            return
-        live.prepares.pop(position, None)
-        assert not isinstance(answer, Acknowledged)
-        leg = conversation.legs[position]
-        self._steps.prepare_answered(live.id, leg.branch.name, answer)
-        now_s = self._loop.time()
-        actions = conversation.prepare_answered(position, answer, now_s, self._random.random())
-        if leg.called_again_s is not None:
-            self._steps.retry_planned(live.id, leg.branch.name, leg.called_again_s - now_s)
-        self._perform(live, actions)
-
-    def _end_answered(self, live: Live, position: int, answer: PrepareAnswer | EndAnswer) -> None:
-        conversation = live.conversation
-        if self._lives.get(live.id) is not live or conversation is None:
-            return
-        call = live.ends.pop(position)
-        assert isinstance(answer, Acknowledged | Failed)
-        leg = conversation.legs[position]
-        self._steps.end_answered(live.id, call.operation, leg.branch.name, answer, leg.attempts)
-        now_s = self._loop.time()
-        sent_s = now_s if call.sent_at is None else call.sent_at
-        jitter = self._random.random()
-        actions = conversation.end_answered(position, answer, sent_s, now_s, jitter)
-        if leg.called_again_s is not None:
-            self._steps.retry_planned(live.id, leg.branch.name, leg.called_again_s - now_s)
-        self._perform(live, actions)
-
-    def _arm(self, live: Live, conversation: Conversation) -> None:
-        """A timer that fires too early is harmless, so it is only moved when it would be late."""
-        if conversation.is_finished:
-            return
-        due_s = conversation.due_s
-        if due_s == NEVER_S or (live.timer is not None and live.timer.when() <= due_s):
-            return
-        if live.timer is not None:
-            live.timer.cancel()
-        live.timer = self._loop.call_at(due_s, self._wake, live)
-
-    def _wake(self, live: Live) -> None:
-        live.timer = None
-        if self._lives.get(live.id) is live and live.conversation is not None:
-            self._perform(live, live.conversation.woken(self._loop.time()))
-
-    # --- proposals and what came of them ---
+    # --- proposals ---
 
     def _propose(self, command: Command, epoch: int, done: Callable[[object], None]) -> None:
         self._log.propose(encode(command), epoch, done)
@@ -553,54 +397,6 @@ class Driver:
 
         self._propose(command, epoch, done)
         return await future
-
-    def _propose_for(self, live: Live, action: Action, command: Command) -> None:
-        self._propose(command, live.epoch, functools.partial(self._applied, live, action))
-
-    def _applied(self, live: Live, action: Action, result: object) -> None:
-        if self._lives.get(live.id) is not live or live.conversation is None:
-            return
-        match result:
-            case Applied(transaction=transaction):
-                self._record_changed(transaction)
-            case Overloaded():
-                conversation = live.conversation
-                conversation.not_proposed(action, self._loop.time(), PROPOSE_AGAIN_S)
-                self._arm(live, conversation)
-            case Refusal() if result is not Refusal.STALE_EPOCH:
-                LOG.error("%s: %s was refused: %s", live.id, type(action).__name__, result.value)
-            case _:
-                pass  # leadership has ended, or is about to: the next leader goes on
-
-    def _record_changed(self, transaction: Transaction) -> None:
-        live = self._lives.get(transaction.id)
-        if live is None or live.conversation is None:
-            return
-        conversation, now_s = live.conversation, self._loop.time()
-        if transaction.outcome is not None and conversation.transaction.outcome is None:
-            self._steps.decided(transaction, now_s - live.started_s)
-        actions = conversation.applied(transaction, now_s)
-        live.tell(transaction)
-        self._perform(live, actions)
-        if transaction.finished_ms is not None:
-            self._finish(live, transaction)
-        elif transaction.resolutions:
-            self._withdraw_ended_by_hand(live, transaction)
-
-    def _finish(self, live: Live, transaction: Transaction) -> None:
-        if self._lives.get(live.id) is not live:
-            return
-        del self._lives[live.id]
-        if live.timer is not None:
-            live.timer.cancel()
-        for call in live.calls():
-            self._gateway.withdraw(call)
-        self._steps.finished(transaction, self._loop.time() - live.started_s)
-
-    def _withdraw_ended_by_hand(self, live: Live, transaction: Transaction) -> None:
-        for position, call in list(live.ends.items()):
-            if not outstanding(transaction) >> position & 1 and self._gateway.withdraw(call):
-                self._end_answered(live, position, Failed("ended by hand"))
 
     async def _refuse(self, transaction_id: str) -> Transaction | None:
         """Refuse an id nobody knows; the transaction that stands instead, None if it expired."""

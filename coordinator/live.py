@@ -51,6 +51,11 @@ class Live:
         self.timer: asyncio.TimerHandle | None = None
         self._waiting: list[tuple[Wait, Waiting]] = []
 
+    @property
+    def is_undecided(self) -> bool:
+        """Whether it waits for its `Begin`, for votes, or for its decision to be applied."""
+        return self.conversation is None or self.conversation.transaction.outcome is None
+
     def wait(self, wait: Wait, future: Waiting) -> None:
         """Give `future` the transaction once as much as `wait` says has been reached."""
         self._waiting.append((wait, future))

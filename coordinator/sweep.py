@@ -26,6 +26,9 @@ LOST_EVERY = 10
 FORGET_AT_ONCE = 1_000
 """Transactions that one Forget removes: some milliseconds on every node."""
 
+LEAST_KEPT_MS = 10_000
+"""However much is remembered: a client asks again within this time."""
+
 HORIZON_STEP_MS = 60_000
 """When there is nothing to remove the horizon still moves, so that old ids are refused, but seldom.
 """
@@ -93,7 +96,11 @@ class Sweep:
         excess = machine.remembered_count - self._retention.max_remembered
         step_ms = machine.horizon_that_forgets(FORGET_AT_ONCE)
         if excess > 0:
-            return machine.horizon_that_forgets(min(excess, FORGET_AT_ONCE)) or None
+            # Never into what is new, however far ahead ids or a former leader's clock may be: an
+            # id that was made just now must not be refused, and the horizon never moves back.
+            wanted_ms = machine.horizon_that_forgets(min(excess, FORGET_AT_ONCE))
+            capped_ms = min(wanted_ms, now_ms - LEAST_KEPT_MS)
+            return capped_ms if capped_ms > machine.horizon_ms else None
         if step_ms and step_ms <= oldest_kept_ms:
             return step_ms
         has_old = 0 < machine.horizon_that_forgets(1) <= oldest_kept_ms

@@ -14,11 +14,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import web
 
-from participants import activity, inventory, profile
+from participants import activity, bench, inventory, profile
 from participants.inquiry import InquirySettings
 from participants.sdk import ParticipantSettings
 from participants.simulated import Simulated
@@ -82,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     simulated = services.add_parser("simulated", parents=[shared], help="does wrong when told to")
     simulated.add_argument("--data-dir", type=Path, help="without one it forgets what it promised")
     simulated.add_argument("--plain", action="store_true", help="not built on the SDK")
+    measured = services.add_parser("bench", parents=[shared], help="several, for measurements")
+    measured.add_argument("--count", type=_count, default=3, help="default: %(default)s")
+    measured.add_argument("--data-dir", type=Path, help="SQLite there; without one: in memory")
+    measured.add_argument("--plain", action="store_true", help="not built on the SDK; in memory")
+    measured.add_argument("--no-batches", action="store_true", help="one message per request")
     return parser
 
 
@@ -94,6 +100,11 @@ def _application(options: argparse.Namespace, settings: ParticipantSettings) -> 
             return inventory.application(options.data_dir, options.stock, items, settings)
         case "activity":
             return activity.application(options.data_dir, settings)
+        case "bench":
+            settings = replace(settings, batches=not options.no_batches)
+            return bench.application(
+                options.count, plain=options.plain, directory=options.data_dir, settings=settings
+            )
         case _:
             simulated = Simulated(
                 sdk=not options.plain, directory=options.data_dir, settings=settings
@@ -133,6 +144,12 @@ async def _serve(options: argparse.Namespace) -> None:
 def _port(text: str) -> int:
     if not (text.isdigit() and int(text) <= 65_535):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isdigit() and 1 <= int(text) <= 256):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 256")
     return int(text)
 
 

@@ -218,38 +218,59 @@ def test_a_leader_that_is_told_to_end_hands_over_and_fails_no_client(shared: Sha
     shared.run(scenario)
 
 
+async def decided_with_inventory_dead(local: LocalCluster, client: Client, history: History) -> str:
+    """A transaction that is committed while the inventory, which had prepared it, is dead."""
+    id = new_id()
+    history.begun(id)
+    local.stop("activity")  # its vote is missing for as long as it sleeps
+    asked = asyncio.create_task(
+        client.submit(order(local.url, f"user-{id}", "A-1", 1), id=id, timeout_ms=60_000)
+    )
+    for service in ("inventory", "profile"):
+        await eventually(functools.partial(holds, local, service, id), f"{service} has prepared")
+    await kill(local, "inventory")
+    local.cont("activity")
+    answer = await asked
+    assert answer.committed
+    history.told(id, answer.outcome)
+
+    async def has_been_tried() -> bool:
+        branches = (await client.get(id)).branches
+        return any(branch.name == "inventory" and branch.last_error for branch in branches)
+
+    await eventually(has_been_tried, "a commit was tried at the dead inventory")
+    assert (await client.get(id)).state == "committing"
+    return id
+
+
 def test_a_service_killed_between_prepare_and_commit_commits_when_it_is_back(
     shared: Shared,
 ) -> None:
     local = shared.local
 
     async def scenario(history: History) -> None:
-        id = new_id()
-        history.begun(id)
-        local.stop("activity")  # its vote is missing for as long as it sleeps
         async with Client(local.node_urls) as client:
-            asked = asyncio.create_task(
-                client.submit(order(local.url, f"user-{id}", "A-1", 1), id=id, timeout_ms=60_000)
-            )
-            for service in ("inventory", "profile"):
-                await eventually(
-                    functools.partial(holds, local, service, id), f"{service} has prepared"
-                )
-            await kill(local, "inventory")
-            local.cont("activity")
-            answer = await asked
-            assert answer.committed
-            history.told(id, answer.outcome)
-
-            async def has_been_tried() -> bool:
-                branches = (await client.get(id)).branches
-                return any(b.name == "inventory" and b.last_error for b in branches)
-
-            await eventually(has_been_tried, "a commit was tried at the dead inventory")
-            assert (await client.get(id)).state == "committing"
+            id = await decided_with_inventory_dead(local, client, history)
             await local.start("inventory")
             assert (await client.get(id, wait_ms=30_000)).state == "committed"
         assert not await holds(local, "inventory", id)
+
+    shared.run(scenario)
+
+
+def test_a_leader_that_is_told_to_end_does_not_wait_for_a_dead_service(shared: Shared) -> None:
+    """What is decided the next leader can finish as well, and meanwhile nobody could begin."""
+    local = shared.local
+
+    async def scenario(history: History) -> None:
+        async with Client(local.node_urls) as client:
+            id = await decided_with_inventory_dead(local, client, history)
+            leader = await local.wait_leader()
+            assert await local.terminate(leader) == 0
+            assert "waited in vain" not in local.log(leader).read_text()
+            assert await local.wait_leader(other_than=leader) != leader
+            await local.start("inventory")
+            assert (await client.get(id, wait_ms=30_000)).state == "committed"
 
     shared.run(scenario)
 

@@ -159,6 +159,7 @@ def test_a_busy_port_of_a_node_is_one_line(local: LocalCluster, what: str) -> No
             listener.listen()
             said = await asyncio.to_thread(last_line, local.command(node))
             assert str(address.port) in said
+            assert "stop the program that listens there" in said
         await all_ready(local)
 
     asyncio.run(scenario())

@@ -233,6 +233,16 @@ def test_an_sdk_branch_whose_connection_breaks_is_asked_again_until_the_deadline
     assert 5 < tries < 30
 
 
+def test_a_vote_takes_the_place_of_the_error_before_it() -> None:
+    talk = Talk(*branches(2))
+    talk.prepared(0, BROKEN)
+    leg = talk.conversation.legs[0]
+    assert (leg.vote, leg.last_error) == (None, "connection lost")
+    talk.woken()
+    talk.prepared(0, YES)
+    assert (leg.vote, leg.last_error, leg.attempts) == (Vote.YES, None, 2)
+
+
 def test_an_sdk_branch_that_answers_uselessly_or_not_in_time_is_not_asked_again() -> None:
     for failure in (ANSWERED_500, SILENT):
         assert decision(Talk(branch(1)).prepared(0, failure)).votes == (Vote.UNKNOWN,)

@@ -21,7 +21,6 @@ from coordinator.conversation import (
     NEVER_S,
     Action,
     Conversation,
-    Fate,
     ProposeAcknowledgement,
     ProposeDecision,
     SendEnd,
@@ -404,11 +403,7 @@ def test_an_acknowledgement_of_a_branch_that_gave_none_is_noticed(
 
 def test_a_leader_that_wakes_for_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def due_s(self: Conversation) -> float:
-        return min(self._next_call_s, self._acknowledge_by_s, self._expires_s)
+        return min(self._next_call_s, self._acknowledge_by_s, self.expires_s)
 
     monkeypatch.setattr(Conversation, "due_s", property(due_s))
     assert "woken for nothing" in violations()
-
-
-def test_the_fates_are_as_many_as_these_worlds_know() -> None:
-    assert set(Fate) == {Fate.UNKNOWN, Fate.KNOWN, Fate.NOTHING_HELD}

@@ -176,6 +176,28 @@ def test_an_early_rollback_of_a_plain_branch_is_sent_again_after_the_grace() -> 
     play(scene, plain=True)
 
 
+def test_a_rollback_sent_before_the_grace_is_over_does_not_count_when_it_is_answered_after_it() -> (
+    None
+):
+    async def scene(rig: Rig) -> None:
+        loop = asyncio.get_running_loop()
+
+        def slow(call: Call) -> Answer | None:
+            if call.branch_id == "2":
+                return second_says_no(call)
+            if call.operation is ROLLBACK:
+                pause_s = 20 if loop.time() < CLOCK_STARTS_S + 15 else 0
+                loop.call_later(pause_s, rig.gateway.answer, call, Acknowledged())
+            return None
+
+        rig.gateway.script = slow
+        await rig.driver.submit(plan(), Wait.COMPLETION)
+        assert rig.gateway.sent(ROLLBACK) == ["1", "1"]
+        assert rig.gateway.calls[-1].sent_at == pytest.approx(CLOCK_STARTS_S + 20)
+
+    play(scene, plain=True)
+
+
 def test_a_prepare_still_in_its_queue_at_the_decision_never_leaves_and_leaves_nothing_to_do() -> (
     None
 ):
@@ -362,6 +384,23 @@ def test_a_begin_that_was_lost_gives_its_room_back() -> None:
     play(scene, limits=Limits(unfinished_per_participant=1, unfinished=1))
 
 
+def test_what_a_new_leadership_has_not_taken_up_yet_takes_room_too() -> None:
+    count = TAKE_UP_AT_ONCE + 5
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        for number in range(count):
+            rig.driver.submit(plan(f"t{number}", of=1), Wait.NONE)
+        await rig.settle()
+        rig.gateway.under_way = []
+        rig.fail_over()
+        assert rig.driver.live_count == TAKE_UP_AT_ONCE
+        with pytest.raises(AtCapacity):
+            await rig.driver.submit(plan("one too many"), Wait.NONE)
+
+    play(scene, limits=Limits(unfinished=count))
+
+
 def test_a_draining_driver_begins_nothing_new_and_finishes_what_it_has() -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = silence
@@ -502,6 +541,24 @@ def test_a_begin_that_was_lost_with_leadership_can_be_submitted_again() -> None:
             await lost
         assert (await again).outcome is Outcome.COMMIT
         assert kinds(rig).count("Begin") == 1
+
+    play(scene)
+
+
+def test_a_begin_that_is_applied_after_its_leadership_was_let_go_sends_nothing() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.held = True
+        wait = rig.driver.submit(plan(of=1), Wait.NONE)
+        rig.driver.lead(rig.log.epoch)
+        with pytest.raises(FateUnknown):
+            await wait
+        rig.log.release()
+        await asyncio.sleep(60)
+        assert rig.record().outcome is None
+        assert rig.gateway.calls == []
+        assert not rig.driver._beginning, "it holds no room at its participant"
+        assert rig.driver.take_up_forgotten() == 1
+        await rig.driver.wait_for_end("t")
 
     play(scene)
 
@@ -915,7 +972,7 @@ def test_the_sweep_takes_up_what_has_no_conversation_and_leaves_the_others_alone
         for transaction_id in ("kept", "lost"):
             await rig.driver.submit(plan(transaction_id), Wait.NONE)
         assert rig.driver.take_up_forgotten() == 0
-        del rig.driver._lives["lost"]
+        del rig.driver._talks.lives["lost"]
         rig.gateway.under_way = [c for c in rig.gateway.under_way if c.transaction_id == "kept"]
         with caplog.at_level(logging.ERROR):
             assert rig.driver.take_up_forgotten() == 1

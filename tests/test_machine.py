@@ -245,6 +245,12 @@ def test_an_expired_id_is_refused_for_ever_whatever_comes() -> None:
         machine.epoch = EPOCH  # so that the commands above are of the epoch again
 
 
+def test_an_id_of_the_very_time_of_the_horizon_is_not_expired() -> None:
+    machine = led_machine(forget(501))
+    assert applied(machine, begin(uuid7(501, Random(1)))).outcome is None
+    assert machine.step(begin(uuid7(500, Random(1)))) is Refusal.EXPIRED
+
+
 def test_an_id_without_a_time_may_be_begun_again_once_it_is_forgotten() -> None:
     machine = led_machine(*finished("a", at_ms=500), forget(501))
     assert not machine.is_expired("a")

@@ -23,7 +23,15 @@ from coordinator.commands import (
     Refuse,
     Resolve,
 )
-from coordinator.facts import Effect, Mode, Outcome, branch_state, needs_phase_two, outstanding
+from coordinator.facts import (
+    Effect,
+    Mode,
+    Outcome,
+    branch_state,
+    everyone_can_commit,
+    needs_phase_two,
+    outstanding,
+)
 from coordinator.machine import Applied, Machine
 from coordinator.moves import MOVES, Phase, Refusal, phase_of
 from participants.contract import Vote
@@ -226,6 +234,12 @@ def test_votes_for_more_branches_than_recorded_do_not_replace_missing_ones() -> 
     decided = applied(led_machine(begin(of=2)), decide((NO, YES, YES)))
     assert decided.outcome is Outcome.ABORT
     assert len(decided.votes) == 2
+
+
+def test_a_missing_vote_is_no_vote() -> None:
+    assert everyone_can_commit((YES, YES), 2)
+    assert not everyone_can_commit((YES,), 2)
+    assert not everyone_can_commit((YES, YES, YES), 2)
 
 
 def test_an_open_transaction_cannot_be_committed_before_it_is_closed() -> None:

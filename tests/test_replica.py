@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -517,8 +518,6 @@ def hold_syncs(monkeypatch: pytest.MonkeyPatch, nodes: Cluster, but: str) -> Gat
         gate.held += 1
 
         def wait() -> None:
-            import time  # noqa: PLC0415
-
             until_s = time.monotonic() + DEADLINE_S
             while not gate.is_open and time.monotonic() < until_s:
                 time.sleep(0.002)
@@ -548,6 +547,34 @@ def test_clocks_travel_with_heartbeats(tmp_path: Path) -> None:
             others = {name: off for name, off in leader.clock_offsets_ms.items() if name != late}
             assert set(others.values()) <= {0}
             await until(lambda: nodes.replicas[late].clock_offsets_ms.get(leader.node) == 9_000)
+
+    run(scenario())
+
+
+def test_status_before_the_start_and_after_a_failure_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        nodes = Cluster(tmp_path, 1)
+
+        async def not_yet(_: Replica) -> None:
+            """The node serves while its replica reads the log."""
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Replica, "start", not_yet)
+            await nodes.start()
+        replica = nodes.replicas["n1"]
+        assert replica.status().role is Role.FOLLOWER
+        assert replica.leader is None
+        assert replica.epoch is None
+        assert isinstance(await propose(replica, "a", 1), NotLeader)
+        assert not await replica.transfer_leadership()
+        await replica.start()
+        replica = await nodes.leader()
+        assert isinstance(await propose(replica, "poison"), FateUnknown)
+        assert replica.fatal is not None
+        await nodes.stop()
+        assert replica.status().epoch is None
 
     run(scenario())
 

@@ -86,7 +86,7 @@ class Processes:
         await asyncio.gather(*self.readers)
 
 
-def test_kill_9_of_the_leader_and_of_all_loses_nothing_acknowledged(tmp_path: Path) -> None:
+def test_kill_9_and_pauses_lose_nothing_acknowledged(tmp_path: Path) -> None:
     async def scenario() -> None:
         processes = Processes(tmp_path)
         try:
@@ -100,6 +100,7 @@ def test_kill_9_of_the_leader_and_of_all_loses_nothing_acknowledged(tmp_path: Pa
                 await until(lambda epoch=epoch: processes.leader[0] > epoch)  # type: ignore[misc]
                 await processes.start(leader)
                 await processes.more_is_told()
+            await pause_the_leader(processes)
             for name in processes.ports:
                 await processes.kill(name)
             for name in processes.ports:
@@ -108,6 +109,16 @@ def test_kill_9_of_the_leader_and_of_all_loses_nothing_acknowledged(tmp_path: Pa
             await agree(processes)
         finally:
             await processes.end()
+
+    async def pause_the_leader(processes: Processes) -> None:
+        """SIGSTOP: it believes that it leads when it goes on, and may say nothing untrue."""
+        epoch, leader = processes.leader
+        paused = processes.running[leader]
+        paused.send_signal(signal.SIGSTOP)
+        await until(lambda: processes.leader[0] > epoch)
+        await processes.more_is_told()
+        paused.send_signal(signal.SIGCONT)
+        await processes.more_is_told()
 
     async def agree(processes: Processes) -> None:
         processes.ask("quiet")

@@ -57,6 +57,15 @@ def test_only_the_shard_that_is_written_is_copied() -> None:
     assert copied == [shard_of("key-7")]
 
 
+def test_a_shard_is_copied_once_for_a_view_however_often_it_is_written() -> None:
+    table = filled(10)
+    table.view()
+    table.put("key-7", -1)
+    once = table._shards[shard_of("key-7")]
+    table.put("key-7", -2)
+    assert table._shards[shard_of("key-7")] is once
+
+
 def test_the_order_of_values_survives_a_view_and_a_reload() -> None:
     table = filled(3_000)
     for number in range(0, 3_000, 7):

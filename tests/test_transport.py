@@ -263,10 +263,13 @@ def test_a_superseded_stream_never_delivers_again() -> None:
         port = node.transport.port
         streams = []
         for boot, stream in ((1, 1), (1, 2), (2, 1)):
+            superseded = node.transport.inbound.get("n2")
             peer = await Stranger.open(port)
             peer.greet("n2", "n1", boot, stream)
             assert isinstance(await peer.answer(), Welcome)
             streams.append(peer)
+            if superseded is not None:
+                superseded.receive(TimeoutNow(66))  # what it had read before it was cut
         for number, peer in enumerate(streams):
             peer.write(encode(TimeoutNow(number)))
         assert await node.hears() == ("n2", TimeoutNow(2))

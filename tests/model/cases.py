@@ -28,6 +28,11 @@ class Case:
     calls_wait          a prepare may wait in its lane, be withdrawn there, or find its participant
                         unreachable
     useless_answers     a participant may answer a prepare with what is no vote
+    slow                a plain participant may say that it is still working; its work is done in
+                        the end, also after a rollback, but not after `expires_at` and the grace
+    answers_wait        an answer may be heard long after it was given; else at once or not at all,
+                        for to hear it later is to hear a repeat. Not so of a plain participant's
+                        rollback: a repeat of it would find the prepare that it had overtaken
     early_prepares      prepares of SDK branches may travel from when Begin is proposed on, as
                         PROTOCOL section 3 allows
     acknowledges_later  an acknowledgement waits in the log's queue like any other command; else it
@@ -44,6 +49,8 @@ class Case:
     time: bool = False
     calls_wait: bool = False
     useless_answers: bool = False
+    slow: bool = False
+    answers_wait: bool = False
     early_prepares: bool = True
     acknowledges_later: bool = False
 
@@ -110,6 +117,17 @@ ONE = Case("one on the SDK", "S")
 LATE_SDK = Case("two on the SDK, time passes", "SS", votes=(YES, NO), time=True)
 OTHER_WORK = Case("the id used again for other work", "SS", votes=(YES,), contents=(2, 1))
 PLAIN_AND_SDK = Case("one plain, one on the SDK", "PS", calls_wait=True)
+ONE_PLAIN = Case(
+    "one plain, answers wait", "P", calls_wait=True, useless_answers=True, answers_wait=True
+)
+PLAIN_ANSWERS = Case("one plain, one on the SDK, answers wait", "PS", answers_wait=True)
+SLOW_PLAIN = Case(
+    "one plain that works slowly, one on the SDK",
+    "PS",
+    slow=True,
+    calls_wait=True,
+    useless_answers=True,
+)
 TWO_PLAIN = Case("two plain, three leaderships", "PP", leaderships=3, calls_wait=True)
 PLAIN_FORGETTING = Case("one plain, one on the SDK, forgetting", "PS", votes=(YES,), forgets=True)
 
@@ -122,6 +140,56 @@ STANDARD = (
     LATE_SDK,
     OTHER_WORK,
     PLAIN_AND_SDK,
+    ONE_PLAIN,
+    PLAIN_ANSWERS,
+    SLOW_PLAIN,
     TWO_PLAIN,
     PLAIN_FORGETTING,
 )
+
+LARGE = (
+    Case("three on the SDK", "SSS", votes=(YES,)),
+    Case("three on the SDK, any vote", "SSS", votes=(YES, NO, READ_ONLY)),
+    Case(
+        "two on the SDK, calls wait, time, useless answers",
+        "SS",
+        votes=(YES, NO, READ_ONLY),
+        time=True,
+        calls_wait=True,
+        useless_answers=True,
+    ),
+    Case(
+        "two on the SDK, forgetting, tombstones, three leaderships",
+        "SS",
+        leaderships=3,
+        forgets=True,
+        drops_tombstones=True,
+    ),
+    Case(
+        "the id used again, forgetting, tombstones",
+        "SS",
+        contents=(2, 1),
+        forgets=True,
+        drops_tombstones=True,
+    ),
+    Case("two on the SDK, acknowledged later", "SS", acknowledges_later=True),
+    Case("two on the SDK, answers wait", "SS", votes=(YES,), answers_wait=True),
+    Case("one plain, two on the SDK", "PSS"),
+    Case("two plain that work slowly", "PP", slow=True, calls_wait=True, useless_answers=True),
+    Case(
+        "one plain that works slowly, answers wait",
+        "PS",
+        slow=True,
+        calls_wait=True,
+        useless_answers=True,
+        answers_wait=True,
+    ),
+    Case(
+        "one plain, one on the SDK, three leaderships, forgetting",
+        "PS",
+        leaderships=3,
+        forgets=True,
+        calls_wait=True,
+    ),
+)
+"""By the command only: up to a million states each."""

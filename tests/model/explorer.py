@@ -8,8 +8,10 @@ I11)? The first counter-example found is a shortest one.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable
+import traceback
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 S = TypeVar("S", bound=Hashable)
@@ -24,7 +26,7 @@ class World(Protocol[S]):
 
     def first(self) -> S: ...
 
-    def steps(self, state: S) -> Iterable[tuple[bool, str, S]]: ...
+    def steps(self, state: S) -> Sequence[tuple[bool, str, S]]: ...
 
     def violation(self, state: S) -> str | None: ...
 
@@ -56,7 +58,15 @@ def explore(world: World[S], limit: int = 6_000_000) -> Explored:
         found: list[S] = []
         for state in layer:
             here = number[state]
-            for by_itself, what, after in world.steps(state):
+            try:
+                steps = world.steps(state)
+            except AssertionError as error:
+                seconds = time.monotonic() - started_s
+                fault = f"an assertion failed: {_asserted(error)}"
+                return Explored(
+                    len(number), depth, seconds, fault=fault, steps=_steps_to(here, came_from)
+                )
+            for by_itself, what, after in steps:
                 there = number.get(after)
                 if there is None:
                     there = number[after] = len(number)
@@ -67,9 +77,9 @@ def explore(world: World[S], limit: int = 6_000_000) -> Explored:
                     fault = world.violation(after)
                     if fault is not None or there >= limit:
                         seconds = time.monotonic() - started_s
-                        steps = _steps_to(there, came_from) if fault else []
-                        done = fault is not None
-                        return Explored(len(number), depth + 1, seconds, done, fault, steps)
+                        told = _steps_to(there, came_from) if fault else []
+                        complete = fault is not None
+                        return Explored(len(number), depth + 1, seconds, complete, fault, told)
                 if by_itself:
                     healing[there].append(here)
         layer = found
@@ -79,6 +89,12 @@ def explore(world: World[S], limit: int = 6_000_000) -> Explored:
     if stuck is not None:
         explored.fault, explored.steps = STUCK, _steps_to(stuck, came_from)
     return explored
+
+
+def _asserted(error: AssertionError) -> str:
+    """Where the project's own net caught it."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(where.filename).name}, {where.name}: {where.line} {error}".rstrip()
 
 
 def _first_that_cannot_settle(settled: bytearray, healing: list[list[int]]) -> int | None:

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from random import Random
 from typing import Any, NamedTuple, cast
@@ -30,7 +28,6 @@ from coordinator.commands import (
     Epoch,
     Forget,
     Resolve,
-    decode,
 )
 from coordinator.conversation import (
     Conversation,
@@ -42,24 +39,23 @@ from coordinator.conversation import (
 from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError
 from coordinator.facts import Outcome, Transaction
-from coordinator.gateway import Call, Gateway
+from coordinator.gateway import Call
+from coordinator.gateway import Gateway as RealGateway
 from coordinator.ids import uuid7
 from coordinator.inquiry import Decision
 from coordinator.live import Live as DriverLive
-from coordinator.log import LogError, NotLeader
+from coordinator.log import LogError
 from coordinator.machine import Machine, Result
 from coordinator.plan import Plan, Wait
 from coordinator.settings import Limits, Timings
-from coordinator.steps import Steps
 from participants.contract import (
-    PLAIN,
     Acknowledged,
-    Declaration,
     Failed,
     Operation,
     PrepareAnswer,
     Vote,
 )
+from tests.model.stand_ins import Gateway, Log, Loop, NoJitter, Promise, SilentSteps, running
 
 BEGUN_MS = 1_700_000_000_000
 TIMEOUT_MS = 5_000
@@ -138,22 +134,24 @@ class Node:
         plain: frozenset[str],
         calls_wait: bool = False,
         current: bool = True,
+        reduced: bool = True,
     ) -> None:
         self.late = late
-        self._loop = _Loop(LATE_S if late else EARLY_S)
-        self.log = _Log(epoch, current)
-        self.gateway = _Gateway(self._loop, plain, calls_wait)
-        with _running(self._loop):
+        self._reduced = reduced
+        self._loop = Loop(LATE_S if late else EARLY_S)
+        self.log = Log(epoch, current)
+        self.gateway = Gateway(self._loop, plain, calls_wait)
+        with running(self._loop):
             self.driver = Driver(
                 self.log,
                 cast(Machine, machine),
-                cast(Gateway, self.gateway),
+                cast(RealGateway, self.gateway),
                 now_ms=lambda: BEGUN_MS + round((self._loop.now_s - EARLY_S) * 1000),
-                random=cast(Random, _NoJitter()),
+                random=cast(Random, NoJitter()),
                 limits=Limits(),
                 timings=TIMINGS,
                 coordinators=("http://coordinator",),
-                steps=_SilentSteps(),
+                steps=SilentSteps(),
             )
         self._client = Promise()
         self._thawed: DriverLive | None = None
@@ -315,7 +313,7 @@ class Node:
 
     def _run(self, act: Callable[[], object]) -> Effect:
         ends_before = dict(self._thawed.ends) if self._thawed is not None else {}
-        with _running(self._loop):
+        with running(self._loop):
             act()
             self._loop.fire(before_s=math.inf if self.late else DEADLINE_S)
         live = self.driver._lives.get(ID)
@@ -334,9 +332,15 @@ class Node:
             return Live(live.fingerprint, live.epoch, None)
         decided = conversation.transaction.outcome is not None
         legs = tuple(
-            _leg_left(self._freeze_leg(live, position, leg, ends_before), leg, decided=decided)
+            self._freeze_leg(live, position, leg, ends_before)
             for position, leg in enumerate(conversation.legs)
         )
+        if self._reduced:
+            branches = conversation.transaction.branches
+            legs = tuple(
+                _leg_left(leg, repeatable=branch.repeatable, decided=decided)
+                for leg, branch in zip(legs, branches, strict=True)
+            )
         proposed = None if decided else conversation._decision
         talk = Talk(
             conversation.transaction,
@@ -360,7 +364,7 @@ class Node:
         return LegState(
             vote=leg.vote,
             perhaps_sent=leg.perhaps_sent,
-            prepares=leg.prepares,
+            prepares=min(leg.prepares, 2),
             preparing=leg.preparing,
             waits=prepare is not None and prepare in self.gateway.waiting,
             working=leg.working > 0,
@@ -373,7 +377,7 @@ class Node:
         )
 
 
-def _leg_left(state: LegState, leg: Leg, *, decided: bool) -> LegState:
+def _leg_left(state: LegState, *, repeatable: bool, decided: bool) -> LegState:
     """The same without what cannot matter any more, so that fewer states differ.
 
     - A prepare that left may have been tried once or twice: it is asked only of one that did not.
@@ -382,13 +386,11 @@ def _leg_left(state: LegState, leg: Leg, *, decided: bool) -> LegState:
       (`_counts`).
     - Of an SDK branch's fate only NOTHING_HELD is ever asked for, and only when it is decided.
     """
-    prepares = min(state.prepares, 2)
     if not state.waits:
-        prepares = 2
-    state = state._replace(prepares=prepares)
+        state = state._replace(prepares=2)
     if decided:
         state = state._replace(vote=None, perhaps_sent=False)
-    if leg.branch.repeatable:
+    if repeatable:
         if decided or state.fate is Fate.KNOWN:
             state = state._replace(fate=Fate.UNKNOWN)
         if decided and not state.waits:
@@ -408,177 +410,3 @@ def _timeless(command: Command) -> Command:
             return replace(command, now_ms=BEGUN_MS)
         case _:
             return replace(command, now_ms=BEGUN_MS)
-
-
-# --- what a Driver stands on ----------------------------------------------------------------------
-
-
-class Promise:
-    """A future without a loop."""
-
-    def __init__(self) -> None:
-        self._result: object = None
-        self._error: BaseException | None = None
-        self._done = False
-
-    def set_result(self, result: object) -> None:
-        self._result, self._done = result, True
-
-    def set_exception(self, error: BaseException) -> None:
-        self._error, self._done = error, True
-
-    def done(self) -> bool:
-        return self._done
-
-    def exception(self) -> BaseException | None:
-        return self._error
-
-    def outcome(self) -> Outcome | None:
-        """The outcome that whoever waits for a transaction was told."""
-        return self._result.outcome if isinstance(self._result, Transaction) else None
-
-    def __await__(self) -> Generator[Promise, None, Any]:
-        if not self._done:
-            yield self
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-
-class _Timer:
-    def __init__(self, when_s: float, act: Callable[[], object]) -> None:
-        self._when_s = when_s
-        self.act = act
-        self.cancelled = False
-
-    def when(self) -> float:
-        return self._when_s
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class _Loop:
-    """As much of an event loop as a Driver uses."""
-
-    def __init__(self, now_s: float) -> None:
-        self.now_s = now_s
-        self._soon: deque[_Timer] = deque()
-        self._timers: list[_Timer] = []
-
-    def time(self) -> float:
-        return self.now_s
-
-    def create_future(self) -> Promise:
-        return Promise()
-
-    def call_soon(self, function: Callable[..., object], *arguments: object) -> _Timer:
-        timer = _Timer(self.now_s, lambda: function(*arguments))
-        self._soon.append(timer)
-        return timer
-
-    def call_at(self, when_s: float, function: Callable[..., object], *args: object) -> _Timer:
-        timer = _Timer(when_s, lambda: function(*args))
-        self._timers.append(timer)
-        return timer
-
-    def fire(self, before_s: float) -> None:
-        """Everything that is due within the instant happens."""
-        for _ in range(MOST_TIMERS):
-            if self._soon:
-                timer = self._soon.popleft()
-            else:
-                due = [t for t in self._timers if t.when() < before_s and not t.cancelled]
-                if not due:
-                    return
-                timer = min(due, key=_Timer.when)
-                self._timers.remove(timer)
-                self.now_s = max(self.now_s, timer.when())
-            if not timer.cancelled:
-                timer.act()
-        raise AssertionError("it never comes to rest")
-
-
-@contextmanager
-def _running(loop: _Loop) -> Generator[None, None, None]:
-    asyncio._set_running_loop(cast(asyncio.AbstractEventLoop, loop))
-    try:
-        yield
-    finally:
-        asyncio._set_running_loop(None)
-
-
-class _Log:
-    """Writes down what is proposed. Whoever was deposed never gets its barrier."""
-
-    def __init__(self, epoch: int, current: bool) -> None:
-        self.on_leadership: Callable[[int | None], None] = lambda _epoch: None
-        self._epoch = epoch
-        self._current = current
-        self.proposed: list[tuple[Command, Callable[[object], None]]] = []
-
-    @property
-    def epoch(self) -> int | None:
-        return self._epoch
-
-    @property
-    def leader(self) -> str | None:
-        return "node"
-
-    def propose(self, command: bytes, epoch: int, done: Callable[[object], None]) -> None:
-        assert epoch == self._epoch
-        self.proposed.append((decode(command), done))
-
-    def barrier(self) -> asyncio.Future[None]:
-        passed = Promise()
-        if self._current:
-            passed.set_result(None)
-        else:
-            passed.set_exception(NotLeader("another leads"))
-        return cast("asyncio.Future[None]", passed)
-
-
-class _Gateway:
-    """Calls leave at once; prepares may be made to wait in their lane until `leave`."""
-
-    def __init__(self, loop: _Loop, plain: frozenset[str], calls_wait: bool) -> None:
-        self._loop = loop
-        self._plain = plain
-        self._calls_wait = calls_wait
-        self.waiting: list[Call] = []
-        self.left: list[Call] = []
-
-    def begin(self, call: Call) -> None:
-        if call.operation is Operation.PREPARE and self._calls_wait:
-            self.waiting.append(call)
-            return
-        self._leaves(call)
-
-    def leave(self, call: Call) -> None:
-        self.waiting.remove(call)
-        self._leaves(call)
-
-    def _leaves(self, call: Call) -> None:
-        call.sent_at = self._loop.now_s
-        self.left.append(call)
-
-    def withdraw(self, call: Call) -> bool:
-        if call in self.waiting:
-            self.waiting.remove(call)
-            return True
-        return False
-
-    def declaration(self, participant: str) -> Declaration:
-        if participant in self._plain:
-            return PLAIN
-        return Declaration(repeatable_prepare=True, inquiry=True)
-
-
-class _NoJitter:
-    def random(self) -> float:
-        return 0.0
-
-
-class _SilentSteps(Steps):
-    def _warn(self, transaction_id: str, text: str, *values: object) -> None:
-        pass

@@ -77,7 +77,7 @@ def _move(command: type[Command], phases: tuple[Phase, ...], move: Move) -> Take
     """Other moves in these cells of the machine's table."""
 
     def take(taken: ExitStack) -> None:
-        taken.enter_context(patch.dict(MOVES[command], {phase: move for phase in phases}))
+        taken.enter_context(patch.dict(MOVES[command], dict.fromkeys(phases, move)))
 
     return take
 
@@ -147,9 +147,10 @@ def _no_epoch_check(original: Any, machine: Machine, command: Command) -> Result
 def _begin_overwrites(
     original: Any, machine: Machine, move: Move, command: Command, standing: Transaction | None
 ) -> Result:
-    if isinstance(command, Begin) and standing is not None:
-        if move is Move.COMPARE and command.fingerprint != standing.fingerprint:
-            move = Move.RECORD
+    match command, standing:
+        case Begin(), Transaction() if move is Move.COMPARE:
+            if command.fingerprint != standing.fingerprint:
+                move = Move.RECORD
     result: Result = original(machine, move, command, standing)
     return result
 

@@ -41,6 +41,7 @@ class Service(NamedTuple):
     works: int  # times that it carried out a prepare; counted of a plain one only
     commits: int  # times that its work became real
     dropped: bool  # its tombstone has been dropped
+    working: str | None = None  # a plain one: the fingerprint of what it is still working on
 
     @property
     def state(self) -> State:
@@ -73,10 +74,10 @@ class _Observed(Resource[MemoryTable]):
         self._vote = vote
         self.commits = 0
 
-    def prepare(self, work: Work[MemoryTable], payload: Any) -> Vote:
+    def prepare(self, work: Work[MemoryTable], payload: Any) -> Vote:  # noqa: ARG002
         return self._vote
 
-    def commit(self, work: Work[MemoryTable]) -> None:
+    def commit(self, work: Work[MemoryTable]) -> None:  # noqa: ARG002
         self.commits += 1
 
     def rollback(self, work: Work[MemoryTable]) -> None:
@@ -181,23 +182,39 @@ def _done(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def plain_prepared(
-    service: Service, body: bytes, votes: tuple[Vote, ...], *, useless: bool
+    service: Service, body: bytes, votes: tuple[Vote, ...], *, useless: bool, slow: bool
 ) -> Iterator[Delivered]:
-    """A prepare arrives. `useless`: it may also answer with what is no vote, done or not."""
+    """A prepare arrives. `useless`: it may also answer with what is no vote, done or not.
+
+    `slow`: it may say that it is still working, and expects to be asked again.
+    """
     message = read_prepare(json.loads(body))
     held = Branch(State.PREPARED, message.fingerprint)
     done = service._replace(branch=held, works=min(service.works + 1, 2))
     answers: list[tuple[Service, int, bytes]] = []
-    if Vote.YES in votes:
-        answers.append((done, 200, b"true"))
-    if Vote.NO in votes:
-        answers.append((service, 200, b"false"))
-    if useless:
-        answers += [(done, 500, b""), (service, 500, b"")]
+    if slow:
+        done = done._replace(works=service.works)
+        begun = service._replace(working=message.fingerprint)
+        answers.append((begun if service.state is State.ABSENT else service, 202, b""))
+    if slow and (service.working or service.state is State.PREPARED):
+        if not service.working:
+            answers = [(service, 200, b"true")]
+    else:
+        if Vote.YES in votes:
+            answers.append((done, 200, b"true"))
+        if Vote.NO in votes:
+            answers.append((service, 200, b"false"))
+        if useless:
+            answers += [(done, 500, b""), (service, 500, b"")]
     for after, status, text in answers:
         answer = read_prepare_answer(status, text, ID)
-        held_now = " and holds it" if after is not service else ""
+        held_now = " and holds it" if after.branch != service.branch else ""
         yield Delivered(_voted(answer, crashes=False) + held_now, after, answer)
+
+
+def plain_finished(service: Service) -> Service:
+    """Its work is done. It has forgotten whether a rollback came in between."""
+    return service._replace(branch=Branch(State.PREPARED, service.working), working=None)
 
 
 def plain_ended(service: Service, operation: Operation) -> Delivered:

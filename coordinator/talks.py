@@ -1,0 +1,275 @@
+"""The conversations under way, joined to the gateway, the log and the clock.
+
+What to say to a branch is `conversation`'s to know; here it is said: actions become calls,
+proposals and timers, and what comes of them goes back in. All of it runs as callbacks on the event
+loop's thread: a transaction costs no task of its own.
+
+An answer that comes for a transaction no longer in hand does nothing: the transaction is finished,
+or leadership has ended and whoever leads next has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+from random import Random
+
+from coordinator.commands import Acknowledge, Command, Decide, encode
+from coordinator.conversation import (
+    NEVER_S,
+    Action,
+    Conversation,
+    ProposeAcknowledgement,
+    ProposeDecision,
+    SendEnd,
+    SendPrepare,
+    WithdrawPrepare,
+)
+from coordinator.facts import Transaction, outstanding
+from coordinator.gateway import Call, Gateway
+from coordinator.live import Live
+from coordinator.log import Overloaded, ReplicatedLog
+from coordinator.machine import Applied
+from coordinator.moves import Refusal
+from coordinator.settings import Timings
+from coordinator.steps import Steps
+from participants.contract import (
+    Acknowledged,
+    EndAnswer,
+    Failed,
+    Operation,
+    PrepareAnswer,
+    encode_json,
+    end_body,
+    prepare_body,
+    rfc3339,
+)
+
+LOG = logging.getLogger("assent.talks")
+
+PROPOSE_AGAIN_S = 0.05
+
+
+class Talks:
+    """`lives`: the transactions in this leader's hands, by id. The driver puts them in."""
+
+    def __init__(
+        self,
+        log: ReplicatedLog,
+        gateway: Gateway,
+        *,
+        now_ms: Callable[[], int],
+        random: Random,
+        timings: Timings,
+        coordinators: tuple[str, ...],
+        steps: Steps,
+    ) -> None:
+        self.lives: dict[str, Live] = {}
+        self._log = log
+        self._gateway = gateway
+        self._now_ms = now_ms
+        self._random = random
+        self._timings = timings
+        self._coordinators = encode_json(list(coordinators))
+        self._steps = steps
+        self._loop = asyncio.get_running_loop()
+
+    def drop_all(self, error: Callable[[str], Exception]) -> None:
+        """Leadership has ended: forget all, withdraw what has not left, tell those who wait."""
+        lives, self.lives = self.lives, {}
+        for live in lives.values():
+            if live.timer is not None:
+                live.timer.cancel()
+            for call in live.calls():
+                self._gateway.withdraw(call)
+            live.fail(error(live.id))
+
+    def hurry(self, live: Live) -> None:
+        """Call again at once whoever is waited for."""
+        if live.conversation is not None:
+            for branch in live.conversation.transaction.branches:
+                self._gateway.wake(branch.participant)
+            self._perform(live, live.conversation.hurry(self._loop.time()))
+
+    def begin(self, live: Live, transaction: Transaction, *, took_over: bool) -> None:
+        """Converse with its branches: `Begin` is applied, or an earlier leadership left it."""
+        now_s = self._loop.time()
+        deadline_s = now_s + (transaction.deadline_ms - self._now_ms()) / 1000
+        live.conversation = Conversation(
+            transaction, self._timings, deadline_s=deadline_s, took_over=took_over
+        )
+        self._perform(live, live.conversation.start(now_s))
+
+    def _perform(self, live: Live, actions: list[Action]) -> None:
+        """Take the actions, then see to it that the conversation is woken in time."""
+        conversation = live.conversation
+        assert conversation is not None
+        for action in actions:
+            match action:
+                case SendPrepare(position=position):
+                    self._send_prepare(live, conversation, position)
+                case SendEnd(position=position, operation=operation):
+                    self._send_end(live, conversation, position, operation)
+                case WithdrawPrepare(position=position):
+                    self._withdraw_prepare(live, position)
+                case ProposeDecision(votes=votes, vote_reasons=reasons, reason=reason):
+                    now_ms = self._now_ms()
+                    self._propose_for(
+                        live, action, Decide(live.epoch, now_ms, live.id, votes, reasons, reason)
+                    )
+                case ProposeAcknowledgement(branches=branches):
+                    now_ms = self._now_ms()
+                    self._propose_for(
+                        live, action, Acknowledge(live.epoch, now_ms, live.id, branches)
+                    )
+        self._arm(live, conversation)
+
+    def _send_prepare(self, live: Live, conversation: Conversation, position: int) -> None:
+        transaction, leg = conversation.transaction, conversation.legs[position]
+        call = Call(
+            participant=leg.branch.participant,
+            operation=Operation.PREPARE,
+            url=leg.branch.prepare_url,
+            transaction_id=live.id,
+            branch_id=leg.branch.branch_id,
+            body=prepare_body(
+                live.id,
+                leg.branch.branch_id,
+                leg.branch.payload,
+                transaction.fingerprint,
+                rfc3339(transaction.deadline_ms),
+                self._coordinators,
+            ),
+            give_up_at=conversation.expires_s,
+            done=functools.partial(self._prepare_answered, live, position),
+            traceparent=live.traceparent,
+        )
+        live.prepares[position] = call
+        self._steps.sent(live.id, Operation.PREPARE, leg.branch.name, leg.attempts)
+        self._gateway.begin(call)
+
+    def _send_end(
+        self, live: Live, conversation: Conversation, position: int, operation: Operation
+    ) -> None:
+        leg = conversation.legs[position]
+        # I5: the decision that this call carries out is applied here, so a quorum holds it.
+        assert conversation.transaction.outcome is not None
+        call = Call(
+            participant=leg.branch.participant,
+            operation=operation,
+            url=leg.branch.url_of(operation),
+            transaction_id=live.id,
+            branch_id=leg.branch.branch_id,
+            body=end_body(live.id, leg.branch.branch_id),
+            give_up_at=NEVER_S,
+            done=functools.partial(self._end_answered, live, position),
+            traceparent=live.traceparent,
+        )
+        live.ends[position] = call
+        self._steps.sent(live.id, operation, leg.branch.name, leg.attempts)
+        self._gateway.begin(call)
+
+    def _withdraw_prepare(self, live: Live, position: int) -> None:
+        call = live.prepares.get(position)
+        if call is not None and self._gateway.withdraw(call):
+            never_sent = Failed("it was decided before its turn came", arrived=False)
+            self._loop.call_soon(self._prepare_answered, live, position, never_sent)
+
+    def _prepare_answered(
+        self, live: Live, position: int, answer: PrepareAnswer | EndAnswer
+    ) -> None:
+        conversation = live.conversation
+        if self.lives.get(live.id) is not live or conversation is None:
+            return
+        live.prepares.pop(position, None)
+        assert not isinstance(answer, Acknowledged)
+        leg = conversation.legs[position]
+        self._steps.prepare_answered(live.id, leg.branch.name, answer)
+        now_s = self._loop.time()
+        actions = conversation.prepare_answered(position, answer, now_s, self._random.random())
+        if leg.called_again_s is not None:
+            self._steps.retry_planned(live.id, leg.branch.name, leg.called_again_s - now_s)
+        self._perform(live, actions)
+
+    def _end_answered(self, live: Live, position: int, answer: PrepareAnswer | EndAnswer) -> None:
+        conversation = live.conversation
+        if self.lives.get(live.id) is not live or conversation is None:
+            return
+        call = live.ends.pop(position)
+        assert isinstance(answer, Acknowledged | Failed)
+        leg = conversation.legs[position]
+        self._steps.end_answered(live.id, call.operation, leg.branch.name, answer, leg.attempts)
+        now_s = self._loop.time()
+        sent_s = now_s if call.sent_at is None else call.sent_at
+        jitter = self._random.random()
+        actions = conversation.end_answered(position, answer, sent_s, now_s, jitter)
+        if leg.called_again_s is not None:
+            self._steps.retry_planned(live.id, leg.branch.name, leg.called_again_s - now_s)
+        self._perform(live, actions)
+
+    def _arm(self, live: Live, conversation: Conversation) -> None:
+        """A timer that fires too early is harmless, so it is only moved when it would be late."""
+        if conversation.is_finished:
+            return
+        due_s = conversation.due_s
+        if due_s == NEVER_S or (live.timer is not None and live.timer.when() <= due_s):
+            return
+        if live.timer is not None:
+            live.timer.cancel()
+        live.timer = self._loop.call_at(due_s, self._wake, live)
+
+    def _wake(self, live: Live) -> None:
+        live.timer = None
+        if self.lives.get(live.id) is live and live.conversation is not None:
+            self._perform(live, live.conversation.woken(self._loop.time()))
+
+    def _propose_for(self, live: Live, action: Action, command: Command) -> None:
+        done = functools.partial(self._applied, live, action)
+        self._log.propose(encode(command), live.epoch, done)
+
+    def _applied(self, live: Live, action: Action, result: object) -> None:
+        if self.lives.get(live.id) is not live or live.conversation is None:
+            return
+        match result:
+            case Applied(transaction=transaction):
+                self.record_changed(transaction)
+            case Overloaded():
+                conversation = live.conversation
+                conversation.not_proposed(action, self._loop.time(), PROPOSE_AGAIN_S)
+                self._arm(live, conversation)
+            case Refusal() if result is not Refusal.STALE_EPOCH:
+                LOG.error("%s: %s was refused: %s", live.id, type(action).__name__, result.value)
+            case _:
+                pass  # leadership has ended, or is about to: the next leader goes on
+
+    def record_changed(self, transaction: Transaction) -> None:
+        live = self.lives.get(transaction.id)
+        if live is None or live.conversation is None:
+            return
+        conversation, now_s = live.conversation, self._loop.time()
+        if transaction.outcome is not None and conversation.transaction.outcome is None:
+            self._steps.decided(transaction, now_s - live.started_s)
+        actions = conversation.applied(transaction, now_s)
+        live.tell(transaction)
+        self._perform(live, actions)
+        if transaction.finished_ms is not None:
+            self._finish(live, transaction)
+        elif transaction.resolutions:
+            self._withdraw_ended_by_hand(live, transaction)
+
+    def _finish(self, live: Live, transaction: Transaction) -> None:
+        if self.lives.get(live.id) is not live:
+            return
+        del self.lives[live.id]
+        if live.timer is not None:
+            live.timer.cancel()
+        for call in live.calls():
+            self._gateway.withdraw(call)
+        self._steps.finished(transaction, self._loop.time() - live.started_s)
+
+    def _withdraw_ended_by_hand(self, live: Live, transaction: Transaction) -> None:
+        for position, call in list(live.ends.items()):
+            if not outstanding(transaction) >> position & 1 and self._gateway.withdraw(call):
+                self._end_answered(live, position, Failed("ended by hand"))

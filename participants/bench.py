@@ -1,0 +1,160 @@
+"""A participant for measurements: several in one process, each doing no more than it must.
+
+    GET /            how many branches were prepared, committed, rolled back, by participant
+    POST /1/prepare  and so on: the participants are mounted under their numbers
+
+Rules:
+- How a branch votes is said by its payload, `{"vote": "no"}` or `{"vote": "read_only"}`, so that
+  whoever sends the load knows how each transaction must end. Anything else votes YES.
+- A branch is the whole of the work: the store keeps its row, and nothing else is read or written.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from participants.contract import Operation, Vote
+from participants.memory_store import MemoryStore
+from participants.sdk import Participant, ParticipantSettings, Refused, Resource, Work
+from participants.sqlite_store import SqliteStore
+
+TOMBSTONES_KEPT_MS = 60_000
+SWEEP_EVERY_S = 5.0
+"""In a minute of full speed a million branches end at a participant: as many are held in memory,
+not those of a week."""
+
+_SAYS_NO = "asked to refuse"
+
+
+@dataclass(slots=True)
+class Ends:
+    """How many branches came to what, since the process began."""
+
+    prepared: int = 0
+    committed: int = 0
+    rolled_back: int = 0
+
+
+class _Obedient(Resource[Any]):
+    """Votes as the payload says."""
+
+    def __init__(self) -> None:
+        self.ends = Ends()
+
+    def prepare(self, work: Work[Any], payload: Any) -> Vote:
+        vote = _asked_vote(payload)
+        if vote is Vote.NO:
+            raise Refused(_SAYS_NO)
+        if vote is Vote.YES:
+            self.ends.prepared += 1
+        return vote
+
+    def commit(self, work: Work[Any]) -> None:
+        self.ends.committed += 1
+
+    def rollback(self, work: Work[Any]) -> None:
+        self.ends.rolled_back += 1
+
+
+class _Plain:
+    """Three calls and a table of what is prepared; without the SDK."""
+
+    def __init__(self) -> None:
+        self.ends = Ends()
+        self._prepared: set[tuple[str, str]] = set()
+
+    def application(self) -> web.Application:
+        application = web.Application(client_max_size=2 * 1024 * 1024)
+        application.router.add_post(f"/{Operation.PREPARE}", self._prepare)
+        application.router.add_post(f"/{Operation.COMMIT}", self._commit)
+        application.router.add_post(f"/{Operation.ROLLBACK}", self._rollback)
+        return application
+
+    async def _prepare(self, request: web.Request) -> web.Response:
+        message = json.loads(await request.read())
+        vote = _asked_vote(message.get("payload"))
+        if vote is Vote.YES:
+            self._prepared.add(_key(message))
+            self.ends.prepared += 1
+        answer = b'{"vote":"%s","reason":"asked to"}' % vote.value.encode("ascii")
+        return web.Response(body=answer, content_type="application/json")
+
+    async def _commit(self, request: web.Request) -> web.Response:
+        self.ends.committed += await self._end(request)
+        return web.Response()
+
+    async def _rollback(self, request: web.Request) -> web.Response:
+        self.ends.rolled_back += await self._end(request)
+        return web.Response()
+
+    async def _end(self, request: web.Request) -> bool:
+        """Whether the branch was prepared, and no longer is."""
+        key = _key(json.loads(await request.read()))
+        was_prepared = key in self._prepared
+        self._prepared.discard(key)
+        return was_prepared
+
+
+def application(
+    count: int,
+    *,
+    plain: bool = False,
+    directory: Path | None = None,
+    settings: ParticipantSettings | None = None,
+) -> web.Application:
+    """`count` participants under `/1`, `/2`...; `directory`: SQLite there, None: in memory.
+
+    `plain`: without the SDK, and always in memory.
+    """
+    whole = web.Application()
+    ends: dict[str, Ends] = {}
+    settings = replace(
+        settings or ParticipantSettings(),
+        tombstones_kept_ms=TOMBSTONES_KEPT_MS,
+        sweep_every_s=SWEEP_EVERY_S,
+    )
+    for number in range(1, count + 1):
+        name = str(number)
+        if plain:
+            one = _Plain()
+            ends[name], mounted = one.ends, one.application()
+        else:
+            resource = _Obedient()
+            store = _store(name, directory)
+            participant: Participant[Any] = Participant(resource, store, settings)
+            ends[name], mounted = resource.ends, participant.application()
+        whole.add_subapp(f"/{name}", mounted)
+
+    async def show(_: web.Request) -> web.Response:
+        shown = {
+            name: {
+                "prepared": one.prepared,
+                "committed": one.committed,
+                "rolled_back": one.rolled_back,
+            }
+            for name, one in ends.items()
+        }
+        return web.json_response({"service": "bench", "participants": shown})
+
+    whole.router.add_get("/", show)
+    return whole
+
+
+def _store(name: str, directory: Path | None) -> MemoryStore | SqliteStore:
+    if directory is None:
+        return MemoryStore()
+    return SqliteStore(directory / f"bench-{name}.sqlite", owner="bench")
+
+
+def _asked_vote(payload: Any) -> Vote:
+    asked = payload.get("vote") if isinstance(payload, dict) else None
+    return Vote(asked) if asked in ("no", "read_only") else Vote.YES
+
+
+def _key(message: Any) -> tuple[str, str]:
+    return message["transaction_id"], message["branch_id"]

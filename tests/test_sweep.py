@@ -1,0 +1,102 @@
+"""What the sweep forgets, and what it must not."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+from coordinator.commands import Decide
+from coordinator.driver import Driver
+from coordinator.gateway import Gateway
+from coordinator.ids import uuid7
+from coordinator.machine import Machine
+from coordinator.memory_log import MemoryLog
+from coordinator.settings import Limits, Retention, Timings
+from coordinator.sweep import LEAST_KEPT_MS, Sweep
+from participants.contract import Vote
+from tests.builders import begin
+
+NOW_MS = 1_800_000_000_000
+DAY_MS = 24 * 3_600_000
+
+
+def swept(
+    ends_ms: list[tuple[int, int]], retention: Retention, *, sound: bool = True
+) -> tuple[Machine, list[str]]:
+    """Transactions with (time in the id, end) finish; then one sweep and all that follows of it."""
+    machine = Machine()
+    ids: list[str] = []
+
+    async def scenario() -> None:
+        log = MemoryLog(machine)
+        log.lead(NOW_MS)
+        limits, timings = Limits(), Timings()
+        driver = Driver(
+            log,
+            machine,
+            Gateway(limits=limits, timings=timings),
+            now_ms=lambda: NOW_MS,
+            random=Random(1),
+            limits=limits,
+            timings=timings,
+            coordinators=(),
+        )
+        for number, (made_ms, end_ms) in enumerate(ends_ms):
+            ids.append(uuid7(made_ms, Random(number)))
+            command = begin(ids[-1], epoch=1, now_ms=min(made_ms, end_ms))
+            machine.step(command)
+            votes = (Vote.NO,) * len(command.branches)
+            machine.step(Decide(1, end_ms, ids[-1], votes, (None,) * len(votes), "no"))
+        sweep = Sweep(
+            log,
+            machine,
+            driver,
+            now_ms=lambda: NOW_MS,
+            retention=retention,
+            clock_is_sound=lambda: sound,
+        )
+        sweep.sweep()
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    return machine, ids
+
+
+def remembered(machine: Machine, ids: list[str]) -> list[bool]:
+    return [machine.get(i) is not None for i in ids]
+
+
+def test_what_is_older_than_the_retention_is_forgotten_and_its_ids_are_refused() -> None:
+    old, young = NOW_MS - 2 * DAY_MS, NOW_MS - DAY_MS // 2
+    machine, ids = swept([(old, old), (young, young)], Retention())
+    assert remembered(machine, ids) == [False, True]
+    assert machine.is_expired(ids[0])
+    assert machine.horizon_ms <= NOW_MS - DAY_MS
+
+
+def test_more_than_may_be_remembered_go_oldest_first() -> None:
+    times = [NOW_MS - 100_000 + 1_000 * n for n in range(5)]
+    machine, ids = swept([(t, t) for t in times], Retention(max_remembered=2))
+    assert remembered(machine, ids) == [False, False, False, True, True]
+
+
+def test_the_horizon_never_reaches_what_is_new_however_far_ahead_ids_are() -> None:
+    ahead = NOW_MS + 240_000
+    machine, ids = swept([(ahead + n, NOW_MS) for n in range(3)], Retention(max_remembered=1))
+    assert remembered(machine, ids) == [True, True, True]
+    assert machine.horizon_ms <= NOW_MS - LEAST_KEPT_MS
+    assert not machine.is_expired(uuid7(NOW_MS - LEAST_KEPT_MS, Random(9)))
+
+
+def test_a_leader_whose_clock_is_not_sound_moves_no_horizon() -> None:
+    old = NOW_MS - 2 * DAY_MS
+    machine, ids = swept([(old, old)], Retention(), sound=False)
+    assert remembered(machine, ids) == [True]
+    assert machine.horizon_ms == 0
+
+
+def test_a_backlog_of_what_is_to_be_forgotten_goes_in_steps_until_none_is_left() -> None:
+    old = NOW_MS - 2 * DAY_MS
+    machine, ids = swept([(old + n, old + n) for n in range(2_500)], Retention())
+    assert not any(remembered(machine, ids))
