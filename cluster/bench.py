@@ -2,9 +2,9 @@
 
 Rules
 - What is measured is what is run: real nodes with their journals synced, real participants over
-  HTTP. Nothing is stubbed, and a setting that makes it lighter (`fsync=False`) stands in the result.
-- A wrong answer fails the measurement: an outcome that does not follow from the votes, participants
-  that committed different numbers of branches, branches that stay prepared.
+  HTTP. Nothing is stubbed, and what makes it lighter (`no_fsync`) stands in the result.
+- A wrong answer fails the measurement: an outcome that does not follow from the votes, branches
+  that stay prepared, branches that ended more often than they were prepared.
 - CPU and memory are read of the system, per process, over the same time as the load's counts.
 """
 
@@ -26,8 +26,8 @@ from typing import Any
 
 import aiohttp
 
-from cluster.bench_load import Load
 from cluster.bench_report import Result, Usage, figures, merge
+from cluster.bench_requests import Load
 from cluster.child_process import ChildProcess
 from cluster.local_cluster import LocalCluster
 from cluster.ports import HOST, free_ports
@@ -36,8 +36,13 @@ from cluster.profiling import VARIABLE as PROFILE_VARIABLE
 _FILL_BATCH = 200
 _FILL_CLIENTS = 16
 _SETTLE_S = 15.0
+_LOOK_EVERY_S = 0.1
 _END_S = 10.0
 _SPARE_S = 60.0
+
+
+_OWN_ENVIRONMENT = dict(os.environ)
+"""The load runs from this tree, whatever `code` says: both sides of a comparison have the same."""
 
 
 class BenchError(Exception):
@@ -46,7 +51,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """What to measure. Shares, `clients`, `rate` and `batch` as in `bench_load.Load`.
+    """What to measure. Shares, `clients`, `rate` and `batch` as in `bench_requests.Load`.
 
     `nodes`, `participants`: URLs of those that run already; empty: started here. `store`: memory or
     sqlite. `remembered`: transactions finished before the measurement. `code`: a directory whose
@@ -149,7 +154,8 @@ async def _running(settings: BenchSettings, directory: Path) -> AsyncIterator[_P
     children: list[ChildProcess] = []
     local: LocalCluster | None = None
     try:
-        participants, started = settings.participants, ()
+        participants = settings.participants
+        started: tuple[str, ...] = ()
         if not participants:
             participants, started = await _start_participants(settings, directory, children)
         processes = {child.name: child.pid for child in children if child.pid is not None}
@@ -242,7 +248,7 @@ async def _fill(settings: BenchSettings, place: _Place) -> None:
     process = await _start_load(load)
     await _line(process, _SPARE_S)
     tally = await _line(process, _SPARE_S + settings.remembered / 100)
-    await process.wait()
+    await _leave(process)
     if tally["wrong"] or tally["failed"]:
         raise BenchError(f"filling failed: {tally['first_wrong'] or tally}")
 
@@ -272,11 +278,9 @@ async def _measured(settings: BenchSettings, place: _Place) -> Result:
         for number, process in enumerate(processes):
             pids[f"load{number or ''}"] = process.pid
         before, told_before = usage(pids), await _metrics(place)
-        await asyncio.sleep(max(0.0, settings.seconds - 0.02))
-        after = usage(pids)
-        tallies = await asyncio.gather(*(_line(p, _SPARE_S) for p in processes))
-        told_after = await _metrics(place)
-        await asyncio.gather(*(process.wait() for process in processes))
+        tallies = await asyncio.gather(*(_line(p, settings.seconds + _SPARE_S) for p in processes))
+        after, told_after = usage(pids), await _metrics(place)
+        await asyncio.gather(*(_leave(process) for process in processes))
     finally:
         for process in processes:
             if process.returncode is None:
@@ -297,6 +301,7 @@ async def _start_load(load: Load) -> asyncio.subprocess.Process:
         "cluster.bench_load",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        env=_OWN_ENVIRONMENT,
         limit=1 << 24,
     )
     assert process.stdin is not None
@@ -315,6 +320,13 @@ async def _line(process: asyncio.subprocess.Process, timeout: float) -> Any:
     if not line:
         raise BenchError("the load ended before its time; what it wrote is above")
     return json.loads(line)
+
+
+async def _leave(process: asyncio.subprocess.Process) -> None:
+    """It lives until now, so that what it used could be read."""
+    assert process.stdin is not None
+    process.stdin.close()
+    await process.wait()
 
 
 # --- what it cost -------------------------------------------------------------------------------
@@ -386,12 +398,13 @@ async def _wrongs(result: Result, place: _Place) -> list[str]:
         wrongs.append(f"{counts['failed']} transactions were never answered")
     if not place.started:
         return wrongs
-    loop = asyncio.get_running_loop()
-    until = loop.time() + _SETTLE_S
-    while (open_branches := await _open_branches(place.started)) and loop.time() < until:
-        await asyncio.sleep(0.1)
-    if open_branches:
-        wrongs.append(f"{open_branches} branches are still prepared after {_SETTLE_S:.0f} s")
+    open_branches = 0
+    for _ in range(round(_SETTLE_S / _LOOK_EVERY_S)):
+        open_branches = await _open_branches(place.started)
+        if not open_branches:
+            return wrongs
+        await asyncio.sleep(_LOOK_EVERY_S)
+    wrongs.append(f"{open_branches} branches are prepared and not ended after {_SETTLE_S:.0f} s")
     return wrongs
 
 

@@ -1,16 +1,20 @@
-"""The figures of a measurement: what is computed of counts, how it is printed, how two compare. Pure.
+"""The figures of a measurement: computed of counts, printed, compared. Pure.
 
 A latency is told as the upper end of a step of one hundredth, so at most 1 % too long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
 GROWTH = 1.01
 """As in `bench_load`: a step of a latency is a hundredth above the one before."""
+
+_COUNTS = (
+    "committed", "aborted", "aborted_unasked", "wrong", "refused", "failed", "asked_again", "unsent"
+)  # fmt: skip
 
 Result = dict[str, Any]
 """What one measurement leaves: `settings`, `machine`, and the figures of `figures`."""
@@ -36,8 +40,7 @@ def percentile(latencies: Mapping[int, int], share: float) -> float:
 
 def merge(tallies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The tallies of several load processes as one."""
-    counts = ("committed", "aborted", "wrong", "refused", "failed", "asked_again")
-    whole: dict[str, Any] = {name: sum(tally[name] for tally in tallies) for name in counts}
+    whole: dict[str, Any] = {name: sum(tally[name] for tally in tallies) for name in _COUNTS}
     for name in ("seconds", "longest_ms", "loop_lag_ms"):
         whole[name] = max(tally[name] for tally in tallies)
     whole["first_wrong"] = next((t["first_wrong"] for t in tallies if t["first_wrong"]), "")
@@ -67,10 +70,7 @@ def figures(
             "p999": percentile(latencies, 0.999),
             "max": tally["longest_ms"],
         },
-        "transactions": {
-            name: tally[name]
-            for name in ("committed", "aborted", "wrong", "refused", "failed", "asked_again")
-        },
+        "transactions": {name: tally[name] for name in _COUNTS},
         "seconds": tally["seconds"],
         "cpu_us_per_transaction": {**cpu_us, "all": sum(cpu_us.values())},
         "busy": {
@@ -121,6 +121,12 @@ def _limit(milliseconds: float) -> str:
     return "over 5 s" if milliseconds == float("inf") else f"<= {milliseconds:g} ms"
 
 
+def floor_shown(floor: Mapping[str, Mapping[str, float]]) -> str:
+    """The floor of latency for people."""
+    lines = [f"  {what:<28}{one['p50']:>9.3f}{one['p99']:>9.3f}" for what, one in floor.items()]
+    return "\n".join([f"  {'the floor, ms':<28}{'p50':>9}{'p99':>9}", *lines])
+
+
 def compared(names: Sequence[str], rounds: Sequence[Sequence[Result]]) -> Result:
     """Medians of A and B and the median of the ratios B/A, pair by pair."""
     pairs = [(a, b) for a, b in rounds]
@@ -137,7 +143,7 @@ def compared(names: Sequence[str], rounds: Sequence[Sequence[Result]]) -> Result
     return {"a": names[0], "b": names[1], "rounds": len(pairs), "rows": rows}
 
 
-_COMPARED = {
+_COMPARED: dict[str, Callable[[Result], float]] = {
     "transactions/s": lambda result: result["per_second"],
     "p50 ms": lambda result: result["latency_ms"]["p50"],
     "p99 ms": lambda result: result["latency_ms"]["p99"],

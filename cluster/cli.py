@@ -1,7 +1,8 @@
 """The command `assent`: what may be typed, and how it ends.
 
     exit code  0  done; submit: committed
-               1  submit and watch: aborted; demo: a check failed; node: it had to stop
+               1  submit and watch: aborted; demo: a check failed; node: it had to stop;
+                  journal: something is damaged
                2  a mistake of the person at the keyboard: one line says which
                3  no answer from the cluster, or the outcome is unknown
 
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cluster import cli_bench, cli_processes, cli_transactions
+from cluster import cli_bench, cli_journal, cli_processes, cli_transactions
 from cluster.cli_output import UserMistake
 from cluster.client import ClientError, OutcomeUnknown, Refused
 from cluster.errors import StorageError
@@ -76,5 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     cli_processes.add_commands(commands)
     cli_transactions.add_commands(commands)
+    cli_journal.add_commands(commands)
     cli_bench.add_commands(commands)
     return parser

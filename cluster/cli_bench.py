@@ -13,12 +13,15 @@ import asyncio
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cluster.bench import BenchError, BenchSettings, measure
-from cluster.bench_report import Result, compared, compared_shown, shown
+from cluster.bench_floor import measure_floor
+from cluster.bench_postgres import PostgresMissing, measure_postgres
+from cluster.bench_report import Result, compared, compared_shown, floor_shown, shown
 from cluster.cli_output import UserMistake
 
 _BASELINES = ("floor", "plain", "postgres")
@@ -82,7 +85,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--participants", type=_urls, metavar="URL,...", help="that run, not started here")
     add("--data-dir", metavar="DIR", help="where the journals go, on the disk to be measured")
     add("--code", metavar="DIR", help="run nodes and participants from this source tree")
-    add("--profile", metavar="DIR", help="profile the nodes: DIR/ID.pstats (half as fast)")
+    add("--profile", metavar="DIR", help="profile the nodes: DIR/ID.stacks")
 
 
 def _urls(text: str) -> tuple[str, ...]:
@@ -127,17 +130,21 @@ def _bench(arguments: argparse.Namespace) -> int:
         raise UserMistake(f"bench: {arguments.json.parent} is not a directory")
     try:
         return asyncio.run(_run(arguments))
-    except BenchError as error:
+    except (BenchError, PostgresMissing) as error:
         raise UserMistake(f"bench: {error}") from None
 
 
 async def _run(arguments: argparse.Namespace) -> int:
     results: list[Result] = []
     written: Result = {}
+    baselines = {}
+    for name in dict.fromkeys(arguments.baseline):
+        baselines[name], told = await _baseline(name, arguments, results)
+        print(told, end="\n\n", flush=True)
     if arguments.compare is None:
-        results.append(await measure(_settings(arguments)))
-        print(shown(results[0]), flush=True)
-        written = results[0]
+        written = await measure(_settings(arguments))
+        results.append(written)
+        print(shown(written), flush=True)
     else:
         sides = [_more(arguments, options) for options in arguments.compare]
         rounds = []
@@ -151,8 +158,38 @@ async def _run(arguments: argparse.Namespace) -> int:
         print(compared_shown(comparison), flush=True)
         written = {"comparison": comparison, "results": results}
     if arguments.json is not None:
+        written = {**written, "baselines": baselines}
         arguments.json.write_text(json.dumps(written, indent=1) + "\n")
     wrongs = [what for result in results for what in result["wrong"]]
     for what in wrongs:
         print(f"WRONG: {what}", flush=True)
     return 1 if wrongs else 0
+
+
+async def _baseline(
+    name: str, arguments: argparse.Namespace, results: list[Result]
+) -> tuple[Result, str]:
+    """(what to write, what to print) of one baseline; one that is of ours is checked like ours."""
+    settings = _settings(arguments)
+    match name:
+        case "floor":
+            with TemporaryDirectory(prefix="assent-", dir=settings.data_dir or None) as directory:
+                floor = await measure_floor(Path(directory))
+            return floor, floor_shown(floor)
+        case "plain":
+            result = await measure(replace(settings, plain=True))
+            results.append(result)
+            return result, "plain calls, one for each branch and phase:\n" + shown(result)
+        case _:
+            if not arguments.postgres:
+                raise UserMistake("bench: --baseline postgres needs --postgres DSN,DSN,DSN")
+            dsns = arguments.postgres.split(",")
+            result = await measure_postgres(
+                dsns, clients=settings.clients, seconds=settings.seconds
+            )
+            latency = result["latency_ms"]
+            return result, (
+                f"PostgreSQL's two-phase commit over {len(dsns)} databases, no coordinator:"
+                f" {result['per_second']:,.0f} transactions/s,"
+                f" p50 {latency['p50']:.2f} ms  p99 {latency['p99']:.2f} ms"
+            )

@@ -155,7 +155,8 @@ def _is_used(path: Path, cluster: str, node: str, disk: Disk) -> bool:
         found.close()
 
 
-def _check_identity(path: Path, cluster: str, node: str, disk: Disk) -> None:
+def read_identity(path: Path, disk: Disk) -> tuple[str, str]:
+    """(cluster, node) of a data directory. Raises Damaged, Foreign, DiskFailed."""
     identity = path / IDENTITY_NAME
     blob = read_file(disk, identity)
     body = decode_record(blob, 0, 0)
@@ -167,9 +168,14 @@ def _check_identity(path: Path, cluster: str, node: str, disk: Disk) -> None:
             f"{path} has format {fields['format']}, this program writes {FORMAT}: "
             "start the program that wrote it"
         )
-    if (fields["cluster"], fields["node"]) != (cluster, node):
+    return fields["cluster"], fields["node"]
+
+
+def _check_identity(path: Path, cluster: str, node: str, disk: Disk) -> None:
+    owner = read_identity(path, disk)
+    if owner != (cluster, node):
         raise Foreign(
-            f"{path} belongs to node {fields['node']} of cluster {fields['cluster']}, not to node "
+            f"{path} belongs to node {owner[1]} of cluster {owner[0]}, not to node "
             f"{node} of cluster {cluster}: give each node its own directory"
         )
     journal = path / JOURNAL_NAME

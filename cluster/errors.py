@@ -32,6 +32,7 @@ class Damaged(StorageError):
         )
         self.path = path
         self.offset = offset
+        self.what = what
 
 
 class Foreign(StorageError):

@@ -239,6 +239,15 @@ def decode_changes(changes: bytes) -> Iterator[tuple[bytes, bytes]]:
         position += length
 
 
+def appended_indexes(changes: bytes) -> list[int]:
+    """The indexes of the entries that a group appends, in order."""
+    return [
+        _INDEX_TERM.unpack_from(payload)[0]
+        for kind, payload in decode_changes(changes)
+        if kind == b"A"
+    ]
+
+
 def apply_changes(log: Log, changes: Iterable[tuple[bytes, bytes]]) -> int:
     """Bring a log up to date; the highest index that was appended, 0 if none was."""
     highest = 0

@@ -31,6 +31,7 @@ start.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,12 +73,16 @@ class Recovered:
     stale: list[int]
 
 
-class _Tear(Exception):
+class Tear(Exception):
     """No whole record where one must begin."""
 
     def __init__(self, number: int, offset: int, what: str) -> None:
         super().__init__(what)
         self.position: Position = (number, offset)
+
+
+Seen = Callable[[int, int, int, Header | Group], None]
+"""Told of each whole record that was read and applied: segment, offset, size, what it holds."""
 
 
 def segment_path(directory: Path, number: int) -> Path:
@@ -108,7 +113,7 @@ def recover(
         reading = _Reading(directory, cluster, node, disk, watermark)
         try:
             return reading.run(numbers)
-        except _Tear as tear:
+        except Tear as tear:
             reading.refuse_if_promised(tear, numbers)
             _cut(directory, disk, numbers, tear)
     if watermark > (0, 0):
@@ -116,25 +121,51 @@ def recover(
     return None
 
 
+def survey(
+    directory: Path, *, cluster: str, node: str, disk: Disk, watermark: Position, seen: Seen
+) -> tuple[Log, Tear | None]:
+    """What `recover` would find: the log, and the tear at which it would cut. Changes nothing.
+
+    Raises what `recover` raises; `seen` has been told of what was whole before.
+    """
+    numbers = segment_numbers(directory, disk)
+    reading = _Reading(directory, cluster, node, disk, watermark, seen)
+    if not numbers:
+        raise Damaged(segment_path(directory, max(1, watermark[0])), 0, "all segments are missing")
+    try:
+        return reading.run(numbers).log, None
+    except Tear as tear:
+        reading.refuse_if_promised(tear, numbers)
+        reading.refuse_if_incomplete()
+        return reading.log, tear
+
+
 class _Reading:
     """One pass over the segments."""
 
     def __init__(
-        self, directory: Path, cluster: str, node: str, disk: Disk, watermark: Position
+        self,
+        directory: Path,
+        cluster: str,
+        node: str,
+        disk: Disk,
+        watermark: Position,
+        seen: Seen = lambda *_: None,
     ) -> None:
         self._directory = directory
         self._owner = (cluster, node)
         self._disk = disk
         self._mark = watermark
-        self._log = Log()
+        self._seen = seen
+        self.log = Log()
         self._segments: list[Segment] = []
 
     def run(self, numbers: list[int]) -> Recovered:
-        """Apply everything; raises _Tear at the first place that is not whole."""
+        """Apply everything; raises Tear at the first place that is not whole."""
         oldest = self._find_oldest(numbers)
         for number in range(oldest, numbers[-1] + 1):
             if number not in numbers:
-                raise _Tear(number, 0, "the segment is missing")
+                raise Tear(number, 0, "the segment is missing")
             self._read_segment(number)
         end = (self._segments[-1].number, self._segments[-1].size)
         if self._mark > end:
@@ -143,13 +174,11 @@ class _Reading:
                 f"it was synced up to byte {offset}, but it ends in segment {end[0]}, byte {end[1]}"
             )
             raise self._damaged(number, end[1] if end[0] == number else 0, what)
-        if not self._log.whole:
-            what = f"the log starts at {self._log.start}, this entry is missing"
-            raise self._damaged(oldest, 0, what)
+        self.refuse_if_incomplete()
         stale = [number for number in numbers if number < oldest]
-        return Recovered(self._log, self._segments, stale)
+        return Recovered(self.log, self._segments, stale)
 
-    def refuse_if_promised(self, tear: _Tear, numbers: list[int]) -> None:
+    def refuse_if_promised(self, tear: Tear, numbers: list[int]) -> None:
         """Raise Damaged if anything at or behind the tear may have been promised."""
         torn, offset = tear.position
         if tear.position <= (numbers[0], 0):
@@ -167,6 +196,12 @@ class _Reading:
         if self._mark > tear.position:
             synced = f"byte {self._mark[1]} of segment {self._mark[0]}"
             raise self._damaged(torn, offset, f"{tear}, but all was synced up to {synced}")
+
+    def refuse_if_incomplete(self) -> None:
+        """Raise Damaged if entries at the log's start were in segments that are not there."""
+        if not self.log.whole:
+            what = f"the log starts at {self.log.start}, this entry is missing"
+            raise self._damaged(self._segments[0].number if self._segments else 1, 0, what)
 
     def _find_oldest(self, numbers: list[int]) -> int:
         """What the newest header that can be read says of the oldest segment needed."""
@@ -186,13 +221,15 @@ class _Reading:
         blob = read_file(self._disk, segment_path(self._directory, number))
         body = decode_record(blob, number, 0)
         if body is None:
-            raise _Tear(number, 0, "the segment's header is not whole")
-        self._continue(self._own_header(body, number))
+            raise Tear(number, 0, "the segment's header is not whole")
+        header = self._own_header(body, number)
+        self._continue(header)
         segment = Segment(number, OVERHEAD + len(body), 0)
+        self._seen(number, 0, segment.size, header)
         while segment.size < len(blob):
             body = decode_record(blob, number, segment.size)
             if body is None:
-                raise _Tear(number, segment.size, "the record there is not whole")
+                raise Tear(number, segment.size, "the record there is not whole")
             self._apply(body, segment)
             segment.size += OVERHEAD + len(body)
         self._segments.append(segment)
@@ -201,12 +238,12 @@ class _Reading:
         """Go on from one segment to the next, or begin with the first."""
         self._mark = max(self._mark, header.mark)
         if not self._segments:
-            self._log.continue_from(header)
+            self.log.continue_from(header)
             return
         before = self._segments[-1]
         if before.size < header.previous_end:
-            raise _Tear(before.number, before.size, "the end of the segment is missing")
-        if before.size > header.previous_end or not self._log.agrees_with(header):
+            raise Tear(before.number, before.size, "the end of the segment is missing")
+        if before.size > header.previous_end or not self.log.agrees_with(header):
             raise self._damaged(header.number, 0, "it does not continue the segment before")
 
     def _apply(self, body: bytes, segment: Segment) -> None:
@@ -215,10 +252,11 @@ class _Reading:
             raise self._damaged(segment.number, segment.size, "a header in the middle")
         self._mark = max(self._mark, record.mark)
         try:
-            highest = apply_changes(self._log, decode_changes(record.changes))
+            highest = apply_changes(self.log, decode_changes(record.changes))
         except Malformed as error:
             raise self._damaged(segment.number, segment.size, str(error)) from error
         segment.highest = max(segment.highest, highest)
+        self._seen(segment.number, segment.size, OVERHEAD + len(body), record)
 
     def _own_header(self, body: bytes, number: int) -> Header:
         header = self._decode(body, number, 0)
@@ -246,7 +284,7 @@ class _Reading:
         return Damaged(segment_path(self._directory, number), offset, what)
 
 
-def _cut(directory: Path, disk: Disk, numbers: list[int], tear: _Tear) -> None:
+def _cut(directory: Path, disk: Disk, numbers: list[int], tear: Tear) -> None:
     """Remove everything at and behind the tear, the newest first.
 
     Nothing is synced here: a crash on the way leaves a tear in the same place, and opening the

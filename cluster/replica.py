@@ -246,7 +246,7 @@ class Replica:
         try:
             async with asyncio.timeout(timeout_s):
                 await transfer.done
-            return True
+            return not self._is_over
         except TimeoutError:
             return False
         finally:

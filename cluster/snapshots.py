@@ -75,7 +75,7 @@ class SnapshotStore:
         for aside in (directory / WRITING_NAME, directory / RECEIVING_NAME):
             if disk.exists(aside):
                 disk.unlink(aside)
-        self._meta = self._read_meta() if disk.exists(self._path) else None
+        self._meta = read_meta(self._path, disk, cluster) if disk.exists(self._path) else None
 
     @property
     def exists(self) -> bool:
@@ -151,13 +151,6 @@ class SnapshotStore:
 
     def _verify(self, aside: Path, file: File) -> tuple[SnapshotMeta, list[bytes]]:
         return _decode(file, aside, self._cluster)
-
-    def _read_meta(self) -> SnapshotMeta:
-        file = self._disk.open(self._path)
-        try:
-            return _decode_meta(file, self._path, self._cluster)[0]
-        finally:
-            file.close()
 
     def _remove(self, path: Path) -> None:
         if self._disk.exists(path):
@@ -238,6 +231,25 @@ class Receiving:
             self._file.close()
 
 
+def read_meta(path: Path, disk: Disk, cluster: str) -> SnapshotMeta:
+    """What the snapshot in this file stands for. Raises Damaged, Foreign, DiskFailed."""
+    file = disk.open(path)
+    try:
+        return _decode_meta(file, path, cluster)[0]
+    finally:
+        file.close()
+
+
+def verify_snapshot(path: Path, disk: Disk, cluster: str) -> int:
+    """The number of chunks, when all of the file is as it was written. Raises like `read_meta`."""
+    file = disk.open(path)
+    try:
+        _, offset = _decode_meta(file, path, cluster)
+        return sum(1 for _ in _read_chunks(file, path, offset))
+    finally:
+        file.close()
+
+
 # --- the file
 
 
@@ -268,21 +280,26 @@ def _encode(meta: SnapshotMeta, chunks: Iterable[bytes], cluster: str) -> Iterat
 def _decode(file: File, path: Path, cluster: str) -> tuple[SnapshotMeta, list[bytes]]:
     """Everything in the file, if it is complete to the last byte."""
     meta, offset = _decode_meta(file, path, cluster)
+    return meta, list(_read_chunks(file, path, offset))
+
+
+def _read_chunks(file: File, path: Path, offset: int) -> Iterator[bytes]:
+    """The chunks from `offset` on; Damaged, at the latest behind the last one, unless all is whole."""
     digest = hashlib.sha256(file.read(0, offset))
-    chunks: list[bytes] = []
+    count = 0
     while True:
         record, body = _read_record(file, path, offset)
         offset += len(record)
         if body[:1] != _CHUNK:
             break
         digest.update(record)
-        chunks.append(body[1:])
-    expected = _END + bytes(msgpack.packb([len(chunks), digest.digest()]))
+        count += 1
+        yield body[1:]
+    expected = _END + bytes(msgpack.packb([count, digest.digest()]))
     if body != expected:
         raise Damaged(path, offset - len(record), "the end does not fit what stands before it")
     if offset != file.size():
         raise Damaged(path, offset, "there is something behind the end")
-    return meta, chunks
 
 
 def _decode_meta(file: File, path: Path, cluster: str) -> tuple[SnapshotMeta, int]:

@@ -1,7 +1,8 @@
 """How the API uses aiohttp: errors become answers in one place, bodies are read within limits.
 
 The one middleware is `answer_errors`; with `error_answer` every error has the shape of
-`api_errors`, and an unforeseen one is logged with its traceback and told without it.
+`api_errors`, and an unforeseen one is logged with its traceback and told without it. What is no
+HTTP never gets as far as the middleware: `Runner` has it answered in the same shape.
 """
 
 from __future__ import annotations
@@ -70,6 +71,57 @@ def _of_aiohttp(request: web.Request, error: web.HTTPException) -> ApiError:
     return ApiError(error.status, "bad_request", f"The request was refused: {error.reason}.")
 
 
+class _Connection(web.RequestHandler):
+    """aiohttp's end of a connection, but for what it answers on its own account.
+
+    That is plain text, and a line of the log with a traceback, for bytes that are no HTTP: anybody
+    who reaches the port could fill the log, and a client would have a second shape to read.
+    """
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("a part of the answer has left already")
+        if status == 400:
+            LOG.debug("%s sent what is no HTTP: %r", request.remote, exc)
+            first_line = (message or "it cannot be read").strip().split("\n", 1)[0].rstrip(": ")
+            what = f"This is no HTTP request: {first_line[:200]}; the connection is closed."
+            response = error_answer(ApiError(400, "bad_request", what))
+        else:
+            LOG.error("a request ended with %d; this is a defect", status, exc_info=exc)
+            what = "The node failed on this request; its log says how."
+            response = error_answer(ApiError(status, "internal_error", what))
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class Runner(web.AppRunner):
+    """A runner whose every answer has the API's shapes."""
+
+    __slots__ = ()
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            **made._kwargs,
+        )
+
+
 async def expect(request: web.Request) -> web.StreamResponse | None:
     """Answers `Expect: 100-continue`, which curl sends before large bodies."""
     if request.headers.get("Expect", "").lower() != "100-continue":
@@ -87,8 +139,11 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     if announced is not None and announced > limit:
         raise too_large("The body", announced, limit)
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        if request.content.is_eof():  # it came with the head, as small ones do: nothing to wait for
             body = await request.read()
+        else:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                body = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise too_large("The body", limit + 1, limit) from None
     except TimeoutError:

@@ -319,6 +319,7 @@ class Transactions:
         body = await read_body(request, self._limits.body_bytes)
         if body and api_fields.decode_json(body) != {}:
             raise bad_field("body", "must be empty or {}")
+        await self._barrier(request)  # a deposed leader must not say "unknown"
         try:
             transaction = self._driver.retry_now(transaction_id)
         except LogError as error:

@@ -5,8 +5,8 @@ actions to take. It holds no clock, no socket and no log: `now_s` is any clock t
 `jitter` a random number in [0, 1).
 
 Rules (PROTOCOL):
-  section 3   a prepare leaves only after `Begin` is applied; a plain branch is asked once, unless
-              it said "still working"; commit and rollback leave only after the decision is applied
+  section 3   a plain branch is asked once, unless it said "still working"; commit and rollback
+              leave only after the decision is applied
   section 2   the first NO, failure or timeout proposes the decision; nobody waits for the rest
   section 6   a rollback of a plain branch whose prepare may be under way counts only if it was sent
               after that prepare was answered, or after `expires_at` and the grace
@@ -154,7 +154,10 @@ class Conversation:
     # --- what happens to it ---
 
     def start(self, now_s: float) -> list[Action]:
-        """`Begin` is applied, or this leadership found the transaction unfinished."""
+        """`Begin` is applied, or this leadership found the transaction unfinished.
+
+        If every branch is repeatable it may start once `Begin` is proposed.
+        """
         if self.transaction.outcome is not None:
             return self._phase_two(now_s)
         if now_s >= self.expires_s:

@@ -34,6 +34,7 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, AbstractStreamWriter, ResolveResult
@@ -45,6 +46,7 @@ from coordinator.lane import Impression
 from participants.contract import (
     DECLARATION_HEADER,
     MAX_REASON_CHARS,
+    PROXY_STATUSES,
     Acknowledged,
     EndAnswer,
     Failed,
@@ -78,8 +80,7 @@ _HEADERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """What is to be carried. `body` is JSON; `end_at` is a time of the event loop's clock."""
 
     operation: Operation
@@ -91,8 +92,7 @@ class Message:
     traceparent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """What became of it: the answer, what it says of the participant, and what that said of itself.
 
     `heard` is whether the participant answered in a way that would have carried its declaration;
@@ -286,7 +286,8 @@ def _understood(message: Message, response: _Response, answer_bytes: int) -> Del
         # Any 2xx acknowledges, whatever the body: one that is too long is not looked at.
         answer = read_end_answer(message.operation, status, body or b"", message.transaction_id)
     elif body is None:
-        answer = Failed(f"answered {status} with more than {answer_bytes} bytes")
+        own = status not in PROXY_STATUSES
+        answer = Failed(f"answered {status} with more than {answer_bytes} bytes", answered=own)
     else:
         answer = read_prepare_answer(status, body, message.transaction_id, response.retry_after)
     return Delivery(answer, _impression(answer, status), response.heard, response.declaration)
@@ -295,7 +296,7 @@ def _understood(message: Message, response: _Response, answer_bytes: int) -> Del
 def _impression(answer: PrepareAnswer | EndAnswer, status: int) -> Impression:
     if isinstance(answer, Acknowledged | Voted):
         return Impression.SERVED
-    if status in (502, 503, 504):  # what a proxy says when nobody is behind it
+    if status in PROXY_STATUSES:
         return Impression.UNREACHED
     return Impression.REFUSED
 

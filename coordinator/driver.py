@@ -38,7 +38,7 @@ from coordinator.gateway import Gateway
 from coordinator.inquiry import Decision, answer_inquiry
 from coordinator.live import Live, Progress, Waiting, is_reached
 from coordinator.log import FateUnknown, LogError, NotLeader, ReplicatedLog
-from coordinator.machine import Applied, Machine
+from coordinator.machine import Applied, Machine, record_of
 from coordinator.moves import Refusal
 from coordinator.plan import Plan, Wait
 from coordinator.settings import Limits, Timings
@@ -329,13 +329,22 @@ class Driver:
             now_ms + plan.timeout_ms,
             plan.metadata,
         )
+        encoded = encode(command)
         live = Live(plan.id, plan.fingerprint, epoch, self._loop.time())
         live.traceparent = plan.traceparent
         self._talks.lives[plan.id] = live
         for branch in branches:
             self._beginning[branch.participant] += 1
-        self._propose(command, epoch, functools.partial(self._begun, live, branches))
+        self._log.propose(encoded, epoch, functools.partial(self._begun, live, branches))
+        if all(branch.repeatable for branch in branches):
+            # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
+            # (PROTOCOL, section 3). Soon, and not at once: a log that is too busy says so first.
+            self._loop.call_soon(self._begin_early, live, record_of(command, sequence=0))
         return live
+
+    def _begin_early(self, live: Live, transaction: Transaction) -> None:
+        if self._talks.lives.get(live.id) is live and live.conversation is None:
+            self._talks.begin(live, transaction, took_over=False)
 
     def _check_capacity(self, plan: Plan) -> None:
         unfinished = max(len(self._talks.lives), self._machine.unfinished_count)
@@ -358,9 +367,9 @@ class Driver:
             self._count_begun(branch)
         match result:
             case Applied(transaction=transaction) if not transaction.is_refusal:
-                self._steps.began(transaction)
-                live.tell(transaction)
-                self._talks.begin(live, transaction, took_over=False)
+                if live.conversation is None:
+                    self._talks.begin(live, transaction, took_over=False)
+                self._talks.record_changed(transaction)
                 return
             case Applied(transaction=transaction):  # refused while our Begin was under way
                 live.tell(transaction)
@@ -372,7 +381,7 @@ class Driver:
                 live.fail(result)
             case _:
                 live.fail(NotLeader("leadership changed before it was begun"))
-        del self._talks.lives[live.id]
+        self._talks.drop(live)
 
     def _count_begun(self, branch: Branch) -> None:
         self._beginning[branch.participant] -= 1

@@ -32,7 +32,6 @@ from coordinator.commands import (
 )
 from coordinator.facts import (
     Branch,
-    Effect,
     Mode,
     Outcome,
     Resolution,
@@ -45,6 +44,7 @@ from coordinator.facts import (
 from coordinator.ids import time_of
 from coordinator.indexes import Indexes, Shared
 from coordinator.moves import MOVES, Move, Refusal, phase_of
+from coordinator.snapshot_facts import TransactionReader
 from coordinator.table import Table, View
 from participants.contract import Vote
 
@@ -90,7 +90,7 @@ class Page(NamedTuple):
 
 
 class MachineView(NamedTuple):
-    """What a snapshot is made of."""
+    """What a snapshot is made of; `chunks` uses it up."""
 
     header: tuple[Any, ...]
     shards: View[Transaction]
@@ -108,6 +108,7 @@ class Machine:
         self._indexes = Indexes()
         self._shared_branches: Shared[tuple[Branch, ...]] = Shared()
         self._shared_votes: Shared[tuple[Vote, ...]] = Shared()
+        self._shared_reasons: Shared[tuple[str | None, ...]] = Shared()
         self._shared_metadata: Shared[bytes] = Shared()
 
     # --- the log's side ---
@@ -154,7 +155,7 @@ class Machine:
                 return Refusal.UNDECIDED
             case Move.RECORD:
                 assert isinstance(command, Begin)
-                return self._put(None, _begun(command, self._next_sequence()))
+                return self._put(None, record_of(command, self._next_sequence()))
             case Move.RECORD_REFUSAL:
                 assert isinstance(command, Refuse)
                 return self._put(None, _refused(command, self._next_sequence()))
@@ -208,6 +209,7 @@ class Machine:
         return decided._replace(
             branches=self._shared_branches(bare),
             votes=self._shared_votes(decided.votes),
+            vote_reasons=self._shared_reasons(decided.vote_reasons),
             metadata=self._shared_metadata(decided.metadata),
         )
 
@@ -324,8 +326,11 @@ class Machine:
         assert isinstance(view, MachineView)
         yield msgpack.packb(view.header)
         part: list[Transaction] = []
-        for shard in view.shards:
-            for transaction in shard.values():
+        shards = view.shards
+        shards.reverse()
+        while shards:
+            # Let go of one by one: all at once, at the end, is 50 ms in which no thread runs.
+            for transaction in shards.pop().values():
                 part.append(transaction)
                 if len(part) == CHUNK_TRANSACTIONS:
                     yield msgpack.packb(part)
@@ -344,11 +349,10 @@ class Machine:
                 )
             table: Table[Transaction] = Table()
             read = 0
+            transaction_of = TransactionReader()
             for piece in pieces:
                 for fields in msgpack.unpackb(piece, use_list=False):
-                    transaction = _transaction(fields)
-                    if transaction.outcome is not None:
-                        transaction = self._compact(transaction)
+                    transaction = transaction_of(fields)
                     table.put(transaction.id, transaction)
                     read += 1
             indexes = Indexes.of(table)
@@ -367,7 +371,8 @@ class Machine:
 # --- what the moves make: pure functions of record and command ------------------------------------
 
 
-def _begun(command: Begin, sequence: int) -> Transaction:
+def record_of(command: Begin, sequence: int) -> Transaction:
+    """The record that `Begin` makes."""
     return Transaction(
         id=command.id,
         sequence=sequence,
@@ -453,19 +458,4 @@ def _matches(
         return False
     return participant is None or any(
         participant in (b.name, b.url, b.prepare_url) for b in transaction.branches
-    )
-
-
-def _transaction(fields: tuple[Any, ...]) -> Transaction:
-    """A transaction as a snapshot holds it."""
-    raw = Transaction(*fields)
-    return raw._replace(
-        mode=Mode(raw.mode),
-        branches=tuple(Branch(*branch) for branch in raw.branches),
-        votes=tuple(Vote(vote) for vote in raw.votes),
-        outcome=None if raw.outcome is None else Outcome(raw.outcome),
-        resolutions=tuple(
-            Resolution(r[0], None if r[1] is None else Effect(r[1]), *r[2:])
-            for r in raw.resolutions
-        ),
     )

@@ -12,18 +12,17 @@ import asyncio
 import enum
 import heapq
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from coordinator.counts import Counts, Durations, Labels
 from coordinator.driver import Figures
 from coordinator.facts import Outcome, Vote
 from coordinator.gateway import Answer, Call
 from participants.contract import Acknowledged, Failed, Operation, Voted, Working
-
-Word = TypeVar("Word", bound=enum.StrEnum)
 
 BACKLOG_PARTICIPANTS = 50
 OTHERS = "(others)"
@@ -47,97 +46,90 @@ class LogFigures(NamedTuple):
 
 
 class Metrics:
-    """The Observer of a node's driver. Labels are resolved once: each transaction passes here."""
+    """The Observer of a node's driver."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         ProcessCollector(registry=registry)
-        self._begun = self._counter("transactions_begun", "Transactions begun by this node.")
-        self._votes = self._counters("votes", "Votes heard of participants.", Vote)
-        self._decided = self._counters(
+        self._begun = self._counts("transactions_begun", "Transactions begun by this node.")
+        self._votes = self._counts("votes", "Votes heard of participants.", Vote)
+        self._decided = self._counts(
             "transactions_decided",
             "Transactions whose outcome this node saw decided while it led.",
             Outcome,
         )
-        self._finished = self._counters(
+        self._finished = self._counts(
             "transactions_finished",
             "Transactions that all participants acknowledged while this node led.",
             Outcome,
         )
-        self._decision_seconds = self._histograms(
+        self._decision_seconds = self._durations(
             "decision_seconds", "From begin (or takeover) to the durable decision.", Outcome
         )
-        self._completion_seconds = self._histograms(
+        self._completion_seconds = self._durations(
             "completion_seconds", "From begin (or takeover) to the last acknowledgement.", Outcome
         )
-        calls = Counter(
+        self._calls = Counts(
+            registry,
             "assent_calls",
             "Calls to participants, by what they were answered.",
             ["operation", "result"],
-            registry=registry,
+            [(operation.value, result) for operation in Operation for result in _RESULTS],
         )
-        self._calls = {(o, r): calls.labels(o.value, r) for o in Operation for r in _RESULTS}
-        self._call_seconds = self._histograms(
+        self._call_seconds = self._durations(
             "call_seconds", "Calls to participants, from leaving to answer or timeout.", Operation
         )
-        self._retries = self._counters("retries", "Calls planned again after a failure.", Operation)
-        self._takeovers = self._counter("takeovers", "Leaderships that this node began.")
-        self._taken_over = self._counter(
+        self._retries = self._counts("retries", "Calls planned again after a failure.", Operation)
+        self._takeovers = self._counts("takeovers", "Leaderships that this node began.")
+        self._taken_over = self._counts(
             "transactions_taken_over",
             "Unfinished transactions found when this node's leaderships began.",
         )
-        self._loop_lag = Histogram(
+        self._loop_lag = Durations(
+            registry,
             "assent_loop_lag_seconds",
             f"How late the event loop runs what is due, looked at every {LAG_EVERY_S} s.",
-            buckets=_LAG_SECONDS,
-            registry=registry,
+            _LAG_SECONDS,
         )
 
-    def _counter(self, name: str, meaning: str) -> Counter:
-        return Counter(f"assent_{name}", meaning, registry=self._registry)
+    def _counts(self, name: str, meaning: str, words: type[enum.StrEnum] | None = None) -> Counts:
+        """One counter, or one for each value of the label, which is named after the enum."""
+        labels, series = _series(words)
+        return Counts(self._registry, f"assent_{name}", meaning, labels, series)
 
-    def _counters(self, name: str, meaning: str, words: type[Word]) -> dict[Word, Counter]:
-        """A counter for each value of the label, which is named after the enum."""
-        label = words.__name__.lower()
-        family = Counter(f"assent_{name}", meaning, [label], registry=self._registry)
-        return {word: family.labels(word.value) for word in words}
-
-    def _histograms(self, name: str, meaning: str, words: type[Word]) -> dict[Word, Histogram]:
+    def _durations(self, name: str, meaning: str, words: type[enum.StrEnum]) -> Durations:
         """A histogram for each value of the label, which is named after the enum."""
-        label = words.__name__.lower()
-        family = Histogram(
-            f"assent_{name}", meaning, [label], buckets=_SECONDS, registry=self._registry
-        )
-        return {word: family.labels(word.value) for word in words}
+        labels, series = _series(words)
+        return Durations(self._registry, f"assent_{name}", meaning, _SECONDS, labels, series)
 
     # --- the driver's Observer ---
 
     def began(self) -> None:
-        self._begun.inc()
+        self._begun.add()
 
     def voted(self, vote: Vote) -> None:
-        self._votes[vote].inc()
+        self._votes.add((vote,))
 
     def decided(self, outcome: Outcome, seconds: float) -> None:
-        self._decided[outcome].inc()
-        self._decision_seconds[outcome].observe(seconds)
+        self._decided.add((outcome,))
+        self._decision_seconds.observe(seconds, (outcome,))
 
     def finished(self, outcome: Outcome, seconds: float) -> None:
-        self._finished[outcome].inc()
-        self._completion_seconds[outcome].observe(seconds)
+        self._finished.add((outcome,))
+        self._completion_seconds.observe(seconds, (outcome,))
 
     def retried(self, operation: Operation) -> None:
-        self._retries[operation].inc()
+        self._retries.add((operation,))
 
     def took_over(self, count: int) -> None:
-        self._takeovers.inc()
-        self._taken_over.inc(count)
+        self._takeovers.add()
+        self._taken_over.add((), count)
 
     # --- the gateway's `on_call` ---
 
     def called(self, call: Call, answer: Answer, seconds: float) -> None:
-        self._calls[call.operation, _result_of(answer)].inc()
-        self._call_seconds[call.operation].observe(seconds)
+        self._calls.add((call.operation, _result_of(answer)))
+        self._call_seconds.observe(seconds, (call.operation,))
 
     # --- the event loop ---
 
@@ -244,6 +236,13 @@ def _backlog(backlog: Mapping[str, int]) -> Metric:
         rest = sum(backlog.values()) - sum(count for _, count in largest)
         family.add_metric([OTHERS], rest)
     return family
+
+
+def _series(words: type[enum.StrEnum] | None) -> tuple[list[str], list[Labels]]:
+    """The labels of a family, and their values; a member of a StrEnum is its value as a string."""
+    if words is None:
+        return [], [()]
+    return [words.__name__.lower()], [(word.value,) for word in words]
 
 
 def _result_of(answer: Answer) -> str:

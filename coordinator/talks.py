@@ -78,13 +78,17 @@ class Talks:
 
     def drop_all(self, error: Callable[[str], Exception]) -> None:
         """Leadership has ended: forget all, withdraw what has not left, tell those who wait."""
-        lives, self.lives = self.lives, {}
-        for live in lives.values():
-            if live.timer is not None:
-                live.timer.cancel()
-            for call in live.calls():
-                self._gateway.withdraw(call)
+        for live in list(self.lives.values()):
+            self.drop(live)
             live.fail(error(live.id))
+
+    def drop(self, live: Live) -> None:
+        """Have it in hand no more; withdraw what has not left."""
+        del self.lives[live.id]
+        if live.timer is not None:
+            live.timer.cancel()
+        for call in live.calls():
+            self._gateway.withdraw(call)
 
     def hurry(self, live: Live) -> None:
         """Call again at once whoever is waited for."""
@@ -94,7 +98,9 @@ class Talks:
             self._perform(live, live.conversation.hurry(self._loop.time()))
 
     def begin(self, live: Live, transaction: Transaction, *, took_over: bool) -> None:
-        """Converse with its branches: `Begin` is applied, or an earlier leadership left it."""
+        """Converse with its branches: `Begin` is under way or applied, or it was unfinished."""
+        if not took_over:
+            self._steps.began(transaction)
         now_s = self._loop.time()
         deadline_s = now_s + (transaction.deadline_ms - self._now_ms()) / 1000
         live.conversation = Conversation(
@@ -262,11 +268,7 @@ class Talks:
     def _finish(self, live: Live, transaction: Transaction) -> None:
         if self.lives.get(live.id) is not live:
             return
-        del self.lives[live.id]
-        if live.timer is not None:
-            live.timer.cancel()
-        for call in live.calls():
-            self._gateway.withdraw(call)
+        self.drop(live)
         self._steps.finished(transaction, self._loop.time() - live.started_s)
 
     def _withdraw_ended_by_hand(self, live: Live, transaction: Transaction) -> None:

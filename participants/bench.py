@@ -46,7 +46,7 @@ class _Obedient(Resource[Any]):
     def __init__(self) -> None:
         self.ends = Ends()
 
-    def prepare(self, work: Work[Any], payload: Any) -> Vote:
+    def prepare(self, _: Work[Any], payload: Any) -> Vote:
         vote = _asked_vote(payload)
         if vote is Vote.NO:
             raise Refused(_SAYS_NO)
@@ -54,10 +54,10 @@ class _Obedient(Resource[Any]):
             self.ends.prepared += 1
         return vote
 
-    def commit(self, work: Work[Any]) -> None:
+    def commit(self, _: Work[Any]) -> None:
         self.ends.committed += 1
 
-    def rollback(self, work: Work[Any]) -> None:
+    def rollback(self, _: Work[Any]) -> None:
         self.ends.rolled_back += 1
 
 

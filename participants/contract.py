@@ -20,6 +20,9 @@ from typing import Any
 
 DECLARATION_HEADER = "Assent-Participant"
 CONTRACT_VERSION = 1
+PROXY_STATUSES = (502, 503, 504)
+"""What a proxy answers in place of the participant, perhaps while the call goes on behind it."""
+
 MAX_REASON_CHARS = 500
 """A participant's reason is kept in the replicated record; longer ones are cut."""
 
@@ -269,6 +272,8 @@ class Failed:
 PrepareAnswer = Voted | Working | Failed
 EndAnswer = Acknowledged | Failed
 
+_ACKNOWLEDGED = Acknowledged()
+
 
 def read_prepare_answer(
     status: int, body: bytes, transaction_id: str, retry_after: str | None = None
@@ -286,7 +291,7 @@ def _prepare_answer(status: int, answer: Any, body: bytes, transaction_id: str) 
     if status == 409:
         return Voted(Vote.NO, _reason(answer) or "the participant answered 409")
     if status != 200:
-        own = status not in (502, 503, 504)  # those a proxy gives while the call goes on behind it
+        own = status not in PROXY_STATUSES
         return Failed(f"answered {status}: {_excerpt(body)}", answered=own)
     if answer is True:
         return Voted(Vote.YES)
@@ -313,9 +318,9 @@ def _end_answer(
     if stranger is not None:
         return stranger
     if 200 <= status < 300:
-        return Acknowledged()
+        return _ACKNOWLEDGED
     if status == 404 and operation is Operation.ROLLBACK:
-        return Acknowledged()  # nothing was prepared here
+        return _ACKNOWLEDGED  # nothing was prepared here
     return Failed(f"answered {status}: {_excerpt(body)}")
 
 
@@ -425,8 +430,14 @@ def fingerprint(mode: str, participants: Iterable[tuple[str, str, str, str, byte
     it). Times, metadata and what the client waits for are not part of it: asking again with another
     timeout is the same transaction (PROTOCOL, section 2).
     """
-    digest = hashlib.sha256(encode_json([mode]))
+    digest = hashlib.sha256(_encoded_once(mode))
     for name, prepare_url, commit_url, rollback_url, payload in participants:
-        digest.update(encode_json([name, prepare_url, commit_url, rollback_url, len(payload)]))
+        digest.update(_encoded_once(name, prepare_url, commit_url, rollback_url, len(payload)))
         digest.update(payload)
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _encoded_once(*values: str | int) -> bytes:
+    """Remembered: transactions differ in their payloads, seldom in their participants."""
+    return encode_json(values)

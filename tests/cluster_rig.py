@@ -9,29 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
 import itertools
-import json
 import os
+import signal
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp import web
 
-from cluster.client import Client, ClientError, OutcomeUnknown
+from cluster.client import Client, ClientError, OutcomeUnknown, Transaction
 from cluster.local_cluster import LocalCluster
 from cluster.sample_order import order
 from coordinator.ids import IdMaker
+from tests.bare_http import PATIENCE_S
 from tests.history import History
 
-PATIENCE_S = 60.0
 _PAGE = 10_000
 
 new_id = IdMaker(lambda: time.time_ns() // 1_000_000, Random(os.urandom(16)))
@@ -72,6 +67,22 @@ async def all_ready(local: LocalCluster) -> str:
     for name in (*local.services, *local.node_ids):
         await local.wait_ready(name)
     return await local.wait_leader()
+
+
+async def kill(local: LocalCluster, name: str) -> None:
+    """kill -9, and proof of it."""
+    pid = local.pid(name)
+    assert exists(pid)
+    await local.kill(name)
+    assert not exists(pid)
+    assert local.exit_code(name) == -signal.SIGKILL
+
+
+async def kill_leader(local: LocalCluster) -> str:
+    """kill -9; returns who it was."""
+    victim = await local.wait_leader()
+    await kill(local, victim)
+    return victim
 
 
 # --- load -----------------------------------------------------------------------------------------
@@ -171,6 +182,19 @@ async def load(
             await made.end()
 
 
+async def run_with(
+    client: Client, local: LocalCluster, history: History, url: str, **options: Any
+) -> Transaction:
+    """An order at the sample services in which the participant `odd` at `url` takes part."""
+    id = new_id()
+    history.begun(id)
+    participants = order(local.url, f"user-{id}", "A-1", 1)
+    participants.insert(1, {"name": "odd", "url": url, "payload": {"for": id}})
+    ended = await client.submit(participants, id=id, **options)
+    history.told(id, ended.outcome)
+    return ended
+
+
 # --- the account ----------------------------------------------------------------------------------
 
 
@@ -227,131 +251,38 @@ async def _check_node(local: LocalCluster, node: str, told: dict[str, set[str]])
             await eventually(knows, f"{node} knows of {id} that it {outcomes}", 20.0)
 
 
-# --- a client with nothing but HTTP ---------------------------------------------------------------
+class Shared:
+    """One cluster for the tests of a file, and the transactions of the tests before this one.
 
-
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    status: int
-    headers: dict[str, str]
-    body: Any
-    hops: int
-
-
-def http_once(method: str, url: str, body: Any = None, timeout: float = 30.0) -> HttpAnswer:
-    """One request, one answer; follows nothing. Header names in lower case. Raises OSError."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
-    try:
-        path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        content = None if body is None else json.dumps(body).encode()
-        connection.request(method, path, content, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        text = response.read()
-    except http.client.HTTPException as error:
-        raise ConnectionError(str(error)) from error
-    finally:
-        connection.close()
-    return HttpAnswer(response.status, headers, json.loads(text) if text else None, 0)
-
-
-def http_follow(method: str, url: str, body: Any = None, timeout: float = 30.0) -> HttpAnswer:
-    """Like `http_once`, and follows 307 with the same method and body."""
-    for hops in range(5):
-        answer = http_once(method, url, body, timeout)
-        if answer.status != 307:
-            return HttpAnswer(answer.status, answer.headers, answer.body, hops)
-        url = answer.headers["location"]
-    raise AssertionError(f"redirected in a circle, at last to {url}")
-
-
-def http_submit(urls: Sequence[str], body: dict[str, Any]) -> HttpAnswer:
-    """POST a transaction to the first of `urls`; on no answer or a 5xx to the next, until told.
-
-    What a careful client does that knows nothing but HTTP: the same id again, until it is told.
-    """
-    until = time.monotonic() + PATIENCE_S
-    for url in itertools.cycle(urls):
-        with contextlib.suppress(OSError):
-            answer = http_follow("POST", f"{url}/v1/transactions", body)
-            if answer.status < 500:
-                return answer
-        assert time.monotonic() < until, f"{body.get('id')} was never answered"
-        time.sleep(0.03)
-    raise AssertionError("no node was named")
-
-
-# --- participants in this process -----------------------------------------------------------------
-
-
-class PlainService:
-    """A participant with the three endpoints and nothing else, answering a bare true or false.
-
-    It is what a team writes in an afternoon: what is prepared is held in a dict, and rollbacks of
-    ids that it does not know are remembered, so that a late prepare finds them.
+    Each test has a history of its own; what the services did for others before it is left out.
     """
 
-    def __init__(self) -> None:
-        self.prepares: Counter[str] = Counter()
-        self.held: dict[str, Any] = {}
-        self.ended: dict[str, str] = {}
-        self.commits: Counter[str] = Counter()
-        self.refuse: Callable[[Any], bool] = lambda payload: payload == "no"
-        self.wrongs: list[str] = []
-        self.waits: asyncio.Event | None = None
-        self.asked = asyncio.Event()
+    def __init__(self, local: LocalCluster) -> None:
+        self.local = local
+        self.before = History(local.services)
 
-    def effects(self) -> list[tuple[str, str]]:
-        return [(id, "committed") for id, count in self.commits.items() for _ in range(count)] + [
-            (id, "rolled_back") for id, effect in self.ended.items() if effect == "rolled_back"
-        ]
+    def run(self, scenario: Callable[[History], Coroutine[Any, Any, None]]) -> None:
+        """Run it on the whole cluster; bring everything back, and check its history."""
 
-    def application(self) -> web.Application:
-        application = web.Application()
-        application.router.add_post("/prepare", self._prepare)
-        application.router.add_post("/commit", self._commit)
-        application.router.add_post("/rollback", self._rollback)
-        return application
+        async def whole() -> None:
+            history = History(self.local.services)
+            await all_ready(self.local)
+            try:
+                await scenario(history)
+                await all_ready(self.local)
+                await check(self.local, history, before=self.before)
+            finally:
+                for id in history.outcomes:
+                    self.before.begun(id)
 
-    async def _prepare(self, request: web.Request) -> web.Response:
-        message = await request.json()
-        id = message["transaction_id"]
-        self.prepares[id] += 1
-        self.asked.set()
-        if self.waits is not None:
-            await self.waits.wait()
-        if id in self.ended or self.refuse(message["payload"]):
-            return web.json_response(False)
-        self.held[id] = message["payload"]
-        return web.json_response(True)
-
-    async def _commit(self, request: web.Request) -> web.Response:
-        id = (await request.json())["transaction_id"]
-        if self.ended.get(id) != "committed":
-            if self.held.pop(id, None) is None:
-                self.wrongs.append(f"{id} is committed and was not prepared")
-            self.ended[id] = "committed"
-            self.commits[id] += 1
-        return web.Response()
-
-    async def _rollback(self, request: web.Request) -> web.Response:
-        id = (await request.json())["transaction_id"]
-        if self.ended.get(id) == "committed":
-            self.wrongs.append(f"{id} is rolled back and was committed")
-        self.held.pop(id, None)
-        self.ended[id] = "rolled_back"
-        return web.Response()
+        asyncio.run(whole())
 
 
-@contextlib.asynccontextmanager
-async def serving(application: web.Application) -> AsyncIterator[str]:
-    """Serve the application on a free port; gives its URL."""
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
+def shared_cluster(directory: Path, **options: Any) -> Iterator[Shared]:
+    """For a fixture: a cluster that is up until the tests of the file have run."""
+    local = LocalCluster(directory, find_ports=True, **options)
+    asyncio.run(local.up())
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        yield f"http://{host}:{port}"
+        yield Shared(local)
     finally:
-        await runner.cleanup()
+        asyncio.run(local.down())

@@ -136,10 +136,14 @@ class PlayedGateway:
 
     def _check(self, call: Call) -> None:
         transaction = self._machine.get(call.transaction_id)
-        assert transaction is not None, "a call before Begin is applied"
         if call.operation is Operation.PREPARE:
-            assert transaction.outcome is None, "a prepare after the decision"
+            early = transaction is None
+            assert not (early and self.declaration(call.participant).is_plain), "Begin comes first"
+            assert transaction is None or transaction.outcome is None, (
+                "a prepare after the decision"
+            )
         else:
+            assert transaction is not None, "an end of what was never begun"
             commits = transaction.outcome is Outcome.COMMIT
             assert transaction.outcome is not None, "I5: an end before its decision is applied"
             assert (call.operation is Operation.COMMIT) is commits

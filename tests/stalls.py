@@ -7,9 +7,9 @@ Rules:
 - finished transactions are made as they are in life: encoded commands, decoded and applied;
 - the load goes on while snapshots are written: clients propose Begin, Decide and Acknowledge one
   after the other, and for each transaction finished an old one is forgotten;
-- the probe is a timer that is due every millisecond: how late it rings is the stall. A stall
-  during which this process did not run at all is the machine's, not ours: it is left out where
-  the time of the processor shows that.
+- the probe is a timer that is due every millisecond: how late it rings is the stall, but no more
+  than the processor time of the whole process meanwhile. The rest was spent waiting for a
+  processor, which is what a busy machine costs, or for the disk, which only threads wait for.
 
 Ends with exit code 1 if a goal is missed: no stall over 50 ms while serving, at most 1 KB for a
 finished transaction.
@@ -41,13 +41,13 @@ from coordinator.commands import Acknowledge, Begin, Command, Decide, Forget, en
 from coordinator.facts import Branch, Mode
 from coordinator.ids import IdMaker
 from coordinator.machine import Applied, Machine
+from coordinator.sweep import FORGET_AT_ONCE
 from participants.contract import Vote
 
 GOAL_MS = 50.0
 GOAL_BYTES = 1_024
 PROBE_S = 0.001
 CLIENTS = 64
-FORGOTTEN_AT_ONCE = 1_000
 NODE = "n1"
 EMPTY = 20_000
 """Transactions without which the same load is run first, for comparison."""
@@ -124,7 +124,6 @@ class Probe:
 
     def _rang(self) -> None:
         late_s = asyncio.get_running_loop().time() - self._due
-        # What was not spent on a processor was spent waiting for one, or for the disk.
         self.late_ms.append(1_000 * min(late_s, time.process_time() - self._cpu))
         self._plan()
 
@@ -172,7 +171,7 @@ class Load:
                 return
             self.under_way -= 1
             self.finished += 1
-            if self.finished % FORGOTTEN_AT_ONCE == 0:
+            if self.finished % FORGET_AT_ONCE == 0:
                 self._forget()
             if not self.over:
                 self._next()
@@ -182,7 +181,7 @@ class Load:
         self.replica.propose(encode(command), command.epoch, done)
 
     def _forget(self) -> None:
-        horizon_ms = self.machine.horizon_that_forgets(FORGOTTEN_AT_ONCE)
+        horizon_ms = self.machine.horizon_that_forgets(FORGET_AT_ONCE)
         forget = Forget(self.machine.epoch, _now_ms(), horizon_ms)
         self.replica.propose(encode(forget), forget.epoch, lambda _: None)
 
@@ -192,7 +191,7 @@ async def serve(directory: Path, machine: Machine, maker: Maker, snapshots: int)
     replica = make_replica(directory, machine)
     began = time.monotonic()
     await replica.start()
-    while replica.epoch is None:
+    while replica.epoch is None:  # noqa: ASYNC110 - looks from outside; nothing tells
         await asyncio.sleep(0.01)
     restored_s = time.monotonic() - began
     probe, load = Probe(), Load(replica, machine, maker)
@@ -201,7 +200,7 @@ async def serve(directory: Path, machine: Machine, maker: Maker, snapshots: int)
     load.start()
     began = time.monotonic()
     wanted = replica.stats.snapshots + snapshots
-    while replica.stats.snapshots < wanted:
+    while replica.stats.snapshots < wanted:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     await load.end()
     probe.stop()
@@ -274,12 +273,13 @@ def main() -> int:
     each = (_resident_bytes() - before) / arguments.finished
     print(f"  {each:.0f} bytes each", flush=True)
     held = each <= GOAL_BYTES
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / NODE
-        for title, one in (("serving", machine), ("serving after a restart", Machine())):
-            print(title, flush=True)
-            held &= asyncio.run(_served(directory, one, maker, arguments))
-            del one
+        print("serving", flush=True)
+        held &= asyncio.run(_served(directory, machine, maker, arguments))
+        print("serving after a restart", flush=True)
+        del machine
+        held &= asyncio.run(_served(directory, Machine(), maker, arguments))
     print("the goals are held" if held else "a goal is missed")
     return 0 if held else 1
 

@@ -6,58 +6,34 @@ One cluster for the whole file; each test checks the history of its own transact
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from cluster.client import Client, Conflict
+from cluster.client import Client, Conflict, Transaction
 from cluster.local_cluster import LocalCluster
 from cluster.sample_order import order
+from tests.bare_http import PATIENCE_S, http_follow, http_once, http_submit
 from tests.cluster_rig import (
-    PATIENCE_S,
-    PlainService,
+    Shared,
     all_ready,
-    check,
     eventually,
-    exists,
-    http_follow,
-    http_once,
-    http_submit,
+    kill_leader,
     new_id,
-    serving,
+    settle,
+    shared_cluster,
 )
 from tests.history import History
+from tests.plain_service import PlainService, serving
 
 pytestmark = pytest.mark.timeout(180)
-
-
-class Shared:
-    """The cluster, and the transactions of the tests before this one."""
-
-    def __init__(self, local: LocalCluster) -> None:
-        self.local = local
-        self.before = History(local.services)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     settings = "[timings]\ngrace_ms = 300\n"
-    directory = tmp_path_factory.mktemp("clients")
-    local = LocalCluster(directory, find_ports=True, settings=settings)
-    asyncio.run(local.up())
-    try:
-        yield Shared(local)
-    finally:
-        asyncio.run(local.down())
-
-
-async def check_and_keep(shared: Shared, history: History) -> None:
-    await all_ready(shared.local)
-    await check(shared.local, history, before=shared.before)
-    for id in history.outcomes:
-        shared.before.begun(id)
+    yield from shared_cluster(tmp_path_factory.mktemp("clients"), settings=settings)
 
 
 def an_order(local: LocalCluster, id: str) -> dict[str, Any]:
@@ -74,8 +50,7 @@ def an_order(local: LocalCluster, id: str) -> dict[str, Any]:
 def test_a_client_with_nothing_but_http_and_redirects_works_at_any_node(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario() -> None:
-        history = History(local.services)
+    async def scenario(history: History) -> None:
         hops = 0
         for node in local.node_ids:
             id = new_id()
@@ -89,30 +64,33 @@ def test_a_client_with_nothing_but_http_and_redirects_works_at_any_node(shared: 
                 got = await asyncio.to_thread(http_follow, "GET", url)
                 assert (got.status, got.body["state"]) == (200, "committed")
         assert hops >= 2  # only one of the three leads
-        await check_and_keep(shared, history)
 
-    asyncio.run(scenario())
+    shared.run(scenario)
 
 
 def test_a_redirect_names_the_leader_and_keeps_path_and_query(shared: Shared) -> None:
     local = shared.local
+    path = "/v1/transactions?limit=3&state=committed"
 
-    async def scenario() -> None:
-        leader = await local.wait_leader()
-        follower = next(node for node in local.node_ids if node != leader)
-        path = "/v1/transactions?limit=3&state=committed"
-        answer = await asyncio.to_thread(http_once, "GET", local.url(follower) + path)
-        assert answer.status == 307
-        assert answer.headers["location"] == local.url(leader) + path
+    async def scenario(_history: History) -> None:
+        async def is_redirected() -> bool:
+            leader = await local.wait_leader()
+            follower = next(node for node in local.node_ids if node != leader)
+            answer = await asyncio.to_thread(http_once, "GET", local.url(follower) + path)
+            return (answer.status, answer.headers.get("location")) == (
+                307,
+                local.url(leader) + path,
+            )
 
-    asyncio.run(scenario())
+        await eventually(is_redirected, "a follower names the leader", 20.0)
+
+    shared.run(scenario)
 
 
 def test_a_transaction_without_an_id_gets_one_and_an_abort_is_an_answer(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario() -> None:
-        history = History(local.services)
+    async def scenario(history: History) -> None:
         url = f"{local.url(await local.wait_leader())}/v1/transactions"
         participants = order(local.url, "someone", "A-1", 10**9)
         answer = await asyncio.to_thread(http_follow, "POST", url, {"participants": participants})
@@ -120,9 +98,79 @@ def test_a_transaction_without_an_id_gets_one_and_an_abort_is_an_answer(shared: 
         assert "inventory" in answer.body["reason"]
         history.begun(answer.body["id"])
         history.told(answer.body["id"], "aborted")
-        await check_and_keep(shared, history)
 
-    asyncio.run(scenario())
+    shared.run(scenario)
+
+
+def test_a_request_without_an_id_is_told_its_id_and_not_redirected_once_it_has_begun(
+    shared: Shared,
+) -> None:
+    """A client that followed a redirect then would run it a second time."""
+    local = shared.local
+
+    async def scenario(_history: History) -> None:
+        leader = await local.wait_leader()
+        plain = PlainService()
+        plain.waits = asyncio.Event()
+        async with serving(plain.application()) as url, Client(local.node_urls) as client:
+            body = {
+                "participants": [{"name": "plain", "url": url, "payload": 1}],
+                "timeout_ms": 5_000,
+            }
+            path = f"{local.url(leader)}/v1/transactions"
+            asked = asyncio.create_task(asyncio.to_thread(http_once, "POST", path, body))
+            await plain.asked.wait()
+            local.stop(leader)
+            assert await local.wait_leader(other_than=leader) != leader
+            local.cont(leader)
+            answer = await asked
+            assert answer.status == 503
+            assert answer.body["error"]["code"] == "outcome_unknown"
+            plain.waits.set()
+            id = answer.body["error"]["details"]["id"]
+            ended = await client.get(id, wait_ms=30_000)
+            assert ended.state == "aborted"
+            assert plain.prepares == {id: 1}
+            assert (plain.held, plain.commits, plain.wrongs) == ({}, {}, [])
+
+    shared.run(scenario)
+
+
+def test_batches_that_are_under_way_when_the_leader_dies_are_answered_to_the_last(
+    shared: Shared,
+) -> None:
+    local = shared.local
+
+    async def scenario(history: History) -> None:
+        answered = 0
+
+        async def batch(client: Client) -> None:
+            nonlocal answered
+            bodies = [an_order(local, new_id()) for _ in range(20)]
+            for body in bodies:
+                history.begun(body["id"])
+            for told in await client.submit_many(bodies, deadline=PATIENCE_S):
+                assert isinstance(told, Transaction), told
+                history.told(told.id, told.outcome)
+                answered += 1
+
+        async def batches(client: Client) -> None:
+            for _ in range(4):
+                await batch(client)
+
+        async def some_are_answered() -> bool:
+            return answered > 0
+
+        async with Client(local.node_urls) as client:
+            all_batches = asyncio.gather(*(batches(client) for _ in range(4)))
+            await eventually(some_are_answered, "a batch is answered")
+            victim = await kill_leader(local)
+            assert answered < 320
+            await all_batches
+            assert await local.wait_leader(other_than=victim) != victim
+        assert len(history.ids("committed")) == 320
+
+    shared.run(scenario)
 
 
 # --- the same id twice ----------------------------------------------------------------------------
@@ -131,8 +179,7 @@ def test_a_transaction_without_an_id_gets_one_and_an_abort_is_an_answer(shared: 
 def test_the_same_id_with_other_content_is_refused_at_every_node(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario() -> None:
-        history = History(local.services)
+    async def scenario(history: History) -> None:
         body = an_order(local, new_id())
         other = {**body, "participants": order(local.url, "another", "A-1", 1)}
         history.begun(body["id"])
@@ -147,18 +194,8 @@ def test_the_same_id_with_other_content_is_refused_at_every_node(shared: Shared)
             async with Client(local.url(node)) as client:
                 with pytest.raises(Conflict):
                     await client.submit_body(other)
-        await check_and_keep(shared, history)
 
-    asyncio.run(scenario())
-
-
-async def kill_leader(local: LocalCluster) -> str:
-    victim = await local.wait_leader()
-    pid = local.pid(victim)
-    await local.kill(victim)
-    assert not exists(pid)
-    assert local.exit_code(victim) == -signal.SIGKILL
-    return victim
+    shared.run(scenario)
 
 
 def test_the_same_id_from_two_clients_while_the_leader_dies_is_one_transaction(
@@ -167,8 +204,7 @@ def test_the_same_id_from_two_clients_while_the_leader_dies_is_one_transaction(
     """Many times over: twins at different nodes, one with HTTP only; the leader dies among them."""
     local = shared.local
 
-    async def scenario() -> None:
-        history = History(local.services)
+    async def scenario(history: History) -> None:
         under_way: set[str] = set()
         gate = asyncio.Semaphore(8)
         done = 0
@@ -202,9 +238,8 @@ def test_the_same_id_from_two_clients_while_the_leader_dies_is_one_transaction(
             await all_twins
             assert await local.wait_leader(other_than=victim) != victim
         assert len(history.ids("committed")) == 120
-        await check_and_keep(shared, history)
 
-    asyncio.run(scenario())
+    shared.run(scenario)
 
 
 @pytest.mark.parametrize("kind", ["sdk", "plain"])
@@ -215,16 +250,14 @@ def test_twins_that_wait_for_a_vote_while_the_leader_dies_are_told_the_same(
     never asked twice, so its transaction aborts."""
     local = shared.local
 
-    async def scenario() -> None:
-        await all_ready(local)
-        history = History(local.services)
+    async def scenario(history: History) -> None:
         plain = PlainService()
         plain.waits = asyncio.Event()
         body = an_order(local, new_id())
         async with serving(plain.application()) as url:
             if kind == "plain":
                 body["participants"].append({"name": "plain", "url": url, "payload": 1})
-                body["timeout_ms"] = 8_000
+                body["timeout_ms"] = 5_000
             else:
                 local.stop("activity")
             history.begun(body["id"])
@@ -243,12 +276,13 @@ def test_twins_that_wait_for_a_vote_while_the_leader_dies_are_told_the_same(
             assert [answer.body["outcome"] for answer in answers] == [outcome] * 2
             history.told(body["id"], outcome)
             plain.waits.set()
-            await check_and_keep(shared, history)
+            await all_ready(local)
+            await settle(local)
             if kind == "plain":
                 assert plain.prepares == {body["id"]: 1}
                 assert (plain.held, plain.commits, plain.wrongs) == ({}, {}, [])
 
-    asyncio.run(scenario())
+    shared.run(scenario)
 
 
 async def is_preparing(local: LocalCluster, id: str) -> bool:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,16 +18,17 @@ import pytest
 from cluster.client import Client
 from cluster.local_cluster import LocalCluster
 from cluster.sample_order import order
+from tests.bare_http import PATIENCE_S, Connection
 from tests.cluster_rig import (
-    PATIENCE_S,
     Load,
+    Shared,
     all_ready,
-    check,
     eventually,
     exists,
-    http_once,
+    kill,
     load,
     new_id,
+    shared_cluster,
     term_of,
 )
 from tests.history import History
@@ -36,47 +36,9 @@ from tests.history import History
 pytestmark = pytest.mark.timeout(180)
 
 
-class Shared:
-    """The cluster, and what the tests before this one did to its services."""
-
-    def __init__(self, local: LocalCluster) -> None:
-        self.local = local
-        self.before = History(local.services)
-
-    def run(self, scenario: Callable[[History], Coroutine[Any, Any, None]]) -> None:
-        """Run it with a new history; bring everything back, and check the history."""
-
-        async def whole() -> None:
-            history = History(self.local.services)
-            await all_ready(self.local)
-            try:
-                await scenario(history)
-                await all_ready(self.local)
-                await check(self.local, history, before=self.before)
-            finally:
-                for id in history.outcomes:
-                    self.before.begun(id)
-
-        asyncio.run(whole())
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    local = LocalCluster(tmp_path_factory.mktemp("kills"), find_ports=True)
-    asyncio.run(local.up())
-    try:
-        yield Shared(local)
-    finally:
-        asyncio.run(local.down())
-
-
-async def kill(local: LocalCluster, name: str) -> None:
-    """kill -9, and proof of it."""
-    pid = local.pid(name)
-    assert exists(pid)
-    await local.kill(name)
-    assert not exists(pid)
-    assert local.exit_code(name) == -signal.SIGKILL
+    yield from shared_cluster(tmp_path_factory.mktemp("kills"))
 
 
 def none_failed(submitted: Load) -> None:
@@ -118,11 +80,10 @@ def test_a_follower_killed_under_load_is_not_noticed(shared: Shared) -> None:
         async with load(local, history) as orders:
             await orders.more(50)
             leader = await local.wait_leader()
-            term = await term_of(local, leader)
             victim = next(node for node in local.node_ids if node != leader)
             await kill(local, victim)
             await orders.more(100)
-            assert await term_of(local, leader) == term
+            assert not local.running(victim)
             await local.start(victim)
             await orders.more(50)
         none_failed(orders)
@@ -131,51 +92,60 @@ def test_a_follower_killed_under_load_is_not_noticed(shared: Shared) -> None:
 
 
 def test_a_stopped_leader_that_wakes_up_tells_nothing_stale(shared: Shared) -> None:
-    """What was asked while it slept is the first that it sees when it wakes."""
+    """What it is asked lies before it when it wakes: the questions are sent the moment it sleeps,
+    and the answers change meanwhile. Several times, for it shows the more the busier the leader was
+    when it fell asleep: one that sleeps in the middle of a sync answers before it counts its peers.
+    """
     local = shared.local
 
     async def scenario(history: History) -> None:
-        sleeper = await local.wait_leader()
-        term = await term_of(local, sleeper)
-        others = [local.url(node) for node in local.node_ids if node != sleeper]
-        early = new_id()
-        async with load(local, history, submitters=8) as orders, Client(others) as client:
-            await orders.more(50)
-            local.stop(sleeper)
-            successor = await local.wait_leader(other_than=sleeper)
-            assert await term_of(local, successor) > term
-            late = new_id()
-            history.begun(late)
-            body = {"id": late, "participants": order(local.url, f"late-{late}", "A-1", 1)}
-            history.told(late, (await client.submit_body(body)).outcome)
-            assert late in history.ids("committed")
-            url = f"{local.url(sleeper)}/v1/transactions"
-            asked = [
-                asyncio.to_thread(http_once, "GET", f"{url}/{late}"),
-                asyncio.to_thread(http_once, "POST", url, body),
-                asyncio.to_thread(http_once, "GET", f"{url}/{early}/decision?{_INQUIRY}"),
-                asyncio.to_thread(http_once, "GET", f"{local.url(sleeper)}/v1/cluster"),
-            ]
-            waiting = [asyncio.create_task(one) for one in asked]
-            await orders.more(100)  # it sleeps for as long as this takes, at least
-            assert not any(one.done() for one in waiting)
-            local.cont(sleeper)
-            get, post, inquiry, _ = await asyncio.gather(*waiting)
-            for answer in (get, post):
-                if answer.status == 200:
-                    assert answer.body["outcome"] == "committed"
-                else:
-                    assert answer.status in (307, 503), answer
-            assert inquiry.status in (307, 503), inquiry
-            await local.wait_ready(sleeper)
-            await orders.more(50)
-            assert (await client.get(late)).committed
+        async with load(local, history, submitters=8) as orders:
+            for _ in range(4):
+                await orders.more(40)
+                await ask_a_sleeping_leader(local, history)
+            await orders.more(40)
         none_failed(orders)
 
     shared.run(scenario)
 
 
-_INQUIRY = "branch_id=1&fingerprint=0"
+async def ask_a_sleeping_leader(local: LocalCluster, history: History) -> None:
+    sleeper = await local.wait_leader()
+    term = await term_of(local, sleeper)
+    id = new_id()
+    history.begun(id)
+    body = {"id": id, "participants": order(local.url, f"late-{id}", "A-1", 1)}
+    questions = [
+        ("GET", f"/v1/transactions/{id}", None),
+        ("POST", f"/v1/transactions/{id}/retry", None),
+        ("GET", "/v1/transactions?state=committed,committing&limit=1", None),
+        ("GET", f"/v1/transactions/{new_id()}/decision?branch_id=1&fingerprint=0", None),
+        ("POST", "/v1/transactions", body),
+    ]
+    connections = [Connection(local.url(sleeper), PATIENCE_S) for _ in questions]
+    for connection in connections:
+        assert connection.ask("GET", "/healthz").status == 200
+    local.stop(sleeper)
+    for connection, question in zip(connections, questions, strict=True):
+        connection.send(*question)
+
+    others = [local.url(node) for node in local.node_ids if node != sleeper]
+    successor = await local.wait_leader(other_than=sleeper)
+    assert await term_of(local, successor) > term
+    async with Client(others) as client:
+        history.told(id, (await client.submit_body(body)).outcome)
+    assert id in history.ids("committed")
+    local.cont(sleeper)
+    answers = [await asyncio.to_thread(connection.answer) for connection in connections]
+    for connection in connections:
+        connection.close()
+    get, retry, page, inquiry, post = answers
+    for answer in (get, retry, post):
+        assert answer.status in (200, 307, 503), answer
+        assert answer.status != 200 or answer.body["outcome"] == "committed", answer
+    for answer in (page, inquiry):  # they could only be stale
+        assert answer.status in (307, 503), answer
+    await local.wait_ready(sleeper)
 
 
 def test_all_nodes_killed_at_once_lose_nothing_told(shared: Shared) -> None:
@@ -301,7 +271,7 @@ def test_a_service_that_is_down_does_not_slow_the_others(shared: Shared, how: st
             ]
             during_s = await time_for(client, without, without_activity(local), 60)
             print(f"60 transactions: {before_s:.2f} s, beside a {how} service {during_s:.2f} s")
-            assert during_s < 5 * before_s + 2
+            assert during_s < 5 * before_s + 5
             await asyncio.gather(*knocking)
         assert len(without.ids("committed")) == 120
         await all_ready(local)

@@ -18,14 +18,8 @@ import pytest
 from cluster.client import Client
 from cluster.local_cluster import LocalCluster
 from cluster.sample_order import order
-from tests.cluster_rig import (
-    all_ready,
-    check,
-    eventually,
-    http_once,
-    load,
-    new_id,
-)
+from tests.bare_http import http_once
+from tests.cluster_rig import all_ready, check, eventually, load, new_id
 from tests.history import History
 
 pytestmark = pytest.mark.timeout(180)

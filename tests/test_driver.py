@@ -27,7 +27,7 @@ from coordinator.inquiry import Decision
 from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
 from coordinator.plan import Wait
 from coordinator.settings import Limits
-from participants.contract import Acknowledged, Failed, Operation, Vote, Voted
+from participants.contract import PLAIN, Acknowledged, Failed, Operation, Vote, Voted
 from tests.builders import branch, plan
 from tests.driver_rig import CLOCK_STARTS_S, SDK, Rig, down, play, silence, yes_to_all
 
@@ -52,15 +52,56 @@ def kinds(rig: Rig) -> list[str]:
 # --- a transaction --------------------------------------------------------------------------------
 
 
-def test_all_prepares_leave_before_any_is_answered_and_none_before_begin_is_applied() -> None:
+def test_prepares_leave_together_while_begin_is_under_way_if_all_can_inquire() -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = silence
+        rig.log.held = True
+        rig.driver.submit(plan(of=3), Wait.DECISION)
+        await rig.settle()
+        assert rig.gateway.sent(PREPARE) == ["1", "2", "3"]
+        assert kinds(rig) == ["Epoch"], "Begin is not applied"
+        rig.log.release()
+        assert rig.gateway.sent(PREPARE) == ["1", "2", "3"]
+
+    play(scene)
+
+
+def test_with_a_plain_participant_no_prepare_leaves_before_begin_is_applied() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.gateway.declared = {"http://participant-2": PLAIN}
         rig.log.held = True
         rig.driver.submit(plan(of=3), Wait.DECISION)
         await rig.settle()
         assert rig.gateway.calls == []
         rig.log.release()
         assert rig.gateway.sent(PREPARE) == ["1", "2", "3"]
+
+    play(scene)
+
+
+def test_votes_that_come_before_begin_is_applied_decide_after_it() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.held = True
+        wait = rig.driver.submit(plan(of=3), Wait.DECISION)
+        await rig.settle()
+        assert not wait.done(), "all have voted, and nothing is durable yet"
+        assert rig.gateway.sent(COMMIT) == []
+        rig.log.release()
+        assert (await wait).outcome is Outcome.COMMIT
+        assert kinds(rig)[:3] == ["Epoch", "Begin", "Decide"]
+
+    play(scene)
+
+
+def test_a_log_that_is_too_busy_for_begin_sends_no_prepare() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.too_busy_for = 1
+        with pytest.raises(Overloaded):
+            await rig.driver.submit(plan(), Wait.DECISION)
+        await rig.settle()
+        assert rig.gateway.calls == []
+        assert rig.driver.live_count == 0
 
     play(scene)
 

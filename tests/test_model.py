@@ -10,9 +10,17 @@ import pytest
 from tests.model.cases import ONE, ONE_PLAIN, SDK, STANDARD, Case
 from tests.model.explorer import STUCK, explore
 from tests.model.mutants import MUTANTS
-from tests.model.world import World
+from tests.model.parts import Message, State
+from tests.model.world import Step, World
 
-PROTOCOL_MUTANTS = 20
+PROTOCOL_TABLE = """
+    abort-told-before-durable commit-told-before-durable last-decision-wins silence-is-consent
+    forget-before-acknowledged begin-after-forgetting expired-id-recorded-as-refused
+    unknown-not-refused refusal-does-not-stick stale-leader-answers no-epoch-check
+    acknowledged-answered-commit prepared-expires yes-before-durable tombstone-dropped-at-once
+    fingerprint-ignored begin-overwrites plain-prepared-before-begin plain-prepared-again
+    plain-rollback-counts-at-once
+"""
 
 
 @pytest.mark.timeout(600)
@@ -21,7 +29,7 @@ def test_every_interleaving_of_the_case_holds(case: Case) -> None:
     explored = explore(World(case))
     assert explored.complete
     assert explored.fault is None, "\n".join([explored.fault, *explored.steps])
-    assert explored.states > 1_000  # it went somewhere
+    assert explored.states > 500  # it went somewhere
 
 
 @pytest.mark.timeout(600)
@@ -35,8 +43,7 @@ def test_a_broken_rule_is_noticed(name: str) -> None:
 
 
 def test_every_broken_rule_of_the_protocol_is_there() -> None:
-    protocol = [mutant for mutant in MUTANTS.values() if mutant.section]
-    assert len(protocol) >= PROTOCOL_MUTANTS
+    assert set(PROTOCOL_TABLE.split()) <= set(MUTANTS)
 
 
 @pytest.mark.timeout(600)
@@ -57,11 +64,12 @@ def test_a_broken_rule_is_mended_again_when_its_context_ends() -> None:
 
 @pytest.mark.timeout(600)
 def test_a_state_from_which_nobody_finishes_is_noticed() -> None:
-    """A participant that never forgets what it holds: the world without its inquiries."""
+    """The world in which no leader answers an inquiry: what is prepared may stay so for ever."""
 
     class Mute(World):
-        def is_settled(self, state: object) -> bool:  # noqa: ARG002
-            return False
+        def _inquiry_arrives(self, state: State, message: Message, found: list[Step]) -> None:
+            pass
 
     explored = explore(Mute(Case("mute", SDK)))
     assert explored.fault == STUCK
+    assert explored.steps

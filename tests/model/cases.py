@@ -128,6 +128,7 @@ SLOW_PLAIN = Case(
     calls_wait=True,
     useless_answers=True,
 )
+ONE_SLOW = Case("one plain that works slowly", "P", slow=True, calls_wait=True)
 TWO_PLAIN = Case("two plain, three leaderships", "PP", leaderships=3, calls_wait=True)
 PLAIN_FORGETTING = Case("one plain, one on the SDK, forgetting", "PS", votes=(YES,), forgets=True)
 
@@ -142,6 +143,7 @@ STANDARD = (
     PLAIN_AND_SDK,
     ONE_PLAIN,
     PLAIN_ANSWERS,
+    ONE_SLOW,
     SLOW_PLAIN,
     TWO_PLAIN,
     PLAIN_FORGETTING,

@@ -56,9 +56,11 @@ class Checks(Parts):
             if fault is not None:
                 return fault
         record = self._machines[state.machine].record
-        same = record is not None and record.fingerprint == decided.fingerprint
-        if same and record is not None and record.outcome is not decided.outcome:
-            return "I2: the outcome changed"
+        if record is not None and record.fingerprint == decided.fingerprint:
+            if record.outcome is None:
+                return "I6: what was decided is begun again"
+            if record.outcome is not decided.outcome:
+                return "I2: the outcome changed"
         told = {
             outcome
             for fingerprint, outcome in self._told_in(state.told)

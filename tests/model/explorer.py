@@ -62,10 +62,9 @@ def explore(world: World[S], limit: int = 6_000_000) -> Explored:
                 steps = world.steps(state)
             except AssertionError as error:
                 seconds = time.monotonic() - started_s
-                fault = f"an assertion failed: {_asserted(error)}"
-                return Explored(
-                    len(number), depth, seconds, fault=fault, steps=_steps_to(here, came_from)
-                )
+                net = f"an assertion failed: {_asserted(error)}"
+                told = _steps_to(here, came_from)
+                return Explored(len(number), depth, seconds, fault=net, steps=told)
             for by_itself, what, after in steps:
                 there = number.get(after)
                 if there is None:

@@ -1,9 +1,9 @@
 """One leader, frozen and thawed: the project's own Driver, run for one event at a time.
 
 A leader between two events is a `Live`, a value that can be hashed. To take a step, a Driver is
-made around it, on a loop, a log and a gateway that only write down what is asked of them; the real
-method runs; and what is left is frozen again. So everything that a leader does here is done by
-`driver`, `conversation`, `live` and `inquiry`, and nothing is done twice for the same event.
+made around it, on a loop, a log and a gateway that only write down what is asked of them
+(`stand_ins.py`); the real method runs; and what is left is frozen again. So everything that a
+leader does here is done by `driver`, `talks`, `live`, `conversation` and `inquiry`.
 
 Time has two instants: before the deadline, and after `expires_at` and the grace. A timer that is
 due within the instant fires at once. Pauses have no length, so how often a call was tried is left
@@ -30,6 +30,7 @@ from coordinator.commands import (
     Resolve,
 )
 from coordinator.conversation import (
+    Action,
     Conversation,
     Fate,
     Leg,
@@ -48,6 +49,7 @@ from coordinator.log import LogError
 from coordinator.machine import Machine, Result
 from coordinator.plan import Plan, Wait
 from coordinator.settings import Limits, Timings
+from coordinator.talks import Talks
 from participants.contract import (
     Acknowledged,
     Failed,
@@ -159,6 +161,10 @@ class Node:
             self._thawed = self._thaw(live)
 
     @property
+    def talks(self) -> Talks:
+        return self.driver._talks
+
+    @property
     def live(self) -> DriverLive:
         assert self._thawed is not None
         return self._thawed
@@ -188,29 +194,30 @@ class Node:
         return self._run(lambda: self.gateway.leave(self.live.prepares[position]))
 
     def prepare_answered(self, position: int, answer: PrepareAnswer) -> Effect:
-        return self._run(lambda: self.driver._prepare_answered(self.live, position, answer))
+        return self._run(lambda: self.live.prepares[position].done(answer))
 
     def end_answered(self, position: int, answer: Acknowledged | Failed) -> Effect:
-        return self._run(lambda: self.driver._end_answered(self.live, position, answer))
+        return self._run(lambda: self.live.ends[position].done(answer))
 
     def woken(self) -> Effect:
-        return self._run(lambda: self.driver._wake(self.live))
+        """Time has passed: timers that have become due fire."""
+        if self.live.conversation is None:
+            return self._run(lambda: None)  # its timer is set once its Begin is applied
+        return self._run(lambda: self.talks._arm(self.live, self.talk))
 
     def applied(self, command: Command, result: Result) -> Effect:
-        """A proposal of this leader has been applied: the log calls what `propose` was given.
-
-        The callbacks are made again as `Driver._begin` and `Driver._propose_for` make them.
-        """
+        """A proposal of this leader has been applied: the log tells whoever proposed it."""
+        live = self.live
         match command:
             case Begin(branches=branches):
-                return self._run(lambda: self.driver._begun(self.live, branches, result))
-            case Decide():
-                decision = ProposeDecision(command.votes, command.vote_reasons, command.reason)
-                return self._run(lambda: self.driver._applied(self.live, decision, result))
+                return self._run(lambda: self.driver._begun(live, branches, result))
+            case Decide(votes=votes, vote_reasons=reasons, reason=reason):
+                action: Action = ProposeDecision(votes, reasons, reason)
             case Acknowledge(branches=bits):
-                acknowledgement = ProposeAcknowledgement(bits)
-                return self._run(lambda: self.driver._applied(self.live, acknowledgement, result))
-        raise AssertionError(command)
+                action = ProposeAcknowledgement(bits)
+            case _:
+                raise AssertionError(command)
+        return self._run(lambda: self.talks._applied(live, action, result))
 
     def inquired(self, branch_id: str, fingerprint: str, refused: Result | None = None) -> Effect:
         """A participant asks. `refused`: what came of the Refuse that was proposed for it."""
@@ -256,7 +263,7 @@ class Node:
     def _thaw(self, live: Live) -> DriverLive:
         thawed = DriverLive(ID, live.fingerprint, live.epoch, 0.0)
         thawed.wait(Wait.DECISION, cast("asyncio.Future[Transaction]", self._client))
-        self.driver._lives[ID] = thawed
+        self.talks.lives[ID] = thawed
         if live.talk is not None:
             thawed.conversation = self._thaw_talk(live.talk, thawed)
         return thawed
@@ -271,17 +278,18 @@ class Node:
         conversation._unproposed = talk.unproposed
         for position, (leg, state) in enumerate(zip(conversation.legs, talk.legs, strict=True)):
             self._thaw_leg(leg, state)
-            if state.waits:
-                self.driver._send_prepare(live, conversation, position)
-            elif state.preparing:
-                live.prepares[position] = self._call(leg, Operation.PREPARE)
+            if state.preparing:
+                self.talks._send_prepare(live, conversation, position)
+                self.gateway.thawed(live.prepares[position], waits=state.waits)
             if state.ending:
                 commits = talk.transaction.outcome is Outcome.COMMIT
-                call = self._call(leg, Operation.COMMIT if commits else Operation.ROLLBACK)
+                operation = Operation.COMMIT if commits else Operation.ROLLBACK
+                self.talks._send_end(live, conversation, position, operation)
+                call = live.ends[position]
+                self.gateway.thawed(call, waits=False)
                 call.sent_at = SENT_BEFORE_FATE_S if state.sent_before_fate else SENT_AFTER_FATE_S
                 if state.sent_late:
                     call.sent_at = LATE_S
-                live.ends[position] = call
             if leg.called_again_s is not None:
                 conversation._call_again(leg, leg.called_again_s)
         conversation._votes_missing = sum(leg.vote is None for leg in conversation.legs)
@@ -298,25 +306,12 @@ class Node:
         if state.called_at_grace:
             leg.called_again_s = DEADLINE_S + GRACE_MS / 1000
 
-    @staticmethod
-    def _call(leg: Leg, operation: Operation) -> Call:
-        return Call(
-            participant=leg.branch.participant,
-            operation=operation,
-            url=leg.branch.url_of(operation),
-            transaction_id=ID,
-            branch_id=leg.branch.branch_id,
-            body=b"",
-            give_up_at=math.inf,
-            done=lambda _answer: None,
-        )
-
     def _run(self, act: Callable[[], object]) -> Effect:
         ends_before = dict(self._thawed.ends) if self._thawed is not None else {}
         with running(self._loop):
             act()
             self._loop.fire(before_s=math.inf if self.late else DEADLINE_S)
-        live = self.driver._lives.get(ID)
+        live = self.talks.lives.get(ID)
         outcome = self._client.outcome()
         told = None if outcome is None else (self.live.fingerprint, outcome)
         return Effect(

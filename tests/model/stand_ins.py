@@ -161,6 +161,14 @@ class Gateway:
             return
         self._leaves(call)
 
+    def thawed(self, call: Call, *, waits: bool) -> None:
+        """This call was begun earlier than now."""
+        for calls in (self.waiting, self.left):
+            if call in calls:
+                calls.remove(call)
+        if waits:
+            self.waiting.append(call)
+
     def leave(self, call: Call) -> None:
         self.waiting.remove(call)
         self._leaves(call)

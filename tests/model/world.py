@@ -1,19 +1,23 @@
 """The world around the project's code: network, log queue, leaderships, forgetting, an observer.
 
 What is the project's own and only run here: `machine` (restored from its snapshot for every
-command), `driver`, `conversation`, `live`, `inquiry` (all in `leader.py`), the SDK with its branch
-table, and the contract (`services.py`). What is the model's:
+command), `driver`, `talks`, `live`, `conversation`, `inquiry` (all in `leader.py`), the SDK with
+its branch table, and the contract (`services.py`). What is the model's:
 
 - The log: the commands of the current leadership are applied in the order proposed, or lost with
   it. What a new epoch refuses as stale is taken out of the queue, for it is refused for ever.
 - The network: a message may be delivered from when it is sent on, never or many times, in any
   order and however late; so messages are never taken out. The exceptions are a prepare to a plain
   participant, which arrives at most once, and messages under way when a tombstone is dropped,
-  which happens when all is quiet. An answer is heard at once or lost: to hear it later is to hear a
-  repeat. Prepares of one branch and content are the same, whoever sent them.
+  which happens when all is quiet. An answer is heard at once or lost, for to hear it later is to
+  hear a repeat (where that is not so, see `Case.answers_wait`). Prepares of one branch and content
+  are the same, whoever sent them.
 - A leader that is deposed goes on with what it knew. One that can do nothing more that is not done
   already is left out (`_is_inert`: all that it could ever do is looked at).
 - Whenever the record changes, a client asks again for each content: what it is told must be true.
+
+Not here: interactive transactions, branches resolved by hand, several ids, membership. The driver's
+sweep is left out too, for it is a second net: what it would find must not be there.
 
 Every step of a component is computed once for each input of it; the rest is numbers in tuples.
 """
@@ -43,8 +47,8 @@ class World(Leaders, Deliveries, Checks):
     """A case, explored. Implements `explorer.World`.
 
     `stale_views`: remember what deposed leaders last saw, for the broken rule that asks them.
-    `reduced`: leave out what cannot matter (`leader.py`, `_is_inert`). Without it the same must come
-    out, only later.
+    `reduced`: leave out what cannot matter (`leader.py`, `_is_inert`). Without it the same must
+    come out, only later.
     """
 
     def __init__(self, case: Case, *, stale_views: bool = False, reduced: bool = True) -> None:

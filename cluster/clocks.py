@@ -1,0 +1,122 @@
+"""The node's clock held against the other nodes', and leadership given up when it is wrong.
+
+The leader's clock decides when ids expire, and what has expired never comes back (PROTOCOL, section
+9). Nodes exchange their clocks with the heartbeats; nobody sets one.
+
+Rules:
+- a clock is sound within `MAX_OFFSET_MS` of the median of all clocks known, its own among them:
+  else one wrong peer of two would make both good nodes hand leadership to each other for ever;
+- where two clocks are in the middle (of two, of four) nobody can say which is right. So the clock
+  is sound only if it agrees with both, and wrong only if it agrees with neither;
+- a leader whose clock was wrong at several looks in a row hands over: one message that was long
+  under way means nothing;
+- only to a connected peer whose clock is well within the bound, so that it finds itself sound. If
+  there is none it stays: it moves no horizon and says so in /readyz, which costs memory only;
+- after a try it waits, whatever came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from cluster.replica_status import ReplicaStatus
+
+LOG = logging.getLogger("assent.clocks")
+
+MAX_OFFSET_MS: Final = 5_000
+SUCCESSOR_OFFSET_MS: Final = MAX_OFFSET_MS // 2
+LOOK_EVERY_S: Final = 1.0
+LOOKS: Final = 3
+"""In a row, before leadership is handed over."""
+TRY_EVERY: Final = 10
+"""Looks between two tries."""
+TRANSFER_S: Final = 2.0
+
+
+class Led(Protocol):
+    """What is asked of a replica; `clock_offsets_ms` are peers' clocks less this node's own."""
+
+    @property
+    def epoch(self) -> int | None: ...
+    @property
+    def clock_offsets_ms(self) -> Mapping[str, int]: ...
+    def status(self) -> ReplicaStatus: ...
+    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> bool: ...
+
+
+class ClockWatch:
+    """Looks once a second, from `start` to `stop`; `is_sound` may be asked at any time."""
+
+    def __init__(self, replica: Led) -> None:
+        self._replica = replica
+        self._wrong_looks = 0
+        self._tried_looks_ago = TRY_EVERY
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def offset_ms(self) -> int:
+        """This clock less the median, at worst."""
+        return -max(middle_ms(self._replica.clock_offsets_ms), key=abs)
+
+    def is_sound(self) -> bool:
+        """Does this clock agree with the others?"""
+        return abs(self.offset_ms) <= MAX_OFFSET_MS
+
+    def _is_wrong(self) -> bool:
+        """Is it this clock, and not another one?"""
+        middle = middle_ms(self._replica.clock_offsets_ms)
+        return all(abs(offset) > MAX_OFFSET_MS for offset in middle)
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """May be called at any time, and again."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """One look; hands leadership over if it is time for that."""
+        self._tried_looks_ago += 1
+        if self._replica.epoch is None or not self._is_wrong():
+            self._wrong_looks = 0
+            return
+        self._wrong_looks += 1
+        if self._wrong_looks < LOOKS or self._tried_looks_ago < TRY_EVERY:
+            return
+        self._tried_looks_ago = 0
+        to = self._successor()
+        if to is None:
+            LOG.warning("this clock is %d ms off; no peer has a better one", self.offset_ms)
+            return
+        LOG.warning("this clock is %d ms off: leadership goes to %s", self.offset_ms, to)
+        if not await self._replica.transfer_leadership(to, TRANSFER_S):
+            LOG.warning("%s has not taken over; trying again later", to)
+
+    def _successor(self) -> str | None:
+        """The connected peer whose clock is nearest to the median, if it is near enough."""
+        offsets = self._replica.clock_offsets_ms
+        low, high = middle_ms(offsets)
+        near = [
+            (max(abs(offsets[peer.node] - low), abs(offsets[peer.node] - high)), peer.node)
+            for peer in self._replica.status().peers
+            if peer.connected and peer.node in offsets
+        ]
+        distance, node = min(near, default=(MAX_OFFSET_MS, ""))
+        return node if distance <= SUCCESSOR_OFFSET_MS else None
+
+
+def middle_ms(offsets_ms: Mapping[str, int]) -> tuple[int, int]:
+    """The median of these and of this node's own, 0: the two in the middle, or the one twice."""
+    clocks = sorted([0, *offsets_ms.values()])
+    return clocks[(len(clocks) - 1) // 2], clocks[len(clocks) // 2]

@@ -1,0 +1,421 @@
+"""`assent bench`: that it measures what it says, and that it notices what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from cluster import bench, bench_report
+from cluster.bench_floor import measure_floor
+from cluster.bench_load import Tally, run_load
+from cluster.bench_requests import Load, RequestMaker
+from cluster.cli import main
+from cluster.profiling import VARIABLE, profiled, summary
+from coordinator.ids import time_of
+from participants import bench as bench_participants
+from participants.contract import rfc3339
+
+PARTICIPANTS = ("http://127.0.0.1:1/1", "http://127.0.0.1:1/2")
+
+Answer = Callable[[dict[str, Any]], Awaitable[web.Response]]
+
+
+# --- the load -------------------------------------------------------------------------------------
+
+
+def outcome_of(body: dict[str, Any]) -> str:
+    votes = [participant["payload"].get("vote") for participant in body["participants"]]
+    return "aborted" if "no" in votes else "committed"
+
+
+async def truthful(body: dict[str, Any]) -> web.Response:
+    """A coordinator that derives the outcome from the votes, without asking anybody."""
+    if "transactions" in body:
+        answers = [{"id": one["id"], "outcome": outcome_of(one)} for one in body["transactions"]]
+        return as_nodes_say({"transactions": answers})
+    return as_nodes_say({"id": body["id"], "outcome": outcome_of(body)})
+
+
+def as_nodes_say(value: dict[str, Any]) -> web.Response:
+    return web.Response(body=json.dumps(value, separators=(",", ":")).encode())
+
+
+def load_against(answer: Answer, **settings: Any) -> Tally:
+    """Half a second of load on a node that answers so."""
+
+    async def run() -> Tally:
+        async def submit(request: web.Request) -> web.Response:
+            return await answer(await request.json())
+
+        application = web.Application()
+        application.router.add_post("/v1/transactions", submit)
+        async with TestServer(application) as server:
+            url = str(server.make_url("")).rstrip("/")
+            given = {"clients": 4, "warm_up_s": 0.05, "seconds": 0.25, **settings}
+            return await run_load(Load((url,), PARTICIPANTS, **given))
+
+    return asyncio.run(run())
+
+
+def test_every_answer_is_counted_by_its_outcome() -> None:
+    tally = load_against(truthful, no_share=0.3, read_only_share=0.3)
+    assert tally.committed > 0
+    assert tally.aborted > 0
+    assert (tally.wrong, tally.failed, tally.refused) == (0, 0, 0)
+    assert sum(tally.latencies.values()) == tally.committed + tally.aborted
+
+
+def test_a_batch_counts_each_of_its_transactions() -> None:
+    tally = load_against(truthful, batch=7, no_share=0.3)
+    ended = tally.committed + tally.aborted
+    assert ended == 7 * sum(tally.latencies.values()) > 0
+    assert tally.wrong == 0
+
+
+def test_the_load_ends_after_as_many_as_were_asked_for() -> None:
+    tally = load_against(truthful, most=50, batch=5, warm_up_s=0.0)
+    assert 50 <= tally.committed <= 50 + 4 * 5  # those that were under way already
+
+
+def test_an_abort_that_no_vote_asked_for_is_counted_apart() -> None:
+    async def aborts_whatever(body: dict[str, Any]) -> web.Response:
+        return as_nodes_say({"id": body["id"], "outcome": "aborted"})
+
+    tally = load_against(aborts_whatever)
+    assert tally.aborted == tally.aborted_unasked > 0
+    assert tally.wrong == 0
+
+
+def test_a_commit_that_the_votes_forbid_is_noticed() -> None:
+    async def commits_whatever(body: dict[str, Any]) -> web.Response:
+        return as_nodes_say({"id": body["id"], "outcome": "committed"})
+
+    tally = load_against(commits_whatever, no_share=0.5)
+    assert tally.wrong > 0
+    assert "committed" in tally.first_wrong
+
+
+def test_an_answer_for_another_transaction_is_noticed() -> None:
+    async def another(_: dict[str, Any]) -> web.Response:
+        return as_nodes_say({"id": "another", "outcome": "committed"})
+
+    tally = load_against(another)
+    assert tally.wrong > 0
+    assert tally.committed == 0
+
+
+def test_a_batch_that_misses_one_answer_is_noticed() -> None:
+    async def one_less(body: dict[str, Any]) -> web.Response:
+        answers = [{"id": t["id"], "outcome": outcome_of(t)} for t in body["transactions"]]
+        return as_nodes_say({"transactions": answers[1:]})
+
+    assert load_against(one_less, batch=3).wrong > 0
+
+
+def test_an_error_is_noticed() -> None:
+    async def broken(_: dict[str, Any]) -> web.Response:
+        return web.Response(status=500, text="broken")
+
+    tally = load_against(broken)
+    assert tally.wrong > 0
+    assert tally.first_wrong.startswith("500")
+
+
+def test_a_refusal_for_load_is_counted_apart() -> None:
+    async def full(_: dict[str, Any]) -> web.Response:
+        return web.Response(status=429, text="full")
+
+    tally = load_against(full)
+    assert tally.refused > 0
+    assert (tally.wrong, tally.committed) == (0, 0)
+
+
+def test_what_failed_in_an_unknown_way_is_asked_again_under_the_same_id() -> None:
+    seen: dict[str, int] = {}
+
+    async def first_unknown(body: dict[str, Any]) -> web.Response:
+        seen[body["id"]] = seen.get(body["id"], 0) + 1
+        if seen[body["id"]] == 1:
+            return web.Response(status=503, text="unknown")
+        return await truthful(body)
+
+    tally = load_against(first_unknown)
+    assert tally.committed > 0
+    assert tally.asked_again > 0
+    assert (tally.wrong, tally.failed) == (0, 0)
+    assert set(seen.values()) == {2}
+
+
+def test_an_open_loop_counts_from_the_intended_start() -> None:
+    """One connection, answers after 0.1 s, fifty requests a second: the later ones have waited."""
+
+    async def slow(body: dict[str, Any]) -> web.Response:
+        await asyncio.sleep(0.1)
+        return await truthful(body)
+
+    closed = load_against(slow, clients=1)
+    opened = load_against(slow, clients=1, rate=50.0, seconds=1.0)
+    assert bench_report.percentile(closed.latencies, 0.5) >= 99
+    assert opened.longest_ms > 2 * bench_report.percentile(closed.latencies, 0.5)
+    assert opened.unsent > 0
+
+
+def test_the_load_follows_to_the_leader() -> None:
+    async def run() -> Tally:
+        async def submit(request: web.Request) -> web.Response:
+            return await truthful(await request.json())
+
+        leading = web.Application()
+        leading.router.add_post("/v1/transactions", submit)
+        async with TestServer(leading) as leader:
+            there = str(leader.make_url("/v1/transactions"))
+
+            async def refer(_: web.Request) -> web.Response:
+                return web.Response(status=307, headers={"Location": there})
+
+            following = web.Application()
+            following.router.add_post("/v1/transactions", refer)
+            async with TestServer(following) as follower:
+                url = str(follower.make_url("")).rstrip("/")
+                load = Load((url,), PARTICIPANTS, clients=3, warm_up_s=0.1, seconds=0.3)
+                return await run_load(load)
+
+    tally = asyncio.run(run())
+    assert tally.committed > 0
+    assert tally.wrong == 0
+
+
+def test_requests_are_valid_and_carry_ids_with_their_time() -> None:
+    make = RequestMaker(Load(("http://n",), PARTICIPANTS, batch=3, payload_bytes=10))
+    seen: set[str] = set()
+    for _ in range(50):
+        request = make(0.0)
+        for transaction in json.loads(request.body)["transactions"]:
+            made_ms = time_of(transaction["id"])
+            assert made_ms is not None
+            assert abs(made_ms - time.time() * 1000) < 60_000
+            assert transaction["participants"][1]["url"] == PARTICIPANTS[1]
+            assert transaction["participants"][0]["payload"]["text"] == "x" * 10
+            seen.add(transaction["id"])
+    assert len(seen) == 150
+
+
+# --- the figures ----------------------------------------------------------------------------------
+
+
+def test_percentiles_are_at_most_a_hundredth_too_long() -> None:
+    latencies = {int(step): 1 for step in range(100, 1100)}
+    for share in (0.5, 0.9, 0.99):
+        exact = bench_report.GROWTH ** (100 + 1000 * share - 1) / 1000
+        assert exact <= bench_report.percentile(latencies, share) <= exact * 1.011
+    assert bench_report.percentile({}, 0.5) == 0.0
+
+
+def some_result(per_second: float) -> bench_report.Result:
+    tally = {
+        "committed": int(per_second),
+        "aborted": 0,
+        "aborted_unasked": 0,
+        "wrong": 0,
+        "refused": 0,
+        "failed": 0,
+        "asked_again": 0,
+        "unsent": 0,
+        "seconds": 1.0,
+        "longest_ms": 9.0,
+        "loop_lag_ms": 1.0,
+        "first_wrong": "",
+        "latencies": {"700": int(per_second)},
+    }
+    before = {"n1": bench_report.Usage(1.0, 10), "load": bench_report.Usage(0.0, 5)}
+    after = {"n1": bench_report.Usage(1.5, 30), "load": bench_report.Usage(0.1, 5)}
+    result = bench_report.figures(bench_report.merge([tally]), before, after)
+    result["nodes"] = {"n1": {"loop_lag_p99_ms": 5.0, "loop_lag_max_ms": 10.0, "syncs": 3}}
+    return result
+
+
+def test_cpu_is_told_for_each_transaction_and_process() -> None:
+    result = some_result(1_000)
+    assert result["cpu_us_per_transaction"]["n1"] == pytest.approx(500)
+    assert result["cpu_us_per_transaction"]["all"] == pytest.approx(600)
+    assert result["memory_growth_bytes"] == {"n1": 20, "load": 0}
+    assert "1,000 transactions/s" in bench_report.shown(result)
+
+
+def test_a_comparison_is_of_pairs() -> None:
+    rounds = [(some_result(a), some_result(b)) for a, b in ((100, 150), (1_000, 2_000), (10, 30))]
+    rows = bench_report.compared(("x", "y"), rounds)["rows"]
+    assert rows["transactions/s"]["ratio"] == pytest.approx(2.0)
+    assert rows["transactions/s"]["a"] == pytest.approx(100)
+    assert "2.00" in bench_report.compared_shown(bench_report.compared(("x", "y"), rounds))
+
+
+def test_usage_is_read_of_the_system() -> None:
+    import os  # noqa: PLC0415
+
+    before = bench.usage({"me": os.getpid()})["me"]
+    until = time.process_time() + 0.05
+    while time.process_time() < until:
+        pass
+    after = bench.usage({"me": os.getpid()})["me"]
+    assert after.cpu_s > before.cpu_s
+    assert after.memory_bytes > 1_000_000
+
+
+# --- participants ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_participant_votes_as_its_payload_says(plain: bool) -> None:
+    async def run() -> None:
+        async with (
+            TestServer(bench_participants.application(2, plain=plain)) as server,
+            aiohttp.ClientSession(server.make_url("")) as session,
+        ):
+
+            async def tell(path: str, number: int, payload: Any = None) -> Any:
+                message = {
+                    "transaction_id": f"t{number}",
+                    "branch_id": "1",
+                    "payload": payload,
+                    "fingerprint": "f",
+                    "expires_at": rfc3339(int(time.time() * 1000) + 10_000),
+                    "coordinators": [],
+                }
+                async with session.post(path, json=message) as response:
+                    assert response.status == 200
+                    return await response.read()
+
+            asked = ({"n": 1}, {"vote": "no"}, {"vote": "read_only"}, {"n": 1})
+            votes = [
+                json.loads(await tell("/2/prepare", number, payload))["vote"]
+                for number, payload in enumerate(asked)
+            ]
+            assert votes == ["yes", "no", "read_only", "yes"]
+            await tell("/2/commit", 0)
+            await tell("/2/rollback", 3)
+            async with session.get("/") as response:
+                shown = (await response.json())["participants"]
+            assert shown["2"] == {"prepared": 2, "committed": 1, "rolled_back": 1}
+            assert shown["1"] == {"prepared": 0, "committed": 0, "rolled_back": 0}
+
+    asyncio.run(run())
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+def test_the_command_measures_a_real_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    options = "--seconds 0.5 --warm-up 0.5 --clients 4 --node-count 1 --no-share 0.3 --batch 2"
+    options += f" --remembered 20 --profile {tmp_path} --json {file}"
+    assert main(["bench", *options.split()]) == 0
+    assert "transactions/s" in capsys.readouterr().out
+    written = json.loads(file.read_text())
+    assert written["settings"]["no_share"] == 0.3
+    assert written["machine"]["processors"] >= 1
+    assert written["transactions"]["committed"] > 0
+    assert written["transactions"]["aborted"] > 0
+    assert written["leader"] == "n1"
+    assert written["nodes"]["n1"]["syncs"] > 0
+    assert written["cpu_us_per_transaction"]["n1"] > 0
+    assert written["wrong"] == []
+    assert "run_node" in (tmp_path / "n1.stacks").read_text()
+
+
+def test_two_settings_are_measured_in_turn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    shared = f"bench --seconds 0.3 --warm-up 0.3 --node-count 1 --rounds 1 --json {file}"
+    code = main([*shared.split(), "--compare", "--clients 1", "--clients 2 --plain --no-fsync"])
+    assert code == 0
+    assert "B/A" in capsys.readouterr().out
+    first, second = json.loads(file.read_text())["results"]
+    assert (first["settings"]["clients"], first["settings"]["plain"]) == (1, False)
+    assert (second["settings"]["clients"], second["settings"]["plain"]) == (2, True)
+    assert second["nodes"]["n1"]["syncs"] == 0 < first["nodes"]["n1"]["syncs"]
+
+
+def test_branches_left_prepared_fail_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_SETTLE_S", 0.2)
+
+    async def run() -> list[str]:
+        async def show(_: web.Request) -> web.Response:
+            ends = {"prepared": 7, "committed": 4, "rolled_back": 1}
+            return web.json_response({"participants": {"1": ends}})
+
+        application = web.Application()
+        application.router.add_get("/", show)
+        async with TestServer(application) as server:
+            url = str(server.make_url("")).rstrip("/")
+            place = bench._Place(Path(), {}, (), (url,), {}, None)
+            return await bench._wrongs(some_result(10), place)
+
+    assert asyncio.run(run()) == ["2 branches are prepared and not ended after 0 s"]
+
+
+def test_the_floor_is_more_than_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.bench_floor.ROUNDS", 20)
+    floor = asyncio.run(measure_floor(tmp_path))
+    assert all(0 < one["p50"] <= one["p99"] for one in floor.values())
+    assert floor["transaction, bare"]["p50"] > floor["quorum round, synced"]["p50"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--clients 0", "--clients must be at least 1"),
+        ("--plain --store sqlite", "in memory only"),
+        ("--baseline postgres", "--postgres DSN"),
+        ("--json /nowhere/at/all.json", "is not a directory"),
+        ("--compare --batch nine", "--compare"),
+        ("--nodes http://elsewhere:1", "--participants"),
+    ],
+)
+def test_a_mistake_is_one_line(options: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *options.split()]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+# --- profiles -------------------------------------------------------------------------------------
+
+
+def burn(seconds: float) -> None:
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def test_a_profile_says_where_the_time_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    before = signal.getsignal(signal.SIGPROF)
+    with profiled("n1"):
+        burn(0.2)
+    assert signal.getsignal(signal.SIGPROF) == before
+    lines = summary((tmp_path / "n1.stacks").read_text()).splitlines()
+    assert any(line.endswith(":burn") for line in lines)
+
+
+def test_nobody_is_profiled_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with profiled("n1"):
+        pass
+    assert list(tmp_path.iterdir()) == []

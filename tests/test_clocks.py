@@ -1,0 +1,213 @@
+"""A leader with a wrong clock hands over, once, to a node with a good one; nobody flaps."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from cluster import clocks
+from cluster.clocks import LOOKS, MAX_OFFSET_MS, SUCCESSOR_OFFSET_MS, TRY_EVERY, ClockWatch
+from cluster.replica_status import PeerStatus, ReplicaStatus, unknown_status
+from tests.test_replica import Cluster, run, until
+
+FAR = MAX_OFFSET_MS + 1
+
+
+class World:
+    """Nodes with clocks, one of them leads; a transfer to a connected node always succeeds."""
+
+    def __init__(self, **clocks_ms: int) -> None:
+        self.clocks_ms = clocks_ms
+        self.silent: set[str] = set()
+        self.disconnected: set[str] = set()
+        self.leader = next(iter(clocks_ms))
+        self.handed_to: list[str] = []
+        self.refuses = False
+        self.watches = {name: ClockWatch(Node(self, name)) for name in clocks_ms}
+
+    def look(self, looks: int = 1) -> None:
+        async def each() -> None:
+            for _ in range(looks):
+                for watch in self.watches.values():
+                    await watch.look()
+
+        asyncio.run(each())
+
+
+class Node:
+    """`clocks.Led`."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+
+    @property
+    def epoch(self) -> int | None:
+        return 1 if self.world.leader == self.name else None
+
+    @property
+    def clock_offsets_ms(self) -> dict[str, int]:
+        """A leader hears all, the others the leader."""
+        world, name = self.world, self.name
+        heard = world.clocks_ms if world.leader == name else [world.leader]
+        return {
+            other: world.clocks_ms[other] - world.clocks_ms[name]
+            for other in heard
+            if other != name and other not in world.silent
+        }
+
+    def status(self) -> ReplicaStatus:
+        status = unknown_status(self.name, tuple(self.world.clocks_ms))
+        peers = tuple(
+            PeerStatus(other, other not in self.world.disconnected | self.world.silent, 0, None)
+            for other in self.world.clocks_ms
+            if other != self.name
+        )
+        return ReplicaStatus(
+            **{name: getattr(status, name) for name in ReplicaStatus.__slots__} | {"peers": peers}
+        )
+
+    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> bool:
+        assert to is not None
+        assert timeout_s > 0
+        self.world.handed_to.append(to)
+        if not self.world.refuses:
+            self.world.leader = to
+        return not self.world.refuses
+
+
+def test_a_leader_with_a_wrong_clock_hands_over_after_some_looks() -> None:
+    for wrong in (FAR + 3, -FAR):
+        world = World(a=wrong, b=0, c=3)
+        assert not world.watches["a"].is_sound()
+        assert abs(world.watches["a"].offset_ms - wrong) <= 3
+        world.look(LOOKS - 1)
+        assert world.handed_to == []
+        world.look()
+        assert world.handed_to in (["b"], ["c"])
+        world.look(100)
+        assert len(world.handed_to) == 1
+
+
+def test_a_clock_at_the_bound_is_sound() -> None:
+    world = World(a=MAX_OFFSET_MS, b=0, c=0)
+    assert world.watches["a"].is_sound()
+    world.look(20)
+    assert world.handed_to == []
+
+
+def test_one_message_that_was_long_under_way_means_nothing() -> None:
+    world = World(a=0, b=0, c=0)
+    for _ in range(20):
+        world.clocks_ms["a"] = FAR
+        world.look(LOOKS - 1)
+        world.clocks_ms["a"] = 0
+        world.look()
+    assert world.handed_to == []
+
+
+def test_a_good_leader_stays_though_a_peer_is_wrong() -> None:
+    world = World(a=0, b=10 * FAR, c=0)
+    assert world.watches["a"].is_sound()
+    world.look(100)
+    assert world.handed_to == []
+
+
+def test_the_median_of_the_peers_alone_would_flap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule broken: without its own clock each good node finds itself off, for ever."""
+
+    def of_peers_alone(offsets_ms: dict[str, int]) -> tuple[int, int]:
+        middle = sorted(offsets_ms.values())[len(offsets_ms) // 2]
+        return middle, middle
+
+    monkeypatch.setattr(clocks, "middle_ms", of_peers_alone)
+    monkeypatch.setattr(clocks, "SUCCESSOR_OFFSET_MS", 10 * FAR)
+    world = World(a=0, b=FAR, c=0)
+    world.look(10 * TRY_EVERY)
+    assert len(world.handed_to) > 1
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_leadership_comes_to_rest_whatever_the_clocks(seed: int) -> None:
+    draw = random.Random(seed)
+    names = "abcde"[: draw.choice([1, 2, 3, 4, 5])]
+    world = World(
+        **{name: draw.choice([0, 1, 2_000, -2_600, 5_100, -9_000, 10**6]) for name in names}
+    )
+    world.look(10 * TRY_EVERY)
+    assert len(world.handed_to) <= 1
+    resting = len(world.handed_to)
+    world.look(10 * TRY_EVERY)
+    assert len(world.handed_to) == resting
+
+
+def test_of_two_clocks_nobody_knows_which_is_right() -> None:
+    world = World(a=FAR, b=0, c=0)
+    world.silent = {"c"}
+    assert not world.watches["a"].is_sound(), "so no horizon is moved"
+    world.look(100)
+    assert world.handed_to == [], "and nobody hands over to and fro"
+
+
+def test_only_a_connected_peer_with_a_good_clock_is_handed_to() -> None:
+    world = World(a=10 * FAR, b=0, c=SUCCESSOR_OFFSET_MS + 1, d=-SUCCESSOR_OFFSET_MS - 1, e=0)
+    world.disconnected = {"b"}
+    world.look(LOOKS)
+    assert world.handed_to == ["e"]
+    nobody = World(a=0, b=2 * FAR, c=4 * FAR, d=6 * FAR, e=8 * FAR)
+    nobody.silent = {"c"}  # the median of the rest lies between two that differ
+    nobody.look(50)
+    assert nobody.handed_to == []
+
+
+def test_after_a_try_that_failed_it_waits() -> None:
+    world = World(a=FAR, b=0, c=0)
+    world.refuses = True
+    world.look(LOOKS + TRY_EVERY - 1)
+    assert len(world.handed_to) == 1
+    world.look(1)
+    assert len(world.handed_to) == 2
+
+
+def test_a_follower_does_nothing() -> None:
+    world = World(a=0, b=FAR, c=0)
+    assert not world.watches["b"].is_sound(), "it differs from the only clock that it hears"
+    world.look(20)
+    assert world.handed_to == []
+
+
+def test_replicas_hand_over_to_the_one_whose_clock_is_right(tmp_path: Path) -> None:
+    """Over real sockets: the offsets travel with the heartbeats."""
+
+    async def test() -> None:
+        cluster = Cluster(tmp_path)
+        try:
+            await cluster.start()
+            leader = await cluster.leader()
+            right, wrong = 1_700_000_000_000, 1_700_000_100_000
+            for replica in cluster.replicas.values():
+                of = wrong if replica is leader else right
+                replica._now_ms = lambda of=of: of  # type: ignore[misc]
+                assert replica._core is not None
+                replica._core.now_ms = replica._now_ms
+            watch = ClockWatch(leader)
+            await until(lambda: watch.offset_ms == wrong - right)
+            await until(lambda: set(leader.clock_offsets_ms.values()) == {right - wrong})
+            for _ in range(LOOKS):
+                await watch.look()
+            successor = await cluster.leader(other_than=leader.node)
+            assert leader.epoch is None
+            after = ClockWatch(successor)
+            await until(lambda: len(successor.clock_offsets_ms) == 2)
+            await until(lambda: sorted(successor.clock_offsets_ms.values()) == [0, wrong - right])
+            assert after.is_sound()
+            for _ in range(LOOKS + TRY_EVERY):
+                await after.look()
+            assert successor.epoch is not None
+        finally:
+            await cluster.stop()
+
+    run(test())
