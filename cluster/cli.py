@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refused as error:
         return _say(error, EXIT_MISTAKE)
     except OutcomeUnknown as error:
-        return _say(f"{error}; ask again: assent get {error.transaction_id}", EXIT_UNKNOWN)
+        again = f"ask again with the same content: assent submit --id {error.transaction_id}"
+        return _say(f"{error}; {again}", EXIT_UNKNOWN)
     except ClientError as error:
         return _say(error, EXIT_UNKNOWN)
     except KeyboardInterrupt:

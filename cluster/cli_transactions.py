@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import getpass
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -56,7 +57,7 @@ def add_commands(commands: Any) -> None:
 
     get = _add(commands, "get", _get, shared, "show a transaction")
     get.add_argument("id", metavar="ID")
-    get.add_argument("--wait-ms", type=int, help="wait so long for its end")
+    get.add_argument("--wait-ms", type=_milliseconds, help="wait so long for its end")
     get.add_argument("--stale", action="store_true", help="as any node happens to know it")
 
     listing = _add(commands, "list", _list, shared, "list transactions, newest first")
@@ -102,9 +103,25 @@ def _shared_options() -> argparse.ArgumentParser:
     )
     shared.add_argument("--json", action="store_true", help="answer in JSON, one line each")
     shared.add_argument(
-        "--deadline", type=float, default=30.0, help="give up after so many seconds (30)"
+        "--deadline", type=_seconds, default=30.0, help="give up after so many seconds (30)"
     )
     return shared
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _milliseconds(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of milliseconds")
+    return int(text)
 
 
 def _add(
@@ -157,6 +174,11 @@ async def _submit_many(client: Client, arguments: argparse.Namespace, body: dict
     entries = body["transactions"]
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserMistake("submit: transactions: must be a list of objects")
+    if not entries:
+        raise UserMistake("submit: transactions: must be a list of at least one transaction")
+    for name in body:
+        if name != "transactions":
+            raise UserMistake(f"submit: {name}: unknown field beside transactions")
     answers = await client.submit_many(
         entries, wait=arguments.wait or "decision", deadline=arguments.deadline
     )

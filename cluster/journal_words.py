@@ -36,7 +36,7 @@ def words_of_entry(entry: bytes) -> list[str]:
     kind, body = entry[:1], entry[1:]
     try:
         if kind == NOTHING:
-            return ["nothing: a leadership begins"]
+            return ["nothing: so begins a log, and each leadership"]
         if kind == MEMBERS:
             return [f"voters from here on: {', '.join(decode_members(body))}"]
         if kind == COMMANDS:

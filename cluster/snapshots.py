@@ -284,7 +284,7 @@ def _decode(file: File, path: Path, cluster: str) -> tuple[SnapshotMeta, list[by
 
 
 def _read_chunks(file: File, path: Path, offset: int) -> Iterator[bytes]:
-    """The chunks from `offset` on; Damaged, at the latest behind the last one, unless all is whole."""
+    """The chunks from `offset` on; Damaged, at the latest behind the last, unless all is whole."""
     digest = hashlib.sha256(file.read(0, offset))
     count = 0
     while True:

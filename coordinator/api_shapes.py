@@ -128,6 +128,13 @@ def read_traceparent(header: str | None) -> str | None:
     return header if header is not None and _TRACEPARENT.fullmatch(header) else None
 
 
+def require_not_ahead(transaction_id: str, now_ms: int) -> None:
+    """Refuses an id whose time lies too far ahead for it to be forgotten in time."""
+    time_ms = ids.time_of(transaction_id)
+    if time_ms is not None and time_ms > now_ms + MAX_AHEAD_MS:
+        raise bad_field("id", "its time lies more than 5 minutes ahead; set the client's clock")
+
+
 def interactive_not_supported() -> ApiError:
     return ApiError(
         400,
@@ -150,9 +157,7 @@ def _read_new_id(fields: Mapping[str, Any], now_ms: int) -> str | None:
     if not ids.is_valid_id(given):
         raise bad_field("id", ID_RULE)
     assert isinstance(given, str)
-    time_ms = ids.time_of(given)
-    if time_ms is not None and time_ms > now_ms + MAX_AHEAD_MS:
-        raise bad_field("id", "its time lies more than 5 minutes ahead; set the client's clock")
+    require_not_ahead(given, now_ms)
     return given
 
 

@@ -230,7 +230,8 @@ class Transactions:
         query = read_query(request, _LIST_QUERY)
         states = api_fields.query_states(query)
         participant = query.get("participant")
-        limit = api_fields.query_number(query, "limit", DEFAULT_PAGE, 1, self._limits.page_size)
+        most = self._limits.page_size
+        limit = api_fields.query_number(query, "limit", min(DEFAULT_PAGE, most), 1, most)
         older_than_ms = api_fields.query_number(query, "older_than_ms", 0, 0, 10**14)
         if "after" in query:
             api_fields.query_number(query, "after", 0, 0, 10**14)
@@ -274,6 +275,9 @@ class Transactions:
         branch_id = api_fields.query_id(query, "branch_id")
         fingerprint = api_fields.query_id(query, "fingerprint")
         self._require_leader(request)
+        if self._machine.get(transaction_id) is None:
+            # What is refused on record is kept until its id's time has passed: not for ever.
+            api_shapes.require_not_ahead(transaction_id, self._now_ms())
         try:
             decision = await self._driver.inquire(transaction_id, branch_id, fingerprint)
         except LogError as error:

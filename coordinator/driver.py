@@ -176,7 +176,8 @@ class Driver:
                 if branch_id is None and transaction.outcome is Outcome.COMMIT:
                     raise NotAllowed(f"{transaction_id} is committed: it cannot be aborted")
                 if changed:
-                    self._talks.record_changed(transaction)
+                    # Others may have changed it since, before this coroutine was resumed.
+                    self._talks.record_changed(self._machine.get(transaction_id) or transaction)
                     what = f"branch {branch_id} ended ({effect})" if branch_id else "aborted"
                     self._steps.resolved(transaction_id, what, actor, reason)
                 return transaction

@@ -21,6 +21,7 @@ from coordinator.conversation import (
     NEVER_S,
     Action,
     Conversation,
+    Leg,
     ProposeAcknowledgement,
     ProposeDecision,
     SendEnd,
@@ -112,27 +113,33 @@ class Talks:
         """Take the actions, then see to it that the conversation is woken in time."""
         conversation = live.conversation
         assert conversation is not None
+        sent: list[Leg] = []
+        operation = Operation.PREPARE  # all that one turn of a conversation sends is of one kind
         for action in actions:
             match action:
                 case SendPrepare(position=position):
-                    self._send_prepare(live, conversation, position)
+                    sent.append(self._send_prepare(live, conversation, position))
                 case SendEnd(position=position, operation=operation):
-                    self._send_end(live, conversation, position, operation)
+                    sent.append(self._send_end(live, conversation, position, operation))
                 case WithdrawPrepare(position=position):
                     self._withdraw_prepare(live, position)
                 case ProposeDecision(votes=votes, vote_reasons=reasons, reason=reason):
+                    self._steps.voted(live.id, conversation.legs)
                     now_ms = self._now_ms()
                     self._propose_for(
                         live, action, Decide(live.epoch, now_ms, live.id, votes, reasons, reason)
                     )
                 case ProposeAcknowledgement(branches=branches):
+                    self._steps.acknowledged(conversation.transaction, branches)
                     now_ms = self._now_ms()
                     self._propose_for(
                         live, action, Acknowledge(live.epoch, now_ms, live.id, branches)
                     )
+        if sent:
+            self._steps.sent(live.id, operation, sent)
         self._arm(live, conversation)
 
-    def _send_prepare(self, live: Live, conversation: Conversation, position: int) -> None:
+    def _send_prepare(self, live: Live, conversation: Conversation, position: int) -> Leg:
         transaction, leg = conversation.transaction, conversation.legs[position]
         call = Call(
             participant=leg.branch.participant,
@@ -153,12 +160,12 @@ class Talks:
             traceparent=live.traceparent,
         )
         live.prepares[position] = call
-        self._steps.sent(live.id, Operation.PREPARE, leg.branch.name, leg.attempts)
         self._gateway.begin(call)
+        return leg
 
     def _send_end(
         self, live: Live, conversation: Conversation, position: int, operation: Operation
-    ) -> None:
+    ) -> Leg:
         leg = conversation.legs[position]
         # I5: the decision that this call carries out is applied here, so a quorum holds it.
         assert conversation.transaction.outcome is not None
@@ -174,8 +181,8 @@ class Talks:
             traceparent=live.traceparent,
         )
         live.ends[position] = call
-        self._steps.sent(live.id, operation, leg.branch.name, leg.attempts)
         self._gateway.begin(call)
+        return leg
 
     def _withdraw_prepare(self, live: Live, position: int) -> None:
         call = live.prepares.get(position)
@@ -206,7 +213,8 @@ class Talks:
         call = live.ends.pop(position)
         assert isinstance(answer, Acknowledged | Failed)
         leg = conversation.legs[position]
-        self._steps.end_answered(live.id, call.operation, leg.branch.name, answer, leg.attempts)
+        if isinstance(answer, Failed):
+            self._steps.end_failed(live.id, call.operation, leg, answer)
         now_s = self._loop.time()
         sent_s = now_s if call.sent_at is None else call.sent_at
         jitter = self._random.random()

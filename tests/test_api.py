@@ -12,6 +12,7 @@ import pytest
 
 from coordinator import api_transactions, errors, ids
 from coordinator.api import Check
+from coordinator.api_shapes import MAX_AHEAD_MS
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from coordinator.settings import Limits, Timings
 from tests.api_rig import ScriptedDriver, api_node, error_of, now_ms, run
@@ -557,6 +558,29 @@ def test_the_list_is_paged_filtered_and_newest_first() -> None:
             _, page = await node.get(f"{PATH}?older_than_ms=3600000")
             assert page["transactions"] == []
             assert page["backlog"] == {}
+
+    run(test())
+
+
+def test_a_list_without_a_limit_keeps_to_the_page_size_that_is_set() -> None:
+    async def test() -> None:
+        async with api_node(limits=Limits(page_size=2)) as node:
+            for number in range(3):
+                await node.post(PATH, node.body("yes", id=f"t-{number}", wait="completion"))
+            _, page = await node.get(PATH)
+            assert [t["id"] for t in page["transactions"]] == ["t-2", "t-1"]
+            assert page["next_after"] is not None
+
+    run(test())
+
+
+def test_an_inquiry_of_an_unknown_id_far_ahead_is_refused_and_leaves_nothing_behind() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            ahead = ids.uuid7(now_ms() + 2 * MAX_AHEAD_MS, Random())
+            status, answer = await node.get(f"{PATH}/{ahead}/decision?branch_id=1&fingerprint=ab")
+            assert (status, error_of(answer)["details"]) == (400, {"field": "id"})
+            assert node.machine.get(ahead) is None
 
     run(test())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -261,8 +262,6 @@ def test_a_comparison_is_of_pairs() -> None:
 
 
 def test_usage_is_read_of_the_system() -> None:
-    import os  # noqa: PLC0415
-
     before = bench.usage({"me": os.getpid()})["me"]
     until = time.process_time() + 0.05
     while time.process_time() < until:

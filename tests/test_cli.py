@@ -58,6 +58,11 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         (["get", "a", "--nodes", "http://a/b"], "http://a/b"),
         (["submit", "nowhere.json"], "nowhere.json"),
         (["submit"], "not JSON"),
+        (["submit", "none.json"], "at least one"),
+        (["submit", "more.json"], "wait: unknown field"),
+        (["get", "a", "--wait-ms", "-4"], "--wait-ms"),
+        (["get", "a", "--deadline", "0"], "--deadline"),
+        (["get", "a", "--deadline", "nan"], "--deadline"),
         (["resolve", "a", "--abort"], "--reason"),
         (["resolve", "a", "--reason", "r"], "--abort"),
         (["resolve", "a", "--branch", "1", "--reason", "r"], "--effect"),
@@ -81,6 +86,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     (tmp_path / "two.toml").write_text(TWO_NODES)
     third = '[nodes.c]\napi = "127.0.0.1:5004"\nraft = "127.0.0.1:5005"\n'
     (tmp_path / "three.toml").write_text(TWO_NODES + third)
+    (tmp_path / "none.json").write_text(json.dumps({"transactions": []}))
+    (tmp_path / "more.json").write_text(json.dumps({"transactions": [BODY], "wait": "none"}))
     everywhere = 'raft_bind = "0.0.0.0:5005"\n'
     (tmp_path / "open.toml").write_text(TWO_NODES + third + everywhere)
     code, out, err = run(*arguments)
@@ -147,7 +154,7 @@ def test_submit_without_an_outcome_exits_with_3_and_says_the_id(run: Run, node: 
     assert json.loads(out)["id"] == "order-17"
     assert json.loads(out)["outcome"] is None
     assert err.count("\n") == 1
-    assert "assent get order-17" in err
+    assert "assent submit --id order-17" in err
 
 
 def test_a_batch_exits_with_what_needs_attention_most(run: Run, node: FakeNode) -> None:

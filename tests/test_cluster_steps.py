@@ -58,23 +58,23 @@ def test_every_step_is_in_the_log_with_its_transaction(shared: Shared) -> None:
         said = steps(lines, good.id)
         for step in (
             "begun with inventory, odd, profile, activity",
-            "prepare sent to inventory",
-            "inventory voted yes",
+            "prepare sent to inventory, odd, profile, activity",
+            "voted: inventory yes, odd yes, profile yes, activity yes",
             "decided commit",
-            "commit sent to odd",
+            "commit sent to inventory, odd, profile, activity",
             "commit at odd failed, try 1: answered 500",
             "odd is called again in 0.",
             "commit sent to odd, try 2",
-            "odd acknowledged commit",
+            "commit acknowledged by odd",
             "finished, committed at every participant",
         ):
             assert any(step in line for line in said), (step, said)
         said = steps(lines, bad.id)
         for step in (
-            "odd voted no",
+            "odd no (the participant answered false)",
             "decided abort: odd voted no",
             "rollback sent to inventory",
-            "inventory acknowledged rollback",
+            "rollback acknowledged by inventory",
             "finished, aborted at every participant",
         ):
             assert any(step in line for line in said), (step, said)
@@ -107,7 +107,7 @@ def test_a_takeover_is_in_the_log_with_what_it_took_over(shared: Shared) -> None
         taken = [line for line in lines if "taking over 1 unfinished" in line["message"]]
         assert taken
         said = steps(lines, ended.id)
-        assert any("commit sent to odd" in line for line in said), said
+        assert any("commit sent to" in line for line in said), said
         assert any("finished, committed" in line for line in said), said
         assert not any("prepare sent" in line for line in said), said
 
