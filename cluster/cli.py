@@ -23,6 +23,7 @@ from cluster.cli_output import UserMistake
 from cluster.client import ClientError, OutcomeUnknown, Refused
 from cluster.errors import StorageError
 from cluster.local_cluster import LocalClusterError
+from cluster.logs import one_line
 from cluster.ports import PortBusyError
 from cluster.settings import SettingsError
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(what: object, code: int) -> int:
-    line = " ".join(str(what).split())
+    line = one_line(" ".join(str(what).split()))
     print(f"assent: {line}", file=sys.stderr)
     return code
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cluster.client import Branch, ClusterStatus, Transaction
+from cluster.logs import one_line
 
 
 class UserMistake(Exception):
@@ -21,7 +22,7 @@ def print_json(value: Any) -> None:
 def transaction_line(transaction: Transaction) -> str:
     """`committed 0199...`, with the reason of an abort."""
     state = transaction.outcome or transaction.state
-    why = f": {transaction.reason}" if transaction.reason else ""
+    why = f": {one_line(transaction.reason)}" if transaction.reason else ""
     return f"{state:<10} {transaction.id}{why}"
 
 
@@ -37,6 +38,7 @@ def transaction_text(transaction: Transaction) -> str:
     lines += [f"  {name:<10}{value}" for name, value in times if value is not None]
     if transaction.metadata:
         lines.append(f"  {'metadata':<10}{json.dumps(transaction.metadata)}")
+    lines += [f"  {'by hand':<10}{_by_hand(entry)}" for entry in transaction.raw.get("history", ())]
     rows = [_branch_row(branch) for branch in transaction.branches]
     if rows:
         lines += ["", *table(("branch", "name", "vote", "state", "attempts", "remarks"), rows)]
@@ -82,12 +84,19 @@ def cluster_text(status: ClusterStatus) -> str:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines with columns as wide as their widest cell."""
-    lines = [tuple(heads), *(tuple(row) for row in rows)]
+    lines = [tuple(heads), *(tuple(one_line(cell) for cell in row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
+
+
+def _by_hand(entry: Mapping[str, Any]) -> str:
+    """What an operator did to the transaction, who, when and why."""
+    branch = entry.get("branch_id")
+    did = "aborted" if branch is None else f"branch {branch} ended ({entry.get('effect')})"
+    return one_line(f"{did} by {entry.get('actor')} at {entry.get('at')}: {entry.get('reason')}")
 
 
 def _branch_row(branch: Branch) -> tuple[str, ...]:

@@ -105,13 +105,16 @@ def _node(arguments: argparse.Namespace) -> int:
         refuse_beyond_loopback((raft.host, raft.port))
     except NotLoopback as error:
         raise UserMistake(f"{arguments.config}: nodes.{arguments.id}: {error}") from None
+    data_dir = arguments.data_dir or _DATA_DIR / arguments.id
+    if data_dir.exists() and not data_dir.is_dir():
+        raise UserMistake(f"{data_dir} is not a directory; give --data-dir one of the node's own")
     configure_logs(LogFormat(arguments.log_format), arguments.log_level.upper(), node=arguments.id)
 
     with profiled(arguments.id):
         return run_node(
             settings,
             arguments.id,
-            data_dir=arguments.data_dir or _DATA_DIR / arguments.id,
+            data_dir=data_dir,
             bootstrap=arguments.bootstrap,
             fsync=not arguments.no_fsync,
         )

@@ -49,13 +49,24 @@ def configure_logs(log_format: LogFormat, level: str = "INFO", *, node: str | No
     root.setLevel(level)
 
 
+def one_line(text: str) -> str:
+    """The text with whatever cannot be printed escaped: what others sent may stand in it, and must
+    neither look like a line of ours nor give orders to the terminal that shows it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )
+
+
 class _Text(logging.Formatter):
     def __init__(self, node: str | None) -> None:
         super().__init__()
         self._node = f"{node} " if node else ""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = _one_line(record.getMessage())
+        text = one_line(record.getMessage())
         line = f"{_time(record)} {record.levelname:<5} {self._node}{record.name}: {text}"
         if not vars(record).keys() <= _NOT_SHOWN_AGAIN:
             carried = _carried(record).items()
@@ -97,13 +108,6 @@ def _time(record: logging.LogRecord) -> str:
 @functools.lru_cache(maxsize=2)
 def _to_the_second(unix_s: int) -> str:
     return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%dT%H:%M:%S}"
-
-
-def _one_line(text: str) -> str:
-    """What others sent may stand in a message: it must not look like a line of ours."""
-    if text.isprintable():
-        return text
-    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:

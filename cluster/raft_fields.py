@@ -8,12 +8,14 @@ of the log means for the members is here, too, since the library's own idea of i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from cluster.errors import FailStop
 from cluster.raft_entries import MEMBERS
 from cluster.raft_members import Configurations, decode_members
 from cluster.raft_state import NEVER, RaftState, Role
+
+_LEADER: Final = Role.LEADER.value
 
 
 class LibraryFields(RaftState):
@@ -42,6 +44,11 @@ class LibraryFields(RaftState):
     @property
     def role(self) -> Role:
         return Role(self._SyncObj__raftState)
+
+    def leads(self, term: int | None) -> bool:
+        """Whether this replica is the leader of `term`; asked several times a transaction."""
+        is_leader: bool = self._SyncObj__raftState == _LEADER
+        return is_leader and self._SyncObj__raftCurrentTerm == term
 
     @property
     def leader(self) -> str | None:

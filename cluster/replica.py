@@ -194,9 +194,7 @@ class Replica:
     def epoch(self) -> int | None:
         """The epoch that this node leads, or None."""
         core = self._core
-        if core is None or core.role is not Role.LEADER or core.term != self._epoch:
-            return None
-        return self._epoch
+        return self._epoch if core is not None and core.leads(self._epoch) else None
 
     @property
     def leader(self) -> str | None:

@@ -7,7 +7,6 @@ cannot carry, URLs that are not plain ASCII.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import functools
 import ipaddress
@@ -38,9 +37,7 @@ _BATCH = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"transactions"[ \t\r\n]*:')
 def decode_json(body: bytes) -> Any:
     """The JSON value in a body: UTF-8, no NaN or infinities, no name twice in an object."""
     try:
-        return json.loads(
-            body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique
-        )
+        return _DECODER.decode(body.decode("utf-8"))
     except RecursionError:
         what = "it is nested too deeply"
     except UnicodeDecodeError as error:
@@ -81,6 +78,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
+
+
 # --- values of fields -----------------------------------------------------------------------------
 
 
@@ -102,11 +102,12 @@ def whole_number(fields: Mapping[str, Any], name: str, default: int, least: int,
 
 
 def one_of(fields: Mapping[str, Any], name: str, kind: type[Word], default: Word) -> Word:
-    value = fields.get(name, default)
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return kind(value)
-    raise bad_field(name, f"must be one of {listed(kind)}")
+    if name not in fields:
+        return default
+    value = fields[name]
+    if value not in list(kind):
+        raise bad_field(name, f"must be one of {listed(kind)}")
+    return kind(value)
 
 
 def text_field(fields: Mapping[str, Any], name: str, most: int, prefix: str = "") -> str:

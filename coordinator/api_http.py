@@ -140,7 +140,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         raise too_large("The body", announced, limit)
     try:
         if request.content.is_eof():  # it came with the head, as small ones do: nothing to wait for
-            body = await request.read()
+            body = request.content.read_nowait()
         else:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await request.read()
@@ -179,7 +179,7 @@ def require_json(request: web.Request) -> None:
 
 
 def read_query(request: web.Request, allowed: tuple[str, ...]) -> dict[str, str]:
-    return api_fields.read_query(request.query, allowed) if request.query_string else {}
+    return api_fields.read_query(request.query, allowed) if "?" in request.raw_path else {}
 
 
 def id_of(request: web.Request) -> str:
@@ -190,7 +190,12 @@ def id_of(request: web.Request) -> str:
 
 
 def json_answer(status: int, value: Mapping[str, Any]) -> web.Response:
-    return web.Response(status=status, body=encode(value).encode("ascii"), headers=JSON_HEADERS)
+    return text_answer(status, encode(value))
+
+
+def text_answer(status: int, text: str) -> web.Response:
+    """`text` is JSON already, in ASCII."""
+    return web.Response(status=status, body=text.encode("ascii"), headers=JSON_HEADERS)
 
 
 def error_answer(error: ApiError) -> web.Response:

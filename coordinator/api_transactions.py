@@ -38,12 +38,13 @@ from coordinator.api_http import (
     read_body,
     read_query,
     require_json,
+    text_answer,
 )
 from coordinator.api_shapes import Submission, show
 from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError, NotAllowed, UnknownTransaction
 from coordinator.facts import Mode, Outcome, Transaction
-from coordinator.log import FateUnknown, LogError, ReplicatedLog
+from coordinator.log import LogError, ReplicatedLog
 from coordinator.machine import Machine
 from coordinator.plan import Wait
 from coordinator.settings import Limits, Timings
@@ -132,7 +133,7 @@ class Transactions:
             if submission.named:
                 self._redirect(request)
             raise log_refusal(error, submission.plan.id, named=submission.named) from error
-        return json_answer(_status_of(transaction, submission.wait), self._show(transaction))
+        return text_answer(_status_of(transaction, submission.wait), self._show(transaction))
 
     async def _submit_batch(self, value: Any, traceparent: str | None) -> web.Response:
         """All are begun before one is waited for, so that they share log entries and calls."""
@@ -140,14 +141,14 @@ class Transactions:
         begun = [self._begin_element(element, traceparent) for element in elements]
         try:
             answers = [
-                each.body() if isinstance(each, ApiError) else await self._answer_of(*each)
+                encode(each.body()) if isinstance(each, ApiError) else await self._answer_of(*each)
                 for each in begun
             ]
         finally:
             for each in begun:
                 if not isinstance(each, ApiError) and not each.future.done():
                     each.future.cancel()
-        return json_answer(200, {"transactions": answers})
+        return text_answer(200, f'{{"transactions":[{",".join(answers)}]}}')
 
     def _begin_element(self, value: Any, traceparent: str | None) -> _Begun | ApiError:
         try:
@@ -159,17 +160,18 @@ class Transactions:
 
     async def _answer_of(
         self, submission: Submission, future: asyncio.Future[Transaction], since: float
-    ) -> dict[str, Any]:
-        """The answer in a batch's place. Never a 307: each element has an answer of its own."""
+    ) -> str:
+        """The JSON in a batch's place. Never a 307: each element has an answer of its own."""
         waited = asyncio.get_running_loop().time() - since
         try:
             return self._show(await self._finish(submission, future, waited))
         except ApiError as error:
-            return error.body()
+            refused = error
         except CoordinatorError as error:
-            return refusal(error).body()
+            refused = refusal(error)
         except LogError as error:
-            return log_refusal(error, submission.plan.id, named=submission.named).body()
+            refused = log_refusal(error, submission.plan.id, named=submission.named)
+        return encode(refused.body())
 
     def _read(self, value: Any, traceparent: str | None) -> Submission:
         return api_shapes.read_submission(
@@ -189,8 +191,9 @@ class Transactions:
     ) -> Transaction:
         """The transaction once what is waited for is there, or as it is when the wait ran out."""
         bound = (submission.plan.timeout_ms + WAIT_MARGIN_MS) / 1000 - waited
-        if await _settles(future, bound):
-            return future.result()
+        settled = await _settled(future, bound)
+        if settled is not None:
+            return settled
         present = self._machine.get(submission.plan.id)
         if present is None or present.fingerprint != submission.plan.fingerprint:
             raise outcome_unknown(submission.plan.id)
@@ -207,23 +210,22 @@ class Transactions:
             if "wait_ms" in query:
                 raise bad_field("wait_ms", "cannot be given together with stale")
             transaction = self._known(transaction_id)
-            return json_answer(200, {**self._show(transaction), "stale": True})
+            return text_answer(200, f'{self._show(transaction)[:-1]},"stale":true}}')
         await self._barrier(request)
         transaction = self._known(transaction_id)
         if transaction.finished_ms is None and wait_ms:
             transaction = await self._wait_for_end(request, transaction_id, wait_ms)
-        return json_answer(200, self._show(transaction))
+        return text_answer(200, self._show(transaction))
 
     async def _wait_for_end(
         self, request: web.Request, transaction_id: str, wait_ms: int
     ) -> Transaction:
         future = self._driver.wait_for_end(transaction_id)
         try:
-            if await _settles(future, min(wait_ms, MAX_WAIT_MS) / 1000):
-                return future.result()
+            settled = await _settled(future, min(wait_ms, MAX_WAIT_MS) / 1000)
         except LogError as error:
             self._leadership_lost(request, error)
-        return self._known(transaction_id)
+        return settled or self._known(transaction_id)
 
     async def page(self, request: web.Request) -> web.Response:
         """GET /v1/transactions: newest first, with the backlog of each participant."""
@@ -261,7 +263,7 @@ class Transactions:
         rows: list[str] = []
         shown = 0
         for transaction in transactions:
-            rows.append(encode(self._show(transaction)))
+            rows.append(self._show(transaction))
             shown += 1 + len(transaction.branches)
             if shown > BRANCHES_PER_TURN:
                 shown = 0
@@ -313,7 +315,7 @@ class Transactions:
         except LogError as error:
             self._redirect(request)
             raise log_refusal(error, transaction_id) from error
-        return json_answer(200, self._show(transaction))
+        return text_answer(200, self._show(transaction))
 
     async def retry(self, request: web.Request) -> web.Response:
         """POST /v1/transactions/{id}/retry: call its participants now, not after the pause."""
@@ -328,7 +330,7 @@ class Transactions:
             transaction = self._driver.retry_now(transaction_id)
         except LogError as error:
             self._leadership_lost(request, error)
-        return json_answer(200, self._show(transaction))
+        return text_answer(200, self._show(transaction))
 
     async def not_interactive(self, request: web.Request) -> web.Response:
         """POST .../branches, /commit, /rollback: not for a one-shot transaction."""
@@ -387,24 +389,27 @@ class Transactions:
             )
         return transaction
 
-    def _show(self, transaction: Transaction) -> dict[str, Any]:
+    def _show(self, transaction: Transaction) -> str:
         progress = None
         if transaction.finished_ms is None:
             progress = self._driver.progress(transaction.id)
         return show(transaction, progress)
 
 
-async def _settles(future: asyncio.Future[Transaction], seconds: float) -> bool:
-    """Whether `future` is done within this time. If not, nobody waits for it any more."""
+async def _settled(future: asyncio.Future[Transaction], seconds: float) -> Transaction | None:
+    """What `future` gives within this time, else None: then nobody waits for it any more."""
+    if future.done():
+        return future.result()
+    timer = asyncio.get_running_loop().call_later(max(seconds, 0), future.cancel)
     try:
-        if not future.done():
-            await asyncio.wait((future,), timeout=max(seconds, 0))
-        if future.cancelled():  # the driver stops
-            raise FateUnknown
-        return future.done()
+        return await future
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise  # whoever waits is cancelled, and `future` with it
+        return None
     finally:
-        if not future.done():
-            future.cancel()
+        timer.cancel()
 
 
 def _largest(backlog: Mapping[str, int]) -> dict[str, int]:

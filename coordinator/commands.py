@@ -158,7 +158,7 @@ def encode(command: Command) -> bytes:
 def _fields_of(command: Command) -> list[Any]:
     match command:
         case Decide(id=id_, votes=votes, vote_reasons=reasons, reason=reason):
-            return [id_, "".join(_VOTE_LETTERS[vote] for vote in votes), reasons, reason]
+            return [id_, "".join([_VOTE_LETTERS[vote] for vote in votes]), reasons, reason]
         case Begin():
             return [
                 command.id,
@@ -200,10 +200,10 @@ def decode(packed: bytes) -> Command:
 def _command(kind: type[Command], epoch: int, now_ms: int, fields: list[Any]) -> Command:
     if kind is Decide:
         id_, letters, reasons, reason = fields
-        return Decide(epoch, now_ms, id_, tuple(_VOTES[v] for v in letters), reasons, reason)
+        return Decide(epoch, now_ms, id_, tuple([_VOTES[v] for v in letters]), reasons, reason)
     if kind is Begin:
         id_, fingerprint, mode, branches, deadline_ms, metadata = fields
-        recorded = tuple(Branch(*branch) for branch in branches)
+        recorded = tuple([Branch(*branch) for branch in branches])
         return Begin(epoch, now_ms, id_, fingerprint, Mode(mode), recorded, deadline_ms, metadata)
     if kind is Acknowledge:
         id_, branches = fields

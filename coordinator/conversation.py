@@ -20,6 +20,7 @@ Every method but `woken` and `start` costs the same for 3 branches and for 256.
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from typing import NamedTuple
 
@@ -70,6 +71,10 @@ class ProposeAcknowledgement(NamedTuple):
 
 
 Action = SendPrepare | WithdrawPrepare | SendEnd | ProposeDecision | ProposeAcknowledgement
+
+# Some hundreds of different ones, made again and again.
+_send_prepare = functools.cache(SendPrepare)
+_send_end = functools.cache(SendEnd)
 
 
 class Fate(enum.Enum):
@@ -124,6 +129,7 @@ class Conversation:
         self, transaction: Transaction, timings: Timings, *, deadline_s: float, took_over: bool
     ) -> None:
         self.transaction = transaction
+        self._outstanding = outstanding(transaction)  # which branches must acknowledge, a bit each
         self.legs = [Leg(b, perhaps_sent=took_over) for b in transaction.branches]
         self._timings = timings
         self.expires_s = deadline_s
@@ -146,7 +152,8 @@ class Conversation:
     def due_s(self) -> float:
         """When `woken` must be called at the latest; NEVER_S: not before something else happens."""
         if self.transaction.outcome is not None:
-            return min(self._next_call_s, self._acknowledge_by_s)
+            call_s, acknowledge_s = self._next_call_s, self._acknowledge_by_s
+            return call_s if call_s < acknowledge_s else acknowledge_s
         if self._decision is not None:
             return self._propose_again_s  # nobody is called any more before it is applied
         return min(self._next_call_s, self.expires_s)
@@ -176,6 +183,7 @@ class Conversation:
     def applied(self, transaction: Transaction, now_s: float) -> list[Action]:
         """A command changed the record: a decision, acknowledgements, an operator's resolution."""
         before, self.transaction = self.transaction, transaction
+        self._outstanding = outstanding(transaction)
         if transaction.outcome is not None and before.outcome is None:
             return self._phase_two(now_s)
         return []
@@ -281,7 +289,7 @@ class Conversation:
         leg.perhaps_sent = leg.preparing = True
         leg.prepares += 1
         leg.attempts += 1
-        actions.append(SendPrepare(position))
+        actions.append(_send_prepare(position))
 
     def _voted(self, leg: Leg, vote: Vote, reason: str | None, now_s: float) -> list[Action]:
         assert leg.vote is None, leg.branch
@@ -357,13 +365,12 @@ class Conversation:
 
     def _phase_two(self, now_s: float) -> list[Action]:
         actions: list[Action] = []
-        needed = outstanding(self.transaction)
         self._next_call_s = NEVER_S
         for position, leg in enumerate(self.legs):
             leg.attempts, leg.called_again_s = 0, None
             if leg.preparing:
                 actions.append(WithdrawPrepare(position))
-            if not needed >> position & 1:
+            if not self._outstanding >> position & 1:
                 continue
             if leg.fate is Fate.NOTHING_HELD:
                 self._heard(position)
@@ -379,7 +386,7 @@ class Conversation:
 
     def _end(self, position: int, actions: list[Action]) -> None:
         leg = self.legs[position]
-        if leg.ending or leg.acknowledged or not outstanding(self.transaction) >> position & 1:
+        if leg.ending or leg.acknowledged or not self._outstanding >> position & 1:
             return
         # I5: nothing irrevocable leaves before the entry that justifies it is durable.
         assert self.transaction.outcome is not None
@@ -387,7 +394,7 @@ class Conversation:
         leg.ending = True
         leg.attempts += 1
         self._ends_under_way += 1
-        actions.append(SendEnd(position, Operation.COMMIT if commits else Operation.ROLLBACK))
+        actions.append(_send_end(position, Operation.COMMIT if commits else Operation.ROLLBACK))
 
     def _late_answer(
         self, leg: Leg, position: int, answer: PrepareAnswer, now_s: float
@@ -396,7 +403,7 @@ class Conversation:
         self._learn_fate(leg, answer, now_s)
         if leg.fate is Fate.UNKNOWN or leg.branch.repeatable:
             return []  # of the SDK's branches a tombstone makes the order harmless
-        if leg.acknowledged or not outstanding(self.transaction) >> position & 1:
+        if leg.acknowledged or not self._outstanding >> position & 1:
             return []  # or the decision is not applied yet: phase two will see the fate
         if leg.fate is Fate.NOTHING_HELD:
             self._heard(position)
@@ -422,7 +429,7 @@ class Conversation:
 
     def _acknowledge(self, now_s: float) -> list[Action]:
         """Propose what was heard, all in one, once nothing more is about to be heard."""
-        unproposed = self._unproposed & outstanding(self.transaction)
+        unproposed = self._unproposed & self._outstanding
         if not unproposed:
             self._acknowledge_by_s = NEVER_S
             return []

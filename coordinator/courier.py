@@ -73,6 +73,8 @@ _DNS_THREADS = 64
 
 _BATCH_ANSWER_BYTES = 16 << 20
 
+_SERVED = (Acknowledged, Voted)
+
 _HEADERS = {
     "User-Agent": "assent",
     "Accept": "application/json",
@@ -80,7 +82,8 @@ _HEADERS = {
 }
 
 
-class Message(NamedTuple):
+@dataclass(slots=True, eq=False, kw_only=True)
+class Message:
     """What is to be carried. `body` is JSON; `end_at` is a time of the event loop's clock."""
 
     operation: Operation
@@ -180,8 +183,8 @@ class Courier:
         """Send all in one request to `url`, and say what became of each; all prepares, or none."""
         request = _Request(
             url,
-            batch_body((message.operation, message.body) for message in messages),
-            max(message.end_at for message in messages),
+            batch_body([(message.operation, message.body) for message in messages]),
+            max([message.end_at for message in messages]),
             messages[0].operation is not Operation.PREPARE,
             min(self._answer_bytes * len(messages), _BATCH_ANSWER_BYTES),
             None,
@@ -194,11 +197,8 @@ class Courier:
             response.body or b"",
             [(m.operation, m.transaction_id, m.branch_id) for m in messages],
         )
-        status = response.status
-        return [
-            Delivery(answer, _impression(answer, status), response.heard, response.declaration)
-            for answer in answers
-        ]
+        status, heard, declaration = response.status, response.heard, response.declaration
+        return [Delivery(a, _impression(a, status), heard, declaration) for a in answers]
 
     async def _request(self, request: _Request) -> _Response | Delivery:
         """The response, or the failure that took its place."""
@@ -294,7 +294,7 @@ def _understood(message: Message, response: _Response, answer_bytes: int) -> Del
 
 
 def _impression(answer: PrepareAnswer | EndAnswer, status: int) -> Impression:
-    if isinstance(answer, Acknowledged | Voted):
+    if isinstance(answer, _SERVED):
         return Impression.SERVED
     if status in PROXY_STATUSES:
         return Impression.UNREACHED
@@ -331,7 +331,7 @@ def _explained(error: Exception, *, arrived: bool) -> Delivery:
             _log.warning("a call failed in an unforeseen way", exc_info=error)
             what = f"failed: {type(error).__name__}: {error}"
             impression = Impression.REFUSED
-    what = what[:MAX_REASON_CHARS].encode("utf-8", "replace").decode("utf-8")
+    what = " ".join(what.split())[:MAX_REASON_CHARS].encode("utf-8", "replace").decode("utf-8")
     return Delivery(Failed(what, arrived=arrived, broken=broken and arrived), impression)
 
 

@@ -33,7 +33,7 @@ from coordinator.errors import (
     NotAllowed,
     UnknownTransaction,
 )
-from coordinator.facts import Branch, Effect, Outcome, Transaction
+from coordinator.facts import Branch, Effect, Outcome, Transaction, resolution_of
 from coordinator.gateway import Gateway
 from coordinator.inquiry import Decision, answer_inquiry
 from coordinator.live import Live, Progress, Waiting, is_reached
@@ -180,6 +180,9 @@ class Driver:
                     self._talks.record_changed(self._machine.get(transaction_id) or transaction)
                     what = f"branch {branch_id} ended ({effect})" if branch_id else "aborted"
                     self._steps.resolved(transaction_id, what, actor, reason)
+                elif (said := resolution_of(transaction, branch_id)) and said.effect is not effect:
+                    by_hand = f"{said.actor} has ended it already, as {said.effect}: that stands"
+                    raise NotAllowed(f"{transaction_id}, branch {branch_id}: {by_hand}")
                 return transaction
             case Refusal.UNKNOWN:
                 raise _unknown(transaction_id)

@@ -60,24 +60,17 @@ _DECLARATIONS = 10_000
 answers again."""
 
 
-@dataclass(slots=True, eq=False)
-class Call:
+@dataclass(slots=True, eq=False, kw_only=True)
+class Call(Message):
     """One message to a participant, and whom to tell what became of it.
 
-    `participant` is what lanes, limits and failures are counted by. `give_up_at` (the loop's
-    time) is a prepare's deadline; a commit or rollback has `Timings.call_timeout_ms` from when it
-    is sent. `sent_at` is set when the call leaves, before the first byte of it does.
+    `participant` is what lanes, limits and failures are counted by. `end_at` is a prepare's
+    deadline; a commit or rollback has `Timings.call_timeout_ms` from when it is sent, whatever it
+    says before. `sent_at` is set when the call leaves, before the first byte of it does.
     """
 
     participant: str
-    operation: Operation
-    url: str
-    transaction_id: str
-    branch_id: str
-    body: bytes
-    give_up_at: float
     done: Callable[[Answer], None]
-    traceparent: str | None = None
     sent_at: float | None = None
 
 
@@ -133,14 +126,14 @@ class Gateway:
             stopped = Failed("this node is stopping", arrived=False)
             asyncio.get_running_loop().call_soon(call.done, stopped)
             return
-        door = self._door(call)
+        door = self._doors.get(_key(call)) or self._new_door(_key(call))
         door.lane.put(call)
-        if self._batch_url(call.participant, self._loop.time()) is not None:
+        if self._batch_url(call.participant) is not None:
             door.gather(self._loop, self._pump)  # who decides at the deadline withdraws it, too
             return
         self._pump(door)
         if call.operation is Operation.PREPARE and call not in self._under_way:
-            self._expiries[call] = self._loop.call_at(call.give_up_at, self._expire, door, call)
+            self._expiries[call] = self._loop.call_at(call.end_at, self._expire, door, call)
 
     def withdraw(self, call: Call) -> bool:
         """Whether the call was still waiting: then it will never be sent, and never be answered."""
@@ -170,14 +163,11 @@ class Gateway:
                 counts[participant] = counts.get(participant, 0) + len(door.lane)
         return counts
 
-    def _door(self, call: Call) -> _Door:
-        key = _key(call)
-        door = self._doors.get(key)
-        if door is None:
-            is_prepare = key[1]
-            backoff = None if is_prepare else self._backoff
-            lane: Lane[Call] = Lane(room=self._room, backoff=backoff, random=self._random)
-            door = self._doors[key] = _Door(key, lane)
+    def _new_door(self, key: tuple[str, bool]) -> _Door:
+        is_prepare = key[1]
+        backoff = None if is_prepare else self._backoff
+        lane: Lane[Call] = Lane(room=self._room, backoff=backoff, random=self._random)
+        door = self._doors[key] = _Door(key, lane)
         return door
 
     def _pump(self, door: _Door) -> None:
@@ -186,7 +176,7 @@ class Gateway:
         if not self._open:
             return
         now = self._loop.time()
-        batch_url = self._batch_url(door.key[0], now)
+        batch_url = self._batch_url(door.key[0])
         if batch_url is None:
             while (call := door.lane.take(now)) is not None:
                 self._go(door, [call], None)
@@ -205,8 +195,8 @@ class Gateway:
                 del self._doors[door.key]
             return
         look_at = door.lane.next_at() if forget_at is None else forget_at
-        if batches and look_at is None and door.lane:
-            look_at = door.last_sent + _BATCH_PATIENCE_S
+        if batches and door.requests and door.lane:  # no sooner than the next one may leave
+            look_at = max(look_at or 0.0, door.last_sent + _BATCH_PATIENCE_S)
         door.set_timer(None if look_at is None else self._loop.call_at(look_at, self._pump, door))
 
     def _go(self, door: _Door, calls: list[Call], batch_url: str | None) -> None:
@@ -220,58 +210,48 @@ class Gateway:
         now = self._loop.time()
         on_time = []
         for call in calls:
-            if call.operation is Operation.PREPARE and now >= call.give_up_at:
-                self._answer(door, call, _too_late())
-            else:
-                call.sent_at = now
-                on_time.append(call)
+            if call.operation is not Operation.PREPARE:
+                call.end_at = now + self._timeout
+            elif now >= call.end_at:
+                self._answer(door, call, _too_late(), now)
+                continue
+            call.sent_at = now
+            on_time.append(call)
         deliveries = await self._carry(on_time, batch_url, now)
         if batch_url is not None:
             door.requests -= 1
+        if deliveries and deliveries[0].heard:  # of several in one request, all or none were
+            self._remember(door.key[0], deliveries[0].declaration)
+        now = self._loop.time()
         for call, delivery in zip(on_time, deliveries, strict=True):
-            if delivery.heard:
-                self._remember(call.participant, delivery.declaration)
-            self._answer(door, call, delivery)
+            self._answer(door, call, delivery, now)
         self._pump(door)
 
     async def _carry(self, calls: list[Call], batch_url: str | None, now: float) -> list[Delivery]:
         if not calls:
             return []
-        messages = [
-            Message(
-                call.operation,
-                call.url,
-                call.transaction_id,
-                call.branch_id,
-                call.body,
-                call.give_up_at if call.operation is Operation.PREPARE else now + self._timeout,
-                call.traceparent,
-            )
-            for call in calls
-        ]
-        if batch_url is None or len(messages) == 1:
-            return [await self._courier.carry(messages[0])]
-        deliveries = await self._courier.carry_batch(batch_url, messages)
-        if not any(delivery.heard for delivery in deliveries):
+        if batch_url is None or len(calls) == 1:
+            return [await self._courier.carry(calls[0])]
+        deliveries = await self._courier.carry_batch(batch_url, calls)
+        if not deliveries[0].heard:
             # Perhaps something between us and it does not let batches through: singly for a while.
             self._singly_until[calls[0].participant] = now + _SINGLY_S
         return deliveries
 
-    def _batch_url(self, participant: str, now: float) -> str | None:
+    def _batch_url(self, participant: str) -> str | None:
         """Where the participant takes many messages at once; None if it does not."""
         said = self._declared.get(participant)
         if said is None or said[2] is None:
             return None
         if participant in self._singly_until:
-            if now < self._singly_until[participant]:
+            if self._loop.time() < self._singly_until[participant]:
                 return None
             del self._singly_until[participant]
         return said[2]
 
-    def _answer(self, door: _Door, call: Call, delivery: Delivery) -> None:
+    def _answer(self, door: _Door, call: Call, delivery: Delivery, now: float) -> None:
         """Tell what became of it. A callback that raises must not keep the others from theirs."""
         del self._under_way[call]
-        now = self._loop.time()
         door.lane.finished(delivery.impression, now)
         try:
             seconds = 0.0 if call.sent_at is None else now - call.sent_at

@@ -50,13 +50,15 @@ class Indexes:
             self._finished.append((_forgettable_at(transaction), transaction.id))
 
     def changed(self, before: Transaction | None, after: Transaction) -> None:
+        was = 0 if before is None or before.finished_ms is not None else _unsettled(before)
+        now = 0 if after.finished_ms is not None else _unsettled(after)
+        if was != now:
+            self._count(after, was & ~now, -1)
+            self._count(after, now & ~was, +1)
         if before is None:
             self.by_sequence[after.sequence] = after.id
-        elif before.finished_ms is None:
-            self._count(before, _unsettled(before), -1)
         if after.finished_ms is None:
             self.unfinished[after.id] = after.sequence
-            self._count(after, _unsettled(after), +1)
         elif before is None or before.finished_ms is None:
             self.unfinished.pop(after.id, None)
             if not after.resolutions:
@@ -66,7 +68,7 @@ class Indexes:
         del self.by_sequence[transaction.sequence]
 
     def _count(self, transaction: Transaction, branches: int, step: int) -> None:
-        for position, branch in enumerate(transaction.branches):
+        for position, branch in enumerate(transaction.branches if branches else ()):
             if branches >> position & 1:
                 participant = branch.participant
                 count = self.backlog.get(participant, 0) + step

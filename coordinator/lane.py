@@ -116,9 +116,13 @@ class Lane(Generic[Item]):
         if self.closed:
             probe = self.take(now)
             return [] if probe is None else [probe]
-        count = min(most, len(self._waiting))
-        self.under_way += count
-        return [self._waiting.popitem(last=False)[0] for _ in range(count)]
+        if len(self._waiting) <= most:
+            items = list(self._waiting)
+            self._waiting.clear()
+        else:
+            items = [self._waiting.popitem(last=False)[0] for _ in range(most)]
+        self.under_way += len(items)
+        return items
 
     def finished(self, impression: Impression, now: float) -> None:
         """One that was under way has ended."""

@@ -11,6 +11,7 @@ is never run twice.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -131,7 +132,8 @@ class Machine:
         if isinstance(command, Forget):
             return self._forget(command)
         transaction = self._table.get(command.id)
-        move = MOVES[type(command)][phase_of(transaction, expired=self._is_expired(command.id))]
+        expired = transaction is None and self._is_expired(command.id)
+        move = MOVES[type(command)][phase_of(transaction, expired=expired)]
         return self._move(move, command, transaction)
 
     def _is_expired(self, transaction_id: str) -> bool:
@@ -205,7 +207,7 @@ class Machine:
         """The same, holding less: phase two names only ids, so a payload is not kept beyond the
         decision.
         """
-        bare = tuple(branch._replace(payload=b"") for branch in decided.branches)
+        bare = tuple([_bare(*branch[:6], branch.repeatable) for branch in decided.branches])
         return decided._replace(
             branches=self._shared_branches(bare),
             votes=self._shared_votes(decided.votes),
@@ -432,6 +434,20 @@ def _aborted_by_hand(command: Resolve, standing: Transaction) -> Transaction:
         resolutions=(*standing.resolutions, _resolution(command)),
     )
     return _finished_if_done(after, command.now_ms)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _bare(
+    branch_id: str,
+    name: str,
+    url: str | None,
+    prepare_url: str,
+    commit_url: str,
+    rollback_url: str,
+    repeatable: bool,
+) -> Branch:
+    """A branch without its payload. Remembered: most transactions are at the same services."""
+    return Branch(branch_id, name, url, prepare_url, commit_url, rollback_url, b"", repeatable)
 
 
 def _resolution(command: Resolve) -> Resolution:

@@ -248,7 +248,7 @@ def _series(words: type[enum.StrEnum] | None) -> tuple[list[str], list[Labels]]:
 def _result_of(answer: Answer) -> str:
     match answer:
         case Voted(vote=vote):
-            return vote.value
+            return vote
         case Working():
             return "working"
         case Acknowledged():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coordinator.facts import Branch, Mode
 
@@ -16,8 +16,7 @@ class Wait(enum.StrEnum):
     COMPLETION = "completion"
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(NamedTuple):
     """A branch as the client asked for it. `payload` is JSON as `contract.encode_json` gives it."""
 
     name: str
@@ -46,8 +45,7 @@ class Planned:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """A transaction as the client asked for it. `metadata` is JSON."""
 
     id: str

@@ -155,7 +155,7 @@ class Talks:
                 rfc3339(transaction.deadline_ms),
                 self._coordinators,
             ),
-            give_up_at=conversation.expires_s,
+            end_at=conversation.expires_s,
             done=functools.partial(self._prepare_answered, live, position),
             traceparent=live.traceparent,
         )
@@ -176,7 +176,7 @@ class Talks:
             transaction_id=live.id,
             branch_id=leg.branch.branch_id,
             body=end_body(live.id, leg.branch.branch_id),
-            give_up_at=NEVER_S,
+            end_at=NEVER_S,
             done=functools.partial(self._end_answered, live, position),
             traceparent=live.traceparent,
         )
@@ -211,7 +211,7 @@ class Talks:
         if self.lives.get(live.id) is not live or conversation is None:
             return
         call = live.ends.pop(position)
-        assert isinstance(answer, Acknowledged | Failed)
+        assert isinstance(answer, (Acknowledged, Failed))
         leg = conversation.legs[position]
         if isinstance(answer, Failed):
             self._steps.end_failed(live.id, call.operation, leg, answer)
@@ -225,10 +225,10 @@ class Talks:
 
     def _arm(self, live: Live, conversation: Conversation) -> None:
         """A timer that fires too early is harmless, so it is only moved when it would be late."""
-        if conversation.is_finished:
-            return
         due_s = conversation.due_s
-        if due_s == NEVER_S or (live.timer is not None and live.timer.when() <= due_s):
+        if live.timer is not None and live.timer.when() <= due_s:
+            return
+        if due_s == NEVER_S or conversation.is_finished:
             return
         if live.timer is not None:
             live.timer.cancel()

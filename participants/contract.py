@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 DECLARATION_HEADER = "Assent-Participant"
 CONTRACT_VERSION = 1
@@ -139,8 +139,12 @@ def prepare_body(
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def rfc3339(unix_ms: int) -> str:
-    """A time as the contract writes it: RFC 3339, UTC, milliseconds."""
+    """A time as the contract writes it: RFC 3339, UTC, milliseconds.
+
+    Remembered: a deadline is written for every branch, and many transactions share a millisecond.
+    """
     return f"{_to_the_second(unix_ms // 1000)}.{unix_ms % 1000:03d}Z"
 
 
@@ -157,8 +161,7 @@ def end_body(transaction_id: str, branch_id: str) -> bytes:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Prepare:
+class Prepare(NamedTuple):
     """A prepare as a participant reads it. `expires_at`: RFC 3339; `payload`: any JSON value."""
 
     transaction_id: str
@@ -206,8 +209,12 @@ def _text(fields: dict[str, Any], name: str) -> str:
     return value
 
 
+@functools.lru_cache(maxsize=256)
 def read_time_ms(text: str) -> int:
-    """Milliseconds since 1970 of an RFC 3339 time; raises BadMessage."""
+    """Milliseconds since 1970 of an RFC 3339 time; raises BadMessage.
+
+    Remembered: a message's time is read when it is checked and again when it is used.
+    """
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -273,6 +280,12 @@ PrepareAnswer = Voted | Working | Failed
 EndAnswer = Acknowledged | Failed
 
 _ACKNOWLEDGED = Acknowledged()
+_SAID = {
+    "yes": Voted(Vote.YES),
+    "no": Voted(Vote.NO, "no reason given"),
+    "read_only": Voted(Vote.READ_ONLY),
+}
+"""What a vote without a reason means: the same for all."""
 
 
 def read_prepare_answer(
@@ -294,13 +307,13 @@ def _prepare_answer(status: int, answer: Any, body: bytes, transaction_id: str) 
         own = status not in PROXY_STATUSES
         return Failed(f"answered {status}: {_excerpt(body)}", answered=own)
     if answer is True:
-        return Voted(Vote.YES)
+        return _SAID["yes"]
     if answer is False:
         return Voted(Vote.NO, "the participant answered false")
-    if isinstance(answer, dict) and answer.get("vote") in ("yes", "no", "read_only"):
-        vote = Vote(answer["vote"])
+    said = answer.get("vote") if isinstance(answer, dict) else None
+    if isinstance(said, str) and said in _SAID:
         reason = _reason(answer)
-        return Voted(vote, reason or ("no reason given" if vote is Vote.NO else None))
+        return _SAID[said] if reason is None else Voted(Vote(said), reason)
     return Failed(f"answered 200 without a vote: {_excerpt(body)}", answered=True)
 
 
@@ -363,11 +376,12 @@ def _retry_after_ms(header: str | None) -> int | None:
 
 def batch_body(messages: Iterable[tuple[Operation, bytes]]) -> bytes:
     """The body of a batch call; each message is a body as `prepare_body` or `end_body` gives it."""
-    parts = [
-        b'{"operation":"%s",%s' % (operation.value.encode("ascii"), body[1:])
-        for operation, body in messages
-    ]
+    parts = [_OPENINGS[operation] + body[1:] for operation, body in messages]
     return b'{"messages":[%s]}' % b",".join(parts)
+
+
+_OPERATIONS = {each.value: each for each in Operation}
+_OPENINGS = {each: b'{"operation":"%s",' % each.value.encode("ascii") for each in Operation}
 
 
 def read_batch(message: Any) -> list[Any]:
@@ -380,10 +394,10 @@ def read_batch(message: Any) -> list[Any]:
 
 def read_operation(message: Any) -> Operation:
     """What one message of a batch asks for; raises BadMessage."""
-    try:
-        return Operation(_text(_fields(message), "operation"))
-    except ValueError:
-        raise BadMessage("operation: must be prepare, commit or rollback") from None
+    operation = _OPERATIONS.get(_text(_fields(message), "operation"))
+    if operation is None:
+        raise BadMessage("operation: must be prepare, commit or rollback")
+    return operation
 
 
 def read_batch_answers(

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
@@ -40,8 +40,7 @@ BODY_TIMEOUT_S = 30.0
 """How long the sender may take to send a body that it has begun."""
 
 
-@dataclass(frozen=True, slots=True)
-class EndBranch:
+class EndBranch(NamedTuple):
     """A commit, a rollback, or the answer to an inquiry, for one branch."""
 
     transaction_id: str
@@ -52,8 +51,7 @@ class EndBranch:
 Received = Prepare | EndBranch
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """An HTTP status and the JSON object of the body."""
 
     status: int

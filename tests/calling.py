@@ -61,7 +61,7 @@ def call_for(
         transaction_id=transaction_id,
         branch_id="1",
         body=body,
-        give_up_at=loop.time() + within,
+        end_at=loop.time() + within,
         done=answered.set_result,
     )
     return call, answered

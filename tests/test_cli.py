@@ -78,6 +78,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         (["node", "a", "--config", "two.toml"], "nodes: 2"),
         (["node", "zz", "--config", "three.toml"], "'zz'"),
         (["node", "c", "--config", "open.toml"], "nodes.c: the Raft port"),
+        (["node", "c", "--config", "three.toml", "--data-dir", "none.json"], "not a directory"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -183,6 +184,32 @@ def test_a_batch_exits_with_what_needs_attention_most(run: Run, node: FakeNode) 
     code, out, _ = run("submit", "--nodes", node.url, "--deadline", "0.2", given=batch)
     assert code == 3
     assert out.count("unknown") >= 2
+
+
+def test_what_a_participant_or_an_operator_wrote_cannot_pass_for_lines_of_ours(
+    run: Run, node: FakeNode
+) -> None:
+    by_hand = {
+        "branch_id": "1",
+        "effect": "unknown",
+        "actor": "ada",
+        "at": "noon",
+        "reason": "x\ny",
+    }
+    told = {"reason": "no\ncommitted  a\x1b[31m", "history": [by_hand]}
+
+    async def answer(request: web.Request, _: Any) -> web.StreamResponse:
+        entry = shown("a", "aborted") | told
+        whole = {"transactions": [entry], "next_after": None}
+        return web.json_response(whole if request.path == "/v1/transactions" else entry)
+
+    node.usual = answer
+    code, out, _ = run("list", "--nodes", node.url)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    code, out, _ = run("get", "a", "--nodes", node.url)
+    assert out.startswith("aborted    a: no\\ncommitted  a\\x1b[31m\n")
+    assert "by hand   branch 1 ended (unknown) by ada at noon: x\\ny\n" in out
 
 
 def test_nodes_come_from_the_environment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -19,6 +20,7 @@ from participants.contract import (
     Voted,
     Working,
     encode_json,
+    fingerprint,
     read_declaration,
     read_end_answer,
     read_prepare_answer,
@@ -232,6 +234,23 @@ def test_the_fingerprint_is_of_the_content_not_of_its_encoding() -> None:
     assert digest({"a": 1}) != digest({"a": 2})
     assert digest({"a": 1}) != digest({"a": 1}, mode="interactive")
     assert digest({"a": 1}) != digest({"a": 1}, name="other")
+
+
+def test_the_fingerprint_is_made_as_the_protocol_s_page_says() -> None:
+    url, payload = "http://127.0.0.1:9", b'{"a":"\\u00e9","b":1.5}'
+    written = (
+        b'["one_shot"]'
+        b'["stock","http://127.0.0.1:9/prepare","http://127.0.0.1:9/commit",'
+        b'"http://127.0.0.1:9/rollback",22]' + payload
+    )
+    participant = (
+        "stock",
+        f"{url}/prepare",
+        f"{url}/commit",
+        f"{url}/rollback",
+        encode_json({"b": 1.5, "a": "é"}),
+    )
+    assert fingerprint("one_shot", [participant]) == hashlib.sha256(written).hexdigest()
 
 
 def test_the_fingerprint_knows_the_order_and_the_bounds_of_participants() -> None:

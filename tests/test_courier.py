@@ -133,6 +133,7 @@ def test_a_useless_answer_to_a_prepare_is_a_failure_that_may_have_arrived(
 ) -> None:
     given = failed(answer_to(behaviour))
     assert says in given.what
+    assert "\n" not in given.what
     assert given.arrived
     assert not given.broken
 

@@ -127,7 +127,7 @@ def test_a_prepare_carries_all_that_the_contract_asks_for() -> None:
             b'"expires_at":"1970-01-01T00:16:50.000Z","coordinators":["http://n1"]}'
         )
         assert prepare.url == "http://participant-1/prepare"
-        assert prepare.give_up_at == CLOCK_STARTS_S + 10
+        assert prepare.end_at == CLOCK_STARTS_S + 10
         commit = rig.gateway.calls[1]
         assert (commit.url, commit.body) == (
             "http://participant-1/commit",
@@ -896,6 +896,19 @@ def test_an_operator_may_end_a_branch_that_will_never_answer() -> None:
         await resolve(rig, branch_id="2", effect=Effect.UNKNOWN)
         assert (await wait).outcome is Outcome.COMMIT
         assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+def test_a_branch_that_was_ended_by_hand_is_not_ended_otherwise() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: None if call.operation is COMMIT else yes_to_all(call)
+        await rig.driver.submit(plan(), Wait.DECISION)
+        await resolve(rig, branch_id="2", effect=Effect.UNKNOWN)
+        again = await resolve(rig, branch_id="2", effect=Effect.UNKNOWN)
+        assert len(again.resolutions) == 1, "asking again is safe"
+        with pytest.raises(NotAllowed, match="already, as unknown"):
+            await resolve(rig, branch_id="2", effect=Effect.COMMITTED)
 
     play(scene)
 

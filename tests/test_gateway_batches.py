@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
+import pytest
 from aiohttp import web
 
 from coordinator.gateway import Answer, Call, Gateway
@@ -208,5 +210,39 @@ def test_a_broken_batch_fails_each_of_its_calls() -> None:
         )
         assert [failed(answer).arrived for answer in answers] == [False] * 3
         assert all(isinstance(answer, Failed) for answer in answers)
+
+    run(scenario)
+
+
+def test_a_closed_lane_whose_probe_is_under_way_is_not_looked_at_in_vain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its probe's time is past, and no batch may leave: a loop that looks at once spins."""
+    pumps = 0
+    original = Gateway._pump
+
+    def counted(gateway: Gateway, door: Any) -> None:
+        nonlocal pumps
+        pumps += 1
+        original(gateway, door)
+
+    monkeypatch.setattr(Gateway, "_pump", counted)
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            participant.status = 503
+            await asyncio.gather(*begin(gateway, participant.url, Operation.COMMIT, "a", "b"))
+            participant.hold = asyncio.Event()
+            gateway._singly_until.clear()
+            probing = begin(gateway, participant.url, Operation.COMMIT, "a", "b", "c")
+            gateway.wake(participant.url)
+            await participant.until(1)
+            before = pumps
+            await asyncio.sleep(0.04)
+            assert pumps - before < 20
+            participant.hold.set()
+            participant.status, participant.hold = 200, None
+            assert await asyncio.gather(*probing) == [Acknowledged()] * 3
 
     run(scenario)

@@ -120,11 +120,12 @@ def refused(local: LocalCluster, kind: type[Exception]) -> str:
 
 
 def test_a_busy_port_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    base = free_base_port()
+    port = base + 202
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind(("127.0.0.1", port))
         listener.listen()
-        port = listener.getsockname()[1]
-        said = refused(LocalCluster(tmp_path, base_port=port - 202), PortBusyError)
+        said = refused(LocalCluster(tmp_path, base_port=base), PortBusyError)
     assert said.startswith(f"port {port} (inventory service) is in use")
     assert not (tmp_path / "cluster.toml").exists()
 

@@ -25,12 +25,12 @@ def test_what_a_message_carries_is_shown_to_people(capsys: pytest.CaptureFixture
     log = logging.getLogger("coordinator.driver")
     log.info("decided %s", "commit", extra={"transaction_id": "t-1", "attempt": 2})
     log.debug("not shown")
-    log.warning("first\nsecond")
+    log.warning("first\nsecond \x1b[31m\u2028\ud800 é")
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith(
         "Z INFO  n1 coordinator.driver: decided commit  transaction_id=t-1 attempt=2"
     )
-    assert second.endswith("coordinator.driver: first\\nsecond")
+    assert second.endswith("coordinator.driver: first\\nsecond \\x1b[31m\\u2028\\ud800 é")
 
 
 def test_a_machine_reads_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,16 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 
 
 def call_of(operation: Operation) -> Call:
-    return Call("http://a", operation, "http://a/x", "t-1", "1", b"{}", 0.0, lambda _answer: None)
+    return Call(
+        participant="http://a",
+        operation=operation,
+        url="http://a/x",
+        transaction_id="t-1",
+        branch_id="1",
+        body=b"{}",
+        end_at=0.0,
+        done=lambda _answer: None,
+    )
 
 
 def test_the_steps_of_a_transaction_are_counted() -> None:

@@ -164,8 +164,8 @@ class Leaders(Machines):
         assert isinstance(answer, Acknowledged | Failed)
         return self._noted(node.end_answered(sent.place, answer), leader)
 
-    def _continued(self, live: int, proposal: int, result: int, late: bool) -> Move:
-        """What the current leader does when a proposal of his has been applied."""
+    def _continued(self, live: int, proposal: int, result: int, late: bool, machine: int) -> Move:
+        """What the current leader does when a proposal of his has been applied, to `machine`."""
         key = ("continued", live, proposal, result, late)
         move: Move | None = self._known.get(key)
         if move is None:
@@ -177,7 +177,8 @@ class Leaders(Machines):
                     fresh = self._node(NOTHING, command.epoch, late, self._blank(command.epoch))
                     effect = fresh.inquired(str(asker[0] + 1), asker[1], outcome)
                     effect = effect._replace(live=self._lives[live], proposed=())
-                case Resolve():
+                case Resolve():  # of the machine it reads the record again, which is in the result
+                    node = self._node(live, command.epoch, late, machine)
                     effect = node.abort_by_hand(outcome)
                 case _ if live:
                     effect = node.applied(command, outcome)

@@ -387,7 +387,7 @@ class World(Leaders, Deliveries, Checks):
         command, asker = self._proposals[proposal]
         if command.epoch == epoch:
             live = draft.lives[epoch - 1]
-            move = self._continued(live, proposal, result, draft.late)
+            move = self._continued(live, proposal, result, draft.late, draft.machine)
             self._led(draft, epoch, move)
             if asker is not None and move.answer in (Decision.COMMIT, Decision.ABORT):
                 answer = Message("answer", asker[0], move.answer)

@@ -1,0 +1,380 @@
+"""One checker for histories of simulations, of tests with real processes, of production logs. Pure.
+
+    violations = check(json.loads(line) for line in history)      # [] is what one hopes for
+
+A history is a sequence of events, JSON objects, in the order in which they happened. Each has
+`event` (which one) and `at` (seconds); the rest:
+
+    run              source, participants {name: kind}, nodes [name], forgets, complete
+                     kind: "sdk", "plain" (remembers what ended) or "forgetful";
+                     forgets: finished transactions are forgotten meanwhile;
+                     complete: the history has a beginning and an end (else I4, I5, I9, I13, I15
+                     and the end of I1 are not looked at)
+    invoke           client, op, call ("submit" | "get" | "decision"), id; of a submit participants
+                     {name: [account, amount, vote]} and work, of a get stale
+    ok               client, op, call, id, outcome ("committed" | "aborted" | null), state
+    fail             client, op, call, id, error: surely not done
+    info             client, op, call, id, error: perhaps done, perhaps still to be done
+    prepare, commit, rollback, answered_commit, answered_abort
+                     participant, id, branch: a message was received
+    vote             participant, id, branch, vote
+    effect           participant, id, branch, effect ("prepared" | "committed" | "rolled_back"),
+                     held (it was prepared before), account, amount, work; written in the local
+                     transaction itself
+    leader           node, term
+    applied          node, start, index, digest: an entry of the log was applied
+    fault            kind, target        healed, settled, started: for people
+    exited           host, start, code, why
+    unhandled        message, error: a program raised what nobody caught
+    unsettled        what [text]: the time in which all should have ended is over
+    probe            id, outcome, took_s: a new transaction when all is well again
+    bad_input        status, alive: what a node answered to nonsense, and whether it lives
+    participant_end  participant, in_doubt [branch], held [lock], balances {account: n}, opening
+    node_end         node, digest, outcomes {id: outcome}
+
+Events that a source does not have are left out; what they would show is then not looked at. The
+invariants are numbered as everywhere in this project's tests:
+
+    I1  never committed here and rolled back there      I10 states never go back, for a client
+    I2  committed only after every vote                 I11 ... nor for anybody (current reads)
+    I3  one outcome, whoever tells it, whenever         I12 exactly once by id, one body
+    I4  what was told survives                          I13 money is neither made nor lost
+    I5  everything prepared is resolved in time         I14 one leader per term, one log
+    I6  what nobody knew and was refused never commits  I15 replicas agree in the end
+    I7  an effect happens once                          I16 nothing is invented
+    I8  a prepare that comes too late prepares nothing  I17 it serves, and does not stop by itself
+    I9  no lock without a transaction                   I18 nonsense does no harm
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Event = Mapping[str, Any]
+
+COMMITTED, ABORTED = "committed", "aborted"
+PROBE_LIMIT_S = 15.0
+_RANK = {"unknown": 0, "refused": 1, "active": 1, "preparing": 1}
+_CALLS = {"commit": COMMITTED, "rollback": ABORTED}
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What must not be. `about`: the transaction, node or participant."""
+
+    invariant: str
+    about: str
+    at: float
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant} at {self.at:.3f} {self.about}: {self.text}"
+
+
+def check(history: Iterable[Event]) -> list[Violation]:
+    """Every violation in a history."""
+    checker = Checker()
+    for event in history:
+        checker.feed(event)
+    return checker.finish()
+
+
+@dataclass(slots=True)
+class _Transaction:
+    """What is known of an id."""
+
+    bodies: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    """By work."""
+    told: dict[str, str] = field(default_factory=dict)
+    """Outcome → who said so first."""
+    answered: dict[str, str] = field(default_factory=dict)
+    """Work → outcome that a submit with it was answered."""
+    refused_unknown: bool = False
+    votes: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(participant, branch) → the best vote it has given."""
+    effects: dict[tuple[str, str], list[Event]] = field(default_factory=dict)
+    rank: int = 0
+    rank_by_client: dict[str, int] = field(default_factory=dict)
+
+    def committed(self) -> list[Event]:
+        return [e for es in self.effects.values() for e in es if e["effect"] == COMMITTED]
+
+
+class Checker:
+    """Takes events one by one; `violations` grows, `finish` adds what only the end shows."""
+
+    def __init__(self) -> None:
+        self.violations: list[Violation] = []
+        self._at = 0.0
+        self._run: Event = {"participants": {}, "forgets": False, "complete": False}
+        self._transactions: dict[str, _Transaction] = {}
+        self._calls: dict[tuple[str, int], tuple[Event, int, int]] = {}
+        self._leaders: dict[int, str] = {}
+        self._entries: dict[int, tuple[int, str]] = {}
+        self._applied: dict[tuple[str, int], int] = {}
+        self._excused: dict[str, None] = {}
+        self._participants: dict[str, Event] = {}
+        self._nodes: dict[str, Event] = {}
+        self._unsettled = False
+
+    def feed(self, event: Event) -> None:
+        """The next event; one that is not known is passed over."""
+        self._at = event["at"]
+        take = getattr(self, f"_on_{event['event']}", None)
+        if take is not None:
+            take(event)
+
+    def finish(self) -> list[Violation]:
+        """No more events; all violations."""
+        if self._run["complete"] and not self._unsettled:
+            for id, transaction in self._transactions.items():
+                self._check_end_of(id, transaction)
+            self._check_money()
+            self._check_replicas()
+        return self.violations
+
+    def _found(self, invariant: str, about: str, text: str) -> None:
+        self.violations.append(Violation(invariant, about, self._at, text))
+
+    def _of(self, id: str) -> _Transaction:
+        return self._transactions.setdefault(id, _Transaction())
+
+    def _on_run(self, event: Event) -> None:
+        self._run = event
+
+    # --- clients
+
+    def _on_invoke(self, event: Event) -> None:
+        transaction = self._of(event["id"])
+        if event["call"] == "submit":
+            transaction.bodies[event["work"]] = event["participants"]
+        own = transaction.rank_by_client.get(event["client"], 0)
+        self._calls[event["client"], event["op"]] = (event, transaction.rank, own)
+
+    def _on_ok(self, event: Event) -> None:
+        id, outcome, client = event["id"], event.get("outcome"), event["client"]
+        transaction = self._of(id)
+        invoked, rank, own = self._calls.pop((client, event["op"]), (event, 0, 0))
+        if outcome is not None:
+            self._told(id, outcome, f"{event['call']} of {client}")
+        if event["call"] == "submit" and outcome is not None:
+            self._answered(id, transaction, invoked["work"], outcome)
+        if event["call"] == "decision" and outcome == ABORTED and not transaction.bodies:
+            transaction.refused_unknown = True
+        if event["call"] != "get" or invoked.get("stale"):
+            if outcome is not None and event["call"] != "decision":  # that promises, no more
+                self._seen(transaction, client, 2)
+            return
+        now = _rank(event)
+        forgotten = now == 0 and self._run["forgets"]
+        if now < own and not forgotten:
+            self._found("I10", id, f"{client} saw rank {own} before, now {event['state']}")
+        elif now < rank and not forgotten:
+            self._found("I11", id, f"{client} reads {event['state']}, rank {rank} was told before")
+        self._seen(transaction, client, now)
+
+    def _seen(self, transaction: _Transaction, client: str, rank: int) -> None:
+        transaction.rank = max(transaction.rank, rank)
+        own = transaction.rank_by_client.get(client, 0)
+        transaction.rank_by_client[client] = max(own, rank)
+
+    def _answered(self, id: str, transaction: _Transaction, work: str, outcome: str) -> None:
+        others = [w for w, o in transaction.answered.items() if o == COMMITTED and w != work]
+        if outcome == COMMITTED and others:
+            self._found("I12", id, f"{work} and {others[0]} are both answered committed")
+        transaction.answered[work] = outcome
+
+    def _told(self, id: str, outcome: str, by: str) -> None:
+        transaction = self._of(id)
+        if outcome in transaction.told:
+            return
+        for other, first in transaction.told.items():
+            if transaction.refused_unknown and outcome == COMMITTED:
+                self._found("I6", id, f"refused as unknown, and {by} says {outcome}")
+            self._found("I3", id, f"{by} says {outcome}, {first} said {other}")
+        transaction.told[outcome] = by
+
+    # --- participants
+
+    def _on_prepare(self, event: Event) -> None:
+        if not self._of(event["id"]).bodies and self._run["complete"]:
+            self._found("I16", event["id"], f"{event['participant']} is asked, nobody began it")
+
+    def _on_commit(self, event: Event) -> None:
+        self._on_prepare(event)
+        self._told(event["id"], _CALLS[event["event"]], f"the call to {event['participant']}")
+
+    _on_rollback = _on_commit
+
+    def _on_vote(self, event: Event) -> None:
+        votes = self._of(event["id"]).votes
+        key = (event["participant"], event["branch"])
+        if votes.get(key) in (None, "no"):
+            votes[key] = event["vote"]
+
+    def _on_effect(self, event: Event) -> None:
+        id, name = event["id"], event["participant"]
+        transaction = self._of(id)
+        key = (name, event["branch"])
+        before = transaction.effects.setdefault(key, [])
+        ended = [e["effect"] for e in before if e["effect"] != "prepared"]
+        match event["effect"]:
+            case "prepared":
+                remembers = self._run["participants"].get(name) != "forgetful"
+                if ended and remembers:
+                    self._found("I8", id, f"{name} prepares what has ended as {ended[-1]}")
+                self._check_invented(event, transaction)
+            case "committed":
+                if COMMITTED in ended:
+                    self._found("I7", id, f"{name} commits twice")
+                elif not event["held"]:
+                    self._found("I7", id, f"{name} commits what it does not hold")
+                self._check_votes(event, transaction)
+        before.append(event)
+        self._check_split(id, transaction)
+
+    def _check_invented(self, event: Event, transaction: _Transaction) -> None:
+        body = transaction.bodies.get(event["work"])
+        if body is None:
+            if self._run["complete"]:
+                self._found("I16", event["id"], f"work {event['work']} was never asked for")
+            return
+        asked = body.get(event["participant"])
+        if asked is None or list(asked[:2]) != [event["account"], event["amount"]]:
+            what = f"{event['amount']} on {event['account']}"
+            self._found("I16", event["id"], f"{event['participant']} does {what}, asked: {asked}")
+
+    def _check_votes(self, event: Event, transaction: _Transaction) -> None:
+        body = transaction.bodies.get(event["work"])
+        if body is None:
+            return
+        willing = {name for (name, _), vote in transaction.votes.items() if vote != "no"}
+        silent = [name for name in body if name not in willing]
+        if silent:
+            text = f"{event['participant']} commits without the vote of {', '.join(silent)}"
+            self._found("I2", event["id"], text)
+
+    def _check_split(self, id: str, transaction: _Transaction) -> None:
+        committed, undone = [], []
+        for (name, _), events in transaction.effects.items():
+            if any(e["effect"] == COMMITTED for e in events):
+                committed.append(name)
+            if any(e["effect"] == "rolled_back" and e["held"] for e in events):
+                undone.append(name)
+        if committed and undone:
+            both = f"committed at {', '.join(committed)}, rolled back at {', '.join(undone)}"
+            if not any(v.invariant == "I1" and v.about == id for v in self.violations):
+                self._found("I1", id, both)
+
+    # --- nodes
+
+    def _on_leader(self, event: Event) -> None:
+        other = self._leaders.setdefault(event["term"], event["node"])
+        if other != event["node"]:
+            self._found("I14", event["node"], f"leads term {event['term']}, as {other} did")
+
+    def _on_applied(self, event: Event) -> None:
+        index, node = event["index"], event["node"]
+        digest, first = self._entries.setdefault(index, (event["digest"], node))
+        if digest != event["digest"]:
+            self._found("I14", node, f"applies another entry {index} than {first}")
+        life = (node, event["start"])
+        if index <= self._applied.get(life, 0):
+            self._found("I14", node, f"applies {index} after {self._applied[life]}")
+        self._applied[life] = index
+
+    def _on_fault(self, event: Event) -> None:
+        if event["kind"] in ("full disk", "rot"):
+            self._excused[event["target"].split()[0]] = None
+
+    def _on_exited(self, event: Event) -> None:
+        if event["code"] and event["host"] not in self._excused:
+            self._found("I17", event["host"], f"stopped with {event['code']}: {event['why']}")
+
+    def _on_unhandled(self, event: Event) -> None:
+        self._found("I18", "a program", f"{event['message']}: {event['error']}")
+
+    def _on_bad_input(self, event: Event) -> None:
+        if not event["alive"] or not 400 <= event["status"] < 500:
+            self._found("I18", "a node", f"answered nonsense with {event['status']}")
+
+    def _on_unsettled(self, event: Event) -> None:
+        self._unsettled = True
+        self._found("I5", "the end", "; ".join(event["what"])[:500])
+
+    def _on_probe(self, event: Event) -> None:
+        if event["outcome"] != COMMITTED or event["took_s"] > PROBE_LIMIT_S:
+            text = f"a new transaction is {event['outcome']} after {event['took_s']} s"
+            self._found("I17", event["id"], text)
+
+    # --- the end
+
+    def _on_participant_end(self, event: Event) -> None:
+        name = event["participant"]
+        self._participants[name] = event
+        if event["in_doubt"] and not self._unsettled:
+            self._found("I5", name, f"still in doubt: {event['in_doubt'][:3]}")
+        if event["held"] and not event["in_doubt"]:
+            self._found("I9", name, f"locks of nobody: {event['held'][:3]}")
+
+    def _on_node_end(self, event: Event) -> None:
+        self._nodes[event["node"]] = event
+
+    def _check_end_of(self, id: str, transaction: _Transaction) -> None:
+        for outcome, by in transaction.told.items():
+            for node, event in self._nodes.items():
+                known = event["outcomes"].get(id)
+                if known is None and not self._run["forgets"]:
+                    self._found("I4", id, f"{by} said {outcome}, {node} knows nothing of it")
+                elif known not in (None, outcome):
+                    self._found("I4", id, f"{by} said {outcome}, {node} has {known}")
+        committed = transaction.committed()
+        works = {event["work"] for event in committed}
+        if len(works) > 1:
+            self._found("I12", id, f"effects of {len(works)} bodies: {', '.join(sorted(works))}")
+        if ABORTED in transaction.told and committed and COMMITTED not in transaction.told:
+            by = transaction.told[ABORTED]
+            self._found("I1", id, f"{by} said aborted, {committed[0]['participant']} committed")
+        self._check_complete(id, transaction, committed)
+
+    def _check_complete(self, id: str, transaction: _Transaction, committed: list[Event]) -> None:
+        """Committed anywhere, or told so: committed everywhere."""
+        works = {event["work"] for event in committed}
+        works |= {work for work, outcome in transaction.answered.items() if outcome == COMMITTED}
+        at = {event["participant"] for event in committed}
+        for work in sorted(works):
+            for name, (_, _, vote) in transaction.bodies.get(work, {}).items():
+                if vote != "read_only" and name not in at and name in self._participants:
+                    self._found("I1", id, f"committed, and has no effect at {name}")
+
+    def _check_money(self) -> None:
+        moved: dict[tuple[str, str], int] = {}
+        for transaction in self._transactions.values():
+            for event in transaction.committed():
+                if event["account"] is not None:
+                    key = (event["participant"], event["account"])
+                    moved[key] = moved.get(key, 0) + event["amount"]
+        for name, event in self._participants.items():
+            for account, balance in event["balances"].items():
+                due = event["opening"] + moved.get((name, account), 0)
+                if balance != due:
+                    self._found("I13", name, f"{account} has {balance}, its history says {due}")
+                if balance < 0:
+                    self._found("I13", name, f"{account} is overdrawn: {balance}")
+        if self._participants and sum(moved.values()):
+            self._found("I13", "all", f"{sum(moved.values())} were made of nothing")
+
+    def _check_replicas(self) -> None:
+        by_digest: dict[str, str] = {}
+        for node, event in self._nodes.items():
+            by_digest.setdefault(event["digest"], node)
+        if len(by_digest) > 1:
+            self._found("I15", "the nodes", f"{', '.join(by_digest.values())} have other states")
+
+
+def _rank(event: Event) -> int:
+    if event.get("outcome") is not None:
+        return 3 if event["state"] in (COMMITTED, ABORTED) else 2
+    return _RANK.get(event["state"], 1)

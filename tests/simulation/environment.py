@@ -1,0 +1,157 @@
+"""Everything that a seed draws before anything runs: the cluster, the load, the faults, the times.
+
+Each seed has its own mixture (swarm testing): most runs lack most faults, so that one kind does not
+hide another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from tests.simulation.network import Weather
+from tests.simulation.services import Manners
+
+FAULTS = (
+    "kill",
+    "kill leader",
+    "terminate",
+    "power",
+    "kill all",
+    "power all",
+    "stop",
+    "stop leader",
+    "isolate",
+    "isolate leader",
+    "halves",
+    "one way",
+    "bridge",
+    "ring",
+    "reset",
+    "slow link",
+    "clock",
+    "full disk",
+    "rot",
+    "kill participant",
+    "stop participant",
+    "cut participant",
+    "cut participant from leader",
+    "cut client",
+    "kill client",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One seed's world. Times in seconds where the name does not say otherwise."""
+
+    seed: int
+    nodes: int
+    kinds: tuple[str, ...]
+    """Of the participants: `sdk`, `plain` (remembers), `forgetful`."""
+    clients: int
+    faults: tuple[str, ...]
+    fault_gap_s: float
+    fault_s: float
+    faulty_s: float
+    settle_s: float
+    weather: Weather
+    sync_mean_s: float
+    crash_point: float
+    """The chance of every disk operation that the process, or the machine, dies at it."""
+    snapshot_every: int
+    heartbeat_ms: int
+    election_min_ms: int
+    election_max_ms: int
+    call_timeout_ms: int
+    retry_max_ms: int
+    grace_ms: int
+    timeouts_ms: tuple[int, ...]
+    keep_ms: int
+    clock_rate: float
+    clock_offset_ms: int
+    clock_jump_ms: int
+    think_s: float
+    client_timeout_s: float
+    vote_no: float
+    read_only: float
+    contended: bool
+    repeat: float
+    other_body: float
+    manners: Manners
+    inquiry_after_s: float
+
+    @property
+    def forgets(self) -> bool:
+        """Whether finished transactions are forgotten while the run lasts."""
+        return self.keep_ms < 3_600_000
+
+
+def draw_environment(seed: int) -> Environment:
+    """The environment of a seed; the same in every process."""
+    draw = Random(f"environment {seed}")
+    choice, chance = draw.choice, draw.random
+    calm = chance() < 0.1
+    share = choice((0.1, 0.25, 0.5))
+    faults = () if calm else tuple(fault for fault in FAULTS if chance() < share)
+    grace_ms = choice((500, 1_000, 2_000))
+    kinds = tuple(
+        choice(("sdk", "sdk", "sdk", "sdk", "plain", "forgetful"))
+        for _ in range(choice((2, 2, 3, 4)))
+    )
+    soft = "forgetful" in kinds  # its promise holds only while clocks agree within the grace
+    # A rollback of a plain branch (any, until its participant has declared itself) counts only
+    # after `expires_at`: as far away as the leader's clock was ahead when the transaction began.
+    # Larger jumps are safe, too, but nothing would be settled for as long.
+    jumps = (300, 4_000, 20_000)
+    heartbeat_ms = choice((60, 100, 150, 200))
+    return Environment(
+        seed=seed,
+        nodes=choice((3, 3, 5)),
+        kinds=kinds,
+        clients=choice((1, 1, 2, 3)),
+        faults=faults,
+        fault_gap_s=choice((0.3, 1.0, 2.0, 4.0)),
+        fault_s=choice((0.5, 1.5, 4.0)),
+        faulty_s=choice((12.0, 20.0, 25.0)),
+        settle_s=90.0,
+        weather=Weather(
+            mean_s=choice((0.0003, 0.001, 0.005, 0.03)),
+            lost=choice((0.0, 0.0, 0.0, 0.01, 0.05)),
+            split=choice((0.0, 0.1)),
+            reset=choice((0.0, 0.0, 0.0005, 0.005)),
+        ),
+        sync_mean_s=choice((0.0005, 0.002, 0.01, 0.05)),
+        crash_point=0.0 if calm else choice((0.0, 0.0, 0.0003, 0.002)),
+        snapshot_every=choice((5, 20, 60, 400)),
+        heartbeat_ms=heartbeat_ms,
+        election_min_ms=heartbeat_ms * choice((4, 5)),
+        election_max_ms=heartbeat_ms * choice((8, 10)),
+        call_timeout_ms=choice((500, 1_500, 3_000)),
+        retry_max_ms=choice((300, 1_000)),
+        grace_ms=grace_ms,
+        timeouts_ms=choice(((400, 3_000), (1_500, 3_000), (3_000,))),
+        keep_ms=choice((2_000, 5_000, 86_400_000, 86_400_000)),
+        clock_rate=choice((0.0, 0.0, 0.001, 0.01)) if not soft else 0.0,
+        clock_offset_ms=choice((0, 100, 2_000)) if not soft else grace_ms // 4,
+        clock_jump_ms=choice(jumps) if not soft else grace_ms // 8,
+        think_s=choice((0.2, 0.6, 1.5)),
+        client_timeout_s=choice((0.5, 1.0, 2.0)),
+        vote_no=choice((0.0, 0.05, 0.3)),
+        read_only=choice((0.0, 0.1, 0.4)),
+        contended=chance() < 0.3,
+        repeat=choice((0.0, 0.1, 0.4)),
+        other_body=choice((0.0, 0.05)),
+        manners=Manners()
+        if calm or chance() < 0.4
+        else Manners(
+            slow=choice((0.0, 0.05, 0.3)),
+            slow_s=choice((0.5, 2.0, 6.0)),
+            error=choice((0.0, 0.02, 0.1)),
+            lost_answer=choice((0.0, 0.02, 0.1)),
+            garbage=choice((0.0, 0.0, 0.02)),
+            duplicate=choice((0.0, 0.1, 0.3)),
+            duplicate_s=choice((0.1, 3.0, 15.0)),
+        ),
+        inquiry_after_s=choice((0.5, 1.5, 3.0)),
+    )

@@ -1,0 +1,261 @@
+"""What goes wrong on purpose: faults drawn one after the other, each healed after a while."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+
+from tests.simulation.world import Host, NodeHost, World
+
+Heal = Callable[[], None]
+Pairs = list[tuple[str, str]]
+
+
+async def rage(world: World) -> None:
+    """Faults until the time for them is over, then all of them healed."""
+    environment = world.environment
+    draw = world.draw("nemesis")
+    loop = world.loop
+    until = loop.now + environment.faulty_s
+    world.faulty = True
+    world.raging.set()
+    healing: list[tuple[float, int, Heal]] = []
+    number = 0
+    next_at = loop.now + draw.expovariate(1.0) * environment.fault_gap_s
+    if not environment.faults:
+        next_at = until
+    while loop.now < until:
+        wake_at = min([until, next_at, *(at for at, _, _ in healing)])
+        await asyncio.sleep(max(0.0, wake_at - loop.now))
+        for entry in [entry for entry in healing if entry[0] <= loop.now]:
+            healing.remove(entry)
+            entry[2]()
+        if next_at <= loop.now < until:
+            next_at = loop.now + draw.expovariate(1.0) * environment.fault_gap_s
+            kind = draw.choice(environment.faults)
+            heal = _Nemesis(world, draw).strike(kind)
+            if heal is not None:
+                number += 1
+                lasts_s = draw.expovariate(1.0) * environment.fault_s
+                healing.append((loop.now + lasts_s, number, heal))
+    world.faulty = False
+    for _, _, heal in healing:
+        heal()
+    for host in world.hosts:
+        host.offset_ms, host.rate = 0.0, 1.0
+    world.network.weather = replace(world.network.weather, lost=0.0, reset=0.0)
+    world.record("healed")
+
+
+class _Nemesis:
+    """One strike. Each method returns how its fault ends, or None."""
+
+    def __init__(self, world: World, draw: Random) -> None:
+        self._world = world
+        self._draw = draw
+
+    def strike(self, kind: str) -> Heal | None:
+        self._world.count(kind)
+        strikes: dict[str, Callable[[], Heal | None]] = {
+            "kill": lambda: self._down(self._node(), power=False),
+            "kill leader": lambda: self._down(self._leader(), power=False),
+            "power": lambda: self._down(self._node(), power=True),
+            "kill all": lambda: self._all_down(power=False),
+            "power all": lambda: self._all_down(power=True),
+            "terminate": self._terminate,
+            "stop": lambda: self._stop(self._node()),
+            "stop leader": lambda: self._stop(self._leader()),
+            "isolate": lambda: self._isolate(self._node()),
+            "isolate leader": lambda: self._isolate(self._leader()),
+            "halves": self._halves,
+            "one way": self._one_way,
+            "bridge": self._bridge,
+            "ring": self._ring,
+            "reset": self._reset,
+            "slow link": self._slow_link,
+            "clock": self._clock,
+            "full disk": self._full_disk,
+            "rot": self._rot,
+            "kill participant": lambda: self._down(self._any(self._world.services), power=False),
+            "stop participant": lambda: self._stop(self._any(self._world.services)),
+            "cut participant": self._cut_participant,
+            "cut participant from leader": self._cut_participant_from_leader,
+            "cut client": self._cut_client,
+            "kill client": lambda: self._down(self._any(self._world.clients), power=False),
+        }
+        return strikes[kind]()
+
+    def _any(self, hosts: Sequence[Host]) -> Host:
+        return self._draw.choice(hosts)
+
+    def _node(self) -> NodeHost:
+        return self._draw.choice(self._world.nodes)
+
+    def _leader(self) -> NodeHost:
+        return self._world.leader() or self._node()
+
+    def _say(self, kind: str, target: str) -> None:
+        self._world.record("fault", kind=kind, target=target)
+
+    def _down(self, host: Host, *, power: bool) -> None:
+        if host.runs:
+            self._say("power" if power else "kill", host.name)
+            self._world.down(host, power=power)
+
+    def _all_down(self, *, power: bool) -> None:
+        for host in self._world.nodes:
+            self._down(host, power=power)
+
+    def _terminate(self) -> None:
+        host = self._node()
+        process = host.process
+        if host.runs and host.node is not None and process is not None and not process.paused:
+            self._say("terminate", host.name)
+            host.node.stop()
+
+    def _stop(self, host: Host) -> Heal | None:
+        process = host.process
+        if process is None or not process.alive or process.paused:
+            return None
+        self._say("stop", host.name)
+        process.paused = True
+
+        def go_on() -> None:
+            if process.alive:
+                self._say("continue", host.name)
+                self._world.loop.resume(process)
+
+        return go_on
+
+    # --- the network
+
+    def _cut(self, kind: str, target: str, pairs: Pairs) -> Heal:
+        self._say(kind, target)
+        network = self._world.network
+        network.cut(pairs)
+
+        def mend() -> None:
+            self._say("mend", target)
+            network.mend(pairs)
+
+        return mend
+
+    def _both(self, some: Sequence[Host], others: Sequence[Host]) -> Pairs:
+        pairs = [(a.name, b.name) for a in some for b in others]
+        return pairs + [(b, a) for a, b in pairs]
+
+    def _isolate(self, host: Host) -> Heal:
+        everybody = self._world.hosts if self._draw.random() < 0.5 else self._world.nodes
+        others = [other for other in everybody if other is not host]
+        return self._cut("isolate", host.name, self._both([host], others))
+
+    def _halves(self) -> Heal:
+        nodes = list(self._world.nodes)
+        self._draw.shuffle(nodes)
+        at = self._draw.randrange(1, len(nodes))
+        near, far = nodes[:at], nodes[at:]
+        others: list[Host] = [*self._world.services, *self._world.clients]
+        # The rest of the world sees both halves, or only the one.
+        sides = self._both(near, far)
+        if self._draw.random() < 0.5:
+            sides += self._both(near, others)
+        return self._cut("halves", " ".join(node.name for node in near), sides)
+
+    def _one_way(self) -> Heal:
+        host = self._node()
+        others = [node for node in self._world.nodes if node is not host]
+        others = self._draw.sample(others, self._draw.randint(1, len(others)))
+        pairs = [(host.name, other.name) for other in others]
+        if self._draw.random() < 0.5:
+            pairs = [(b, a) for a, b in pairs]
+        return self._cut("one way", str(pairs), pairs)
+
+    def _bridge(self) -> Heal:
+        nodes = list(self._world.nodes)
+        self._draw.shuffle(nodes)
+        bridge, *rest = nodes
+        half = len(rest) // 2
+        return self._cut("bridge", bridge.name, self._both(rest[:half], rest[half:]))
+
+    def _ring(self) -> Heal:
+        """Each node sees its neighbours only: with five, every majority is another one."""
+        nodes = self._world.nodes
+        count = len(nodes)
+        pairs = [
+            (nodes[i].name, nodes[j].name)
+            for i in range(count)
+            for j in range(count)
+            if (i - j) % count not in (0, 1, count - 1)
+        ]
+        return self._cut("ring", "all", pairs)
+
+    def _reset(self) -> None:
+        endpoints = self._world.network.endpoints()
+        count = min(len(endpoints), self._draw.choice((1, 3, 1_000)))
+        self._say("reset", str(count))
+        for endpoint in self._draw.sample(endpoints, count):
+            endpoint.reset()
+
+    def _slow_link(self) -> Heal:
+        a, b = self._draw.sample(self._world.hosts, 2)
+        delays = self._world.network.delays
+        self._say("slow link", f"{a.name} {b.name}")
+        delays[a.name, b.name] = self._draw.choice((0.05, 0.3, 2.0))
+
+        def mend() -> None:
+            delays.pop((a.name, b.name), None)
+
+        return mend
+
+    def _cut_participant(self) -> Heal:
+        host = self._any(self._world.services)
+        return self._cut("cut", host.name, self._both([host], self._world.nodes))
+
+    def _cut_participant_from_leader(self) -> Heal:
+        host, leader = self._any(self._world.services), self._leader()
+        pairs = self._both([host], [leader])
+        if self._draw.random() < 0.5:
+            pairs = pairs[: len(pairs) // 2]
+        return self._cut("cut", f"{host.name} {leader.name}", pairs)
+
+    def _cut_client(self) -> Heal:
+        host = self._any(self._world.clients)
+        nodes = self._draw.sample(self._world.nodes, self._draw.randint(1, len(self._world.nodes)))
+        return self._cut("cut", host.name, self._both([host], nodes))
+
+    # --- clocks and disks
+
+    def _clock(self) -> None:
+        host = self._any([*self._world.nodes, *self._world.services])
+        by_ms = self._draw.uniform(-1, 1) * self._world.environment.clock_jump_ms
+        environment = self._world.environment
+        most_ms = environment.clock_offset_ms + 2.0 * environment.clock_jump_ms
+        if "forgetful" in environment.kinds:
+            most_ms = environment.grace_ms / 2
+        if abs(host.offset_ms + by_ms) > most_ms:
+            return
+        self._say("clock", f"{host.name} {by_ms:.0f} ms")
+        host.offset_ms += by_ms
+
+    def _full_disk(self) -> Heal | None:
+        host = self._node()
+        if host.full:
+            return None
+        self._say("full disk", host.name)
+        host.full = True
+
+        def mend() -> None:
+            host.full = False
+
+        return mend
+
+    def _rot(self) -> None:
+        """A bit of one node's disk, while the node is down; never of a majority."""
+        if any(host.rotten for host in self._world.nodes):
+            return
+        host = self._node()
+        self._down(host, power=False)
+        host.rotten = host.disk.rot(self._draw)
+        self._say("rot", f"{host.name} {host.rotten}")

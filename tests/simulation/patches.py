@@ -1,0 +1,91 @@
+"""The four places where code that is not ours reaches past the event loop, and what it finds there.
+
+| what | instead of | why |
+|---|---|---|
+| `aiohappyeyeballs.start_connection` | a real socket, connected | aiohttp dials below the loop |
+| `coordinator.courier.select` | poll(2) on a descriptor | the courier looks into the kernel |
+| `RaftCore` applying, becoming leader | the same and a line of history | it is checked (I14) |
+| `random.seed`, the module's generator | one seeded by the run | aiohttp shuffles who waits |
+
+Nothing of the project's own logic is among them.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import aiohappyeyeballs
+
+import coordinator.courier
+from cluster.raft_core import RaftCore
+from cluster.raft_state import Role
+from tests.simulation.loop import PROCESS
+from tests.simulation.network import Endpoint, SimNetwork
+
+
+class _Poll:
+    """poll(2) on one simulated socket; its `fileno` is its id."""
+
+    def __init__(self, network: SimNetwork) -> None:
+        self._network = network
+        self._asked: Endpoint | None = None
+
+    def register(self, descriptor: int, _events: int) -> None:
+        process = PROCESS.get()
+        assert process is not None
+        for endpoint in process.owner.endpoints:
+            if endpoint.fileno() == descriptor:
+                self._asked = endpoint
+
+    def poll(self, _timeout: int) -> list[int]:
+        return [1] if self._asked is None or self._asked.has_unread else []
+
+
+class _Select:
+    POLLIN = 1
+
+    def __init__(self, network: SimNetwork) -> None:
+        self.poll = functools.partial(_Poll, network)
+
+
+@contextmanager
+def patched(network: SimNetwork, seed: int) -> Iterator[None]:
+    """As long as it lasts, the four places lead into the simulation."""
+
+    async def start_connection(addr_infos: Any, **_: Any) -> Endpoint:
+        host, port = addr_infos[0][4][:2]
+        return await network.connect(host, port)
+
+    apply = RaftCore._SyncObj__doApplyCommand
+    set_state = RaftCore._SyncObj__setState
+
+    def applied(core: RaftCore, command: bytes) -> None:
+        index = core.applied + 1
+        apply(core, command)
+        process = PROCESS.get()
+        assert process is not None
+        process.owner.world.applied(core.node, process.number, index, command)
+
+    def state_set(core: RaftCore, state: int) -> None:
+        set_state(core, state)
+        process = PROCESS.get()
+        if core.role is Role.LEADER and process is not None:
+            process.owner.world.became_leader(core.node, core.term)
+
+    state_before = random.getstate()
+    random.seed(seed)
+    try:
+        with (
+            patch.object(aiohappyeyeballs, "start_connection", start_connection),
+            patch.object(coordinator.courier, "select", _Select(network)),
+            patch.object(RaftCore, "_SyncObj__doApplyCommand", applied),
+            patch.object(RaftCore, "_SyncObj__setState", state_set),
+        ):
+            yield
+    finally:
+        random.setstate(state_before)

@@ -1,0 +1,271 @@
+"""One run: a cluster comes up, faults and load, then everything heals and must settle.
+
+Safety phase: load and faults for as long as the environment says. Liveness phase: no fault any
+more; within `settle_s` all that was prepared is resolved, all replicas agree, and new transactions
+commit. Then the history goes to the checker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from tests.checker import Violation, check
+from tests.simulation.environment import Environment, draw_environment
+from tests.simulation.ledger import OPENING_BALANCE
+from tests.simulation.loop import Stuck
+from tests.simulation.nemesis import rage
+from tests.simulation.patches import patched
+from tests.simulation.services import ACCOUNTS
+from tests.simulation.workload import Load, User
+from tests.simulation.world import ClientHost, World
+
+PROBES = 3
+PROBE_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a seed."""
+
+    seed: int
+    trace: str
+    violations: tuple[Violation, ...]
+    simulated_s: float
+    cpu_s: float
+    events: int
+    calls: int
+    counts: dict[str, int]
+    history: tuple[dict[str, Any], ...] = ()
+
+
+def run_seed(
+    seed: int,
+    *,
+    verbose: bool = False,
+    keep_history: bool = False,
+    change: Callable[[World], None] | None = None,
+) -> Result:
+    """Run one seed to its end. `change`: applied to the world before anything starts."""
+    environment = draw_environment(seed)
+    if verbose:
+        print(environment)
+    with _quiet():
+        started = time.process_time()
+        world = World(environment, verbose=verbose)
+        if change is not None:
+            change(world)
+        with patched(world.network, seed):
+            _run(world)
+        world.history.insert(0, _configuration(environment))
+        violations = tuple(check(world.history))
+        cpu_s = time.process_time() - started
+        result = Result(
+            seed=seed,
+            trace=world.trace,
+            violations=violations,
+            simulated_s=world.loop.now,
+            cpu_s=cpu_s,
+            events=len(world.history),
+            calls=world.loop.calls,
+            counts=dict(sorted(world.counts.items())),
+            history=tuple(world.history) if keep_history or violations else (),
+        )
+        _bury(world)
+    return result
+
+
+def _configuration(environment: Environment) -> dict[str, Any]:
+    return {
+        "event": "run",
+        "at": 0.0,
+        "source": f"seed {environment.seed}",
+        "participants": {f"p{i}": kind for i, kind in enumerate(environment.kinds, 1)},
+        "nodes": [f"n{i}" for i in range(1, environment.nodes + 1)],
+        "forgets": environment.forgets,
+        "complete": True,
+    }
+
+
+def _run(world: World) -> None:
+    loop = world.loop
+    main = loop.create_task(_whole(world), context=copy_context())
+    main.add_done_callback(lambda _: loop.stop())
+    world.keep(main)
+    try:
+        loop.run_forever()
+        if main.done() and not main.cancelled() and main.exception() is not None:
+            raise main.exception()  # type: ignore[misc]
+    except Stuck as stuck:
+        world.record("unsettled", what=[f"the run is stuck: {stuck}"])
+
+
+async def _whole(world: World) -> None:
+    load = Load(world)
+    for number in range(1, world.environment.clients + 1):
+        client = ClientHost(world, f"c{number}", f"127.0.3.{number}", load.client)
+        world.clients.append(client)
+        world.network.add(client)
+    for host in world.hosts:
+        host.start()
+    await asyncio.sleep(world.environment.election_max_ms / 1000 * 2)
+    await rage(world)
+    for host in world.hosts:
+        host.start()
+    if await _settle(world):
+        await _probe(world, load)
+    await _finish(world, load)
+
+
+async def _settle(world: World) -> bool:
+    """Wait until nothing is left to be done; says what is, if it takes too long."""
+    began = world.loop.now
+    left: list[str] = ["not looked"]
+    while world.loop.now - began < world.environment.settle_s:
+        left = unsettled(world)
+        if not left:
+            world.record("settled", after_s=round(world.loop.now - began, 3))
+            return True
+        await asyncio.sleep(0.25)
+    world.record("unsettled", what=left)
+    return False
+
+
+def unsettled(world: World) -> list[str]:
+    """What is still to be done before the run may end."""
+    left = [f"{c.name} still works" for c in world.clients if not c.is_done]
+    for service in world.services:
+        if not service.runs:
+            left.append(f"{service.name} is down")
+        if doubtful := service.store.in_doubt_now():
+            left.append(f"{service.name} has {doubtful[:3]} in doubt")
+    alive = [host for host in world.nodes if not host.retired]
+    applied = set()
+    for host in alive:
+        node = host.node
+        if not host.runs or node is None:
+            left.append(f"{host.name} is down")
+            continue
+        status = node.replica.status()
+        applied.add((status.applied, status.last, status.committed))
+        if status.leader is None:
+            left.append(f"{host.name} knows no leader")
+        if node.machine.unfinished_count:
+            left.append(f"{host.name} has {node.machine.unfinished_count} unfinished")
+    if len(applied) > 1:
+        left.append(f"logs differ: {sorted(applied)}")
+    return left
+
+
+async def _probe(world: World, load: Load) -> None:
+    """New transactions commit now (I17)."""
+    client = ClientHost(world, "probe", "127.0.3.200", _nothing_to_do)
+    world.network.add(client)
+    finished = world.loop.create_future()
+
+    async def program(host: ClientHost) -> None:
+        draw = Random(f"{world.environment.seed} probe")
+        async with load.library(host, draw) as library:
+            user = User(load, host, library, draw)
+            for _ in range(PROBES):
+                body = load.new_body(draw, library._new_id())
+                for entry in body["participants"]:
+                    entry["payload"] |= {"vote": "yes", "amount": 0, "account": ACCOUNTS[-1]}
+                body |= {"timeout_ms": 3_000, "wait": "completion"}
+                load.bodies[body["id"]] = body
+                began = world.loop.now
+                answer = await user.submit(body, deadline_s=20.0)
+                took_s = round(world.loop.now - began, 3)
+                outcome = None if answer is None else answer.outcome
+                world.record("probe", id=body["id"], outcome=outcome, took_s=took_s)
+            for id in list(load.bodies)[-30:]:
+                await user.ask(id)
+            for id in list(load.bodies)[-10:]:
+                await user.ask(id, stale=True)
+        finished.set_result(None)
+
+    client._load = program
+    client.start()
+    try:
+        async with asyncio.timeout(PROBES * 25.0 + 40 * 6.0):
+            await finished
+    except TimeoutError:
+        world.record("unsettled", what=["the probe does not end"])
+    await _settle(world)
+
+
+async def _nothing_to_do(_: ClientHost) -> None:
+    pass
+
+
+async def _finish(world: World, load: Load) -> None:
+    """What everybody has in the end."""
+    for service in world.services:
+        world.record(
+            "participant_end",
+            participant=service.name,
+            in_doubt=service.store.in_doubt_now(),
+            held=service.store.held(),
+            balances=service.store.balances(),
+            opening=OPENING_BALANCE,
+        )
+    for host in world.nodes:
+        if host.retired or host.node is None:
+            continue
+        machine = host.node.machine
+        digest = hashlib.blake2b(digest_size=8)
+        for chunk in machine.chunks(machine.view()):
+            digest.update(chunk)
+        outcomes = {}
+        for id in load.bodies:
+            transaction = machine.get(id)
+            if transaction is not None and transaction.outcome is not None:
+                outcomes[id] = "committed" if transaction.outcome.value == "commit" else "aborted"
+        world.record("node_end", node=host.name, digest=digest.hexdigest(), outcomes=outcomes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No logging, and no garbage collection, which would run dead programs' `finally`s."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        logging.disable(disabled)
+
+
+def _bury(world: World) -> None:
+    """Let go of everything; what then still wants to speak is not listened to."""
+    for host in world.hosts:
+        if host.process is not None:
+            host.process.alive = False
+    world.record = _deaf  # type: ignore[method-assign]
+    hook = sys.unraisablehook
+    sys.unraisablehook = _deaf
+    try:
+        world._kept.clear()
+        world.loop._due.clear()
+        world.loop._timers.clear()
+        for host in world.nodes:
+            host.node = None
+        world.loop.close()
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
+def _deaf(*_: Any, **__: Any) -> None:
+    pass

@@ -1,0 +1,281 @@
+"""The participants: built on the SDK, or plain and as forgetful as the contract allows.
+
+A `SimStore` is a participant's durable memory. A local transaction is one moment of virtual time
+(`SimLoop.run_in_executor`), after which it is synced: a kill comes before it or after it, as with
+a database. The answer leaves later, so a kill may come between.
+
+Every service writes history: what was received, the vote given, and, in the very moment of the
+local transaction, the effect (shapes: `tests/checker.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from participants.branch import End, State
+from participants.contract import Operation, Prepare, Vote, read_end, read_prepare, read_time_ms
+from participants.endpoints import Received, Reply
+from participants.memory_store import MemoryStore, MemoryTable
+from participants.sdk import Participant, ParticipantSettings, Refused
+from participants.store import BranchRecord, LocalTransaction
+from tests.simulation.ledger import Ledger, hold, open_accounts, settle
+
+R = TypeVar("R")
+Note = Callable[..., None]
+"""Writes an event of this participant: its name, and its fields."""
+
+ACCOUNTS = ("a", "b", "c", "d", "probe")
+"""The last is left to the transactions that find out whether all is well again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """How a service behaves beside its contract; shares of its calls."""
+
+    slow: float = 0.0
+    slow_s: float = 0.0
+    error: float = 0.0
+    lost_answer: float = 0.0
+    garbage: float = 0.0
+    duplicate: float = 0.0
+    duplicate_s: float = 0.0
+
+
+class SimStore(MemoryStore):
+    """A memory that outlives its process. See the file's docstring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.note: Note = _ignore
+        self._noted: list[dict[str, Any]] = []
+
+    async def open(self, create: Callable[[MemoryTable], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, create, self.table)
+        self._undo.clear()
+
+    async def perform(
+        self, works: Sequence[Callable[[LocalTransaction[MemoryTable]], R]]
+    ) -> list[R | Exception]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, self._carry_out, works)
+
+    def _carry_out(
+        self, works: Sequence[Callable[[LocalTransaction[MemoryTable]], R]]
+    ) -> list[R | Exception]:
+        results: list[R | Exception] = []
+        for work in works:
+            self._noted = []
+            try:
+                results.append(work(self))
+            except Exception as error:
+                self.undo()
+                results.append(error)
+            self._undo.clear()
+            for fields in self._noted:
+                self.note("effect", **fields)
+        return results
+
+    def keep(self, record: BranchRecord) -> None:
+        before = self._prepared.get((record.transaction_id, record.branch_id))
+        source = record if before is None else before
+        self.effect(
+            record.transaction_id,
+            record.branch_id,
+            record.branch.state,
+            json.loads(source.payload),
+            held=before is not None,
+        )
+        super().keep(record)
+
+    def undo(self) -> None:
+        super().undo()
+        self._noted = []
+
+    def effect(
+        self, id: str, branch: str, state: State, payload: dict[str, Any] | None, *, held: bool
+    ) -> None:
+        """Something became of a branch; `held`: it was prepared before."""
+        fields: dict[str, Any] = {"id": id, "branch": branch, "effect": state.value, "held": held}
+        for name in ("account", "amount", "work"):
+            fields[name] = None if payload is None else payload.get(name)
+        self._noted.append(fields)
+
+    def in_doubt_now(self) -> list[str]:
+        """Branches prepared, of either kind of service: `id/branch`."""
+        plain = [key.removeprefix("branch ") for key in self.table if key.startswith("branch ")]
+        return sorted([f"{id}/{branch}" for id, branch in self._prepared] + plain)
+
+    def balances(self) -> dict[str, int]:
+        return {k.split()[1]: v for k, v in self.table.items() if k.startswith("balance ")}
+
+    def held(self) -> list[str]:
+        return sorted(key for key in self.table if key.startswith("held "))
+
+
+def _ignore(_event: str, **_fields: Any) -> None:
+    pass
+
+
+# --- built on the SDK -----------------------------------------------------------------------------
+
+
+class SdkService(Participant[MemoryTable]):
+    """The SDK's participant, its messages written down, some of them delivered twice."""
+
+    def __init__(
+        self,
+        store: SimStore,
+        settings: ParticipantSettings,
+        *,
+        now_ms: Callable[[], int],
+        random: Random,
+        manners: Manners,
+    ) -> None:
+        super().__init__(Ledger(ACCOUNTS), store, settings, now_ms=now_ms, random=random)
+        self._note = store.note
+        self._draw = random
+        self._manners = manners
+        self._again: set[asyncio.Task[Any]] = set()
+
+    async def receive(self, messages: Sequence[Received]) -> list[Reply]:
+        manners = self._manners
+        again = manners.duplicate and self._draw.random() < manners.duplicate
+        if again and all(
+            isinstance(message, Prepare) or message.end in (End.COMMIT, End.ROLLBACK)
+            for message in messages
+        ):
+            delay_s = self._draw.random() * manners.duplicate_s
+            task = asyncio.create_task(self._receive_again(messages, delay_s))
+            self._again.add(task)
+            task.add_done_callback(self._again.discard)
+        return await self._receive(messages)
+
+    async def _receive_again(self, messages: Sequence[Received], delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        await self._receive(messages)
+
+    async def _receive(self, messages: Sequence[Received]) -> list[Reply]:
+        for message in messages:
+            what = "prepare" if isinstance(message, Prepare) else message.end.name.lower()
+            self._note(what, id=message.transaction_id, branch=message.branch_id)
+        replies = await super().receive(messages)
+        for message, reply in zip(messages, replies, strict=True):
+            if isinstance(message, Prepare) and "vote" in reply.body:
+                vote = reply.body["vote"]
+                self._note("vote", id=message.transaction_id, branch=message.branch_id, vote=vote)
+        return replies
+
+
+# --- plain ----------------------------------------------------------------------------------------
+
+
+class PlainService:
+    """Three calls that answer with a bare `true`, `false` or nothing.
+
+    It remembers what is prepared. `remembers`: also what has ended, and rollbacks of what it did
+    not know; else it refuses a prepare after its `expires_at`, by its own clock.
+    """
+
+    def __init__(self, store: SimStore, *, now_ms: Callable[[], int], remembers: bool) -> None:
+        self._store = store
+        self._now_ms = now_ms
+        self._remembers = remembers
+
+    def application(self) -> web.Application:
+        application = web.Application()
+        for operation in Operation:
+            application.router.add_post(f"/{operation}", self._receive)
+        application.on_startup.append(self._open)
+        return application
+
+    async def _open(self, _: web.Application) -> None:
+        await self._store.open(lambda table: open_accounts(table, ACCOUNTS))
+
+    async def _receive(self, request: web.Request) -> web.Response:
+        operation = Operation(request.path.rpartition("/")[2])
+        message = await request.json()
+        id, branch = read_end(message)
+        store = self._store
+        store.note(str(operation), id=id, branch=branch)
+
+        def work(_: LocalTransaction[MemoryTable]) -> bytes:
+            if operation is Operation.PREPARE:
+                return self._prepare(read_prepare(message))
+            return self._end(id, branch, commit=operation is Operation.COMMIT)
+
+        (answer,) = await store.perform([work])
+        if isinstance(answer, Exception):
+            raise answer
+        if operation is Operation.PREPARE:
+            vote = Vote.YES if answer == b"true" else Vote.NO
+            store.note("vote", id=id, branch=branch, vote=vote.value)
+        return web.Response(body=answer, content_type="application/json")
+
+    def _prepare(self, message: Prepare) -> bytes:
+        store, table = self._store, self._store.table
+        key = f"{message.transaction_id}/{message.branch_id}"
+        if f"branch {key}" in table:
+            return b"true"
+        late = self._now_ms() > read_time_ms(message.expires_at)
+        if (late and not self._remembers) or f"ended {key}" in table:
+            return b"false"
+        try:
+            hold(table, key, message.payload)
+        except Refused:
+            return b"false"
+        table[f"branch {key}"] = message.payload
+        store.effect(
+            message.transaction_id, message.branch_id, State.PREPARED, message.payload, held=False
+        )
+        return b"true"
+
+    def _end(self, id: str, branch: str, *, commit: bool) -> bytes:
+        store, table = self._store, self._store.table
+        key = f"{id}/{branch}"
+        payload = table.get(f"branch {key}")
+        if payload is not None:
+            settle(table, key, payload, commit=commit)
+            del table[f"branch {key}"]
+            state = State.COMMITTED if commit else State.ROLLED_BACK
+            store.effect(id, branch, state, payload, held=True)
+        if self._remembers:
+            table[f"ended {key}"] = True
+        return b""
+
+
+# --- what gets in between -------------------------------------------------------------------------
+
+
+def with_manners(
+    application: web.Application, manners: Manners, draw: Random, faulty: Callable[[], bool]
+) -> web.Application:
+    """The application behind something that, while `faulty`, is slow, fails and garbles answers."""
+
+    @web.middleware
+    async def between(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if not faulty():
+            return await handler(request)
+        if manners.slow and draw.random() < manners.slow:
+            await asyncio.sleep(draw.random() * manners.slow_s)
+        if manners.error and draw.random() < manners.error:
+            return web.Response(status=draw.choice((500, 502, 503, 504)), text="no")
+        response = await handler(request)
+        if manners.lost_answer and draw.random() < manners.lost_answer:
+            if request.transport is not None:
+                request.transport.abort()
+        elif manners.garbage and draw.random() < manners.garbage:
+            return web.Response(body=draw.choice((b"<html>ok</html>", b'{"vote": "y', b"[]")))
+        return response
+
+    if manners != Manners():
+        application.middlewares.append(between)
+    return application

@@ -1,0 +1,268 @@
+"""What the clients do: transfers between accounts, repeats, questions; all through the library.
+
+Every call is two events of history: its beginning and its end, `ok` (answered), `fail` (surely not
+done) or `info` (perhaps done, perhaps still to be done).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from random import Random
+from typing import Any
+
+from cluster.async_client import Client
+from cluster.client_answers import ClientError, Expired, Refused, Transaction, UnknownTransaction
+from tests.simulation.services import ACCOUNTS
+from tests.simulation.world import ClientHost, ServiceHost, World
+
+MAX_PARALLEL = 4
+Body = dict[str, Any]
+
+
+class Load:
+    """The load of all clients; they share what they know of ids, as one program's users do."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.bodies: dict[str, Body] = {}
+        self.operations = 0
+        self._numbers = 0
+
+    async def client(self, host: ClientHost) -> None:
+        """The program of one client machine, while faults last."""
+        world, environment = self.world, self.world.environment
+        draw = Random(f"{environment.seed} load {host.name} {host.starts}")
+        async with self.library(host, draw) as library:
+            user = User(self, host, library, draw)
+            tasks: list[asyncio.Task[None]] = []
+            await world.raging.wait()
+            while world.faulty:
+                await asyncio.sleep(draw.expovariate(1.0) * environment.think_s)
+                tasks = [task for task in tasks if not task.done()]
+                if len(tasks) < MAX_PARALLEL:
+                    tasks.append(asyncio.create_task(user.act()))
+            await asyncio.gather(*tasks)
+
+    def library(self, host: ClientHost, draw: Random) -> Client:
+        nodes = [node.settings.api.url for node in self.world.nodes]
+        return Client(
+            nodes,
+            timeout=self.world.environment.client_timeout_s,
+            random=Random(draw.getrandbits(48)),
+            now_ms=host.now_ms,
+        )
+
+    def new_body(self, draw: Random, id: str) -> Body:
+        """A transfer between some of the services."""
+        environment = self.world.environment
+        services = self.world.services
+        chosen = draw.sample(services, draw.randint(1, len(services)))
+        accounts = ACCOUNTS[:1] if environment.contended else ACCOUNTS[:-1]
+        self._numbers += 1
+        work = f"w{self._numbers}"
+        amounts = [draw.randint(-30, 30) for _ in chosen[1:]]
+        amounts = [-sum(amounts), *amounts]
+        refuses = draw.random() < environment.vote_no
+        participants = []
+        for position, (service, amount) in enumerate(zip(chosen, amounts, strict=True)):
+            vote = "no" if refuses and position == len(chosen) - 1 else "yes"
+            if amount == 0 and vote == "yes" and draw.random() < environment.read_only * 3:
+                vote = "read_only" if service.kind == "sdk" else "yes"
+            participants.append(
+                {
+                    "name": service.name,
+                    "url": service.url,
+                    "payload": {
+                        "account": draw.choice(accounts),
+                        "amount": amount,
+                        "vote": vote,
+                        "work": work,
+                    },
+                }
+            )
+        if draw.random() < environment.read_only:
+            participants += self._bystander(draw, chosen, work)
+        return {
+            "id": id,
+            "participants": participants,
+            "timeout_ms": draw.choice(environment.timeouts_ms),
+            "wait": draw.choice(("decision", "decision", "completion", "none")),
+        }
+
+    def _bystander(self, draw: Random, chosen: list[ServiceHost], work: str) -> list[Body]:
+        """A service that only looks."""
+        idle = [s for s in self.world.services if s not in chosen and s.kind == "sdk"]
+        if not idle:
+            return []
+        service = draw.choice(idle)
+        payload = {"account": ACCOUNTS[0], "amount": 0, "vote": "read_only", "work": work}
+        return [{"name": service.name, "url": service.url, "payload": payload}]
+
+
+class User:
+    """Whoever asks, at one client."""
+
+    def __init__(self, load: Load, host: ClientHost, library: Client, draw: Random) -> None:
+        self._load = load
+        self._world = load.world
+        self._host = host
+        self._library = library
+        self._draw = draw
+        self._session = f"{host.name}.{host.starts}"
+
+    async def act(self) -> None:
+        """One thing that clients do."""
+        draw, environment = self._draw, self._world.environment
+        known = list(self._load.bodies)
+        kind = draw.random()
+        if kind < 0.2 and known:
+            await self.ask(draw.choice(known[-20:]))
+        elif kind < 0.24:
+            await self.inquire_then_begin()
+        elif kind < 0.3:
+            await self.submit_many([self.new_body() for _ in range(draw.randint(2, 4))])
+        elif kind < 0.33:
+            await self.list()
+        else:
+            body = self.new_body()
+            calls: list[Awaitable[Any]] = [self.submit(body)]
+            if draw.random() < environment.repeat:
+                calls.append(self.submit({**body, "wait": "decision"}, after_s=draw.random()))
+            if draw.random() < environment.other_body:
+                other = self._load.new_body(draw, body["id"])
+                calls.append(self.submit(other, after_s=draw.random() / 5))
+            await asyncio.gather(*calls)
+
+    def new_body(self) -> Body:
+        draw = self._draw
+        id = self._library._new_id()
+        if not self._world.environment.forgets and draw.random() < 0.2:
+            id = f"own-{draw.getrandbits(40):x}"
+        body = self._load.new_body(draw, id)
+        self._load.bodies[id] = body
+        return body
+
+    # --- calls
+
+    async def submit(
+        self, body: Body, *, after_s: float = 0.0, deadline_s: float | None = None
+    ) -> Transaction | None:
+        if after_s:
+            await asyncio.sleep(after_s)
+        call = self._invoke("submit", body["id"], **_told(body))
+        try:
+            deadline_s = deadline_s or self._deadline_s()
+            answer = await self._library.submit_body(body, deadline=deadline_s)
+        except Refused as error:
+            call.failed(error)
+        except ClientError as error:
+            call.unknown(error)
+        else:
+            call.answered(answer)
+            return answer
+        return None
+
+    async def submit_many(self, bodies: list[Body]) -> None:
+        calls = [self._invoke("submit", body["id"], **_told(body)) for body in bodies]
+        entries = [{k: v for k, v in body.items() if k != "wait"} for body in bodies]
+        try:
+            answers = await self._library.submit_many(entries, deadline=self._deadline_s())
+        except ClientError as error:
+            for call in calls:
+                call.unknown(error)
+            return
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, Transaction):
+                call.answered(answer)
+            elif isinstance(answer, Refused):
+                call.failed(answer)
+            else:
+                call.unknown(answer)
+
+    async def ask(self, id: str, *, stale: bool = False) -> Transaction | None:
+        stale = stale or self._draw.random() < 0.2
+        call = self._invoke("get", id, stale=stale)
+        try:
+            wait_ms = self._draw.choice((None, None, 300))
+            answer = await self._library.get(id, wait_ms=wait_ms, stale=stale, deadline=5.0)
+        except (UnknownTransaction, Expired):
+            call.unheard_of()
+        except ClientError as error:
+            call.unknown(error)
+        else:
+            call.answered(answer)
+            return answer
+        return None
+
+    async def inquire_then_begin(self) -> None:
+        """Presumed abort: what was answered "abort" because nobody knew it never commits."""
+        body = self.new_body()
+        id = body["id"]
+        call = self._invoke("decision", id)
+        try:
+            decision = await self._library.decision(id, "1", "0" * 64, deadline=5.0)
+        except ClientError as error:
+            call.unknown(error)
+        else:
+            call.end("ok", outcome="aborted" if decision == "abort" else None, decision=decision)
+        await self.submit(body)
+
+    async def list(self) -> None:
+        try:
+            await self._library.list(limit=5, deadline=3.0)
+        except ClientError:
+            return
+
+    def _deadline_s(self) -> float:
+        return self._draw.choice((3.0, 10.0, 20.0))
+
+    def _invoke(self, call: str, id: str, **fields: Any) -> _Call:
+        self._load.operations += 1
+        return _Call(self, self._load.operations, call, id, fields)
+
+    def record(self, event: str, **fields: Any) -> None:
+        process = self._host.process
+        if process is not None and process.alive:
+            self._world.record(event, client=self._session, **fields)
+
+
+class _Call:
+    """One call in the history."""
+
+    def __init__(self, user: User, number: int, call: str, id: str, fields: Body) -> None:
+        self._user = user
+        self._number = number
+        self._id = id
+        self._call = call
+        user.record("invoke", op=number, call=call, id=id, **fields)
+
+    def answered(self, answer: Transaction) -> None:
+        self.end("ok", outcome=answer.outcome, state=answer.state)
+        if self._call == "submit" and answer.outcome is not None:
+            self._user._world.count(answer.outcome)
+
+    def failed(self, error: Refused) -> None:
+        self.end("fail", error=error.code)
+        self._user._world.count("refused")
+
+    def unknown(self, error: ClientError) -> None:
+        self.end("info", error=type(error).__name__)
+        if self._call == "submit":
+            self._user._world.count("unknown")
+
+    def unheard_of(self) -> None:
+        self.end("ok", outcome=None, state="unknown")
+
+    def end(self, event: str, **fields: Any) -> None:
+        self._user.record(event, op=self._number, call=self._call, id=self._id, **fields)
+
+
+def _told(body: Body) -> Body:
+    """What history keeps of a body."""
+    participants = {
+        entry["name"]: [entry["payload"][k] for k in ("account", "amount", "vote")]
+        for entry in body["participants"]
+    }
+    work = body["participants"][0]["payload"]["work"]
+    return {"participants": participants, "work": work}

@@ -1,0 +1,382 @@
+"""The machines of one run, what is started on them, how they die, and the history they write.
+
+A `Host` is a machine with a clock and a program that a supervisor starts again after every end of
+it. Everything random comes from streams named after their use, so that a draw more in one does not
+change the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import traceback
+import zlib
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from aiohttp import web
+
+from cluster.directory import open_directory
+from cluster.errors import DiskFailed, StorageError
+from cluster.node import Node
+from cluster.settings import (
+    Address,
+    ClusterSettings,
+    LogSettings,
+    NodeSettings,
+    RaftTimings,
+    Retention,
+    Timings,
+)
+from participants.inquiry import InquirySettings
+from participants.sdk import ParticipantSettings
+from tests.simulation.disk import SimDisk
+from tests.simulation.environment import Environment
+from tests.simulation.loop import PROCESS, Process, SimLoop
+from tests.simulation.network import Machine, SimNetwork
+from tests.simulation.services import PlainService, SdkService, SimStore, with_manners
+
+EPOCH_MS = 1_750_000_000_000
+"""The wall clock at the beginning of every run."""
+DIRECTORY = Path("/node")
+RAFT_PORT, API_PORT, SERVICE_PORT = 7100, 8100, 9000
+CLUSTER = "simulated"
+
+
+class PowerCut(BaseException):
+    """The process died in a disk operation."""
+
+
+class Host(Machine):
+    """A machine, its clock, and the program on it."""
+
+    def __init__(self, world: World, name: str, address: str) -> None:
+        super().__init__(name, address)
+        self.world = world
+        self.process: Process | None = None
+        self.starts = 0
+        self.offset_ms = 0.0
+        self.rate = 1.0
+        self.retired = False
+        """Nobody starts it again: its disk is damaged, and an operator would replace it."""
+
+    def now_ms(self) -> int:
+        return EPOCH_MS + int(self.offset_ms + self.world.loop.now * 1000 * self.rate)
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.alive
+
+    async def main(self, process: Process) -> int:
+        """The program: its exit code."""
+        raise NotImplementedError
+
+    def crashed(self, *, power: bool) -> None:
+        """What its storage makes of the end."""
+
+    def start(self) -> None:
+        if self.runs or self.retired:
+            return
+        world = self.world
+        self.has_power = True
+        self.starts += 1
+        process = self.process = Process(self.name, self.starts, self)
+        context = copy_context()
+        context.run(PROCESS.set, process)
+        world.record("started", host=self.name, start=self.starts)
+        world.keep(world.loop.create_task(self._supervised(process), context=context))
+
+    async def _supervised(self, process: Process) -> None:
+        code, why = 2, ""
+        try:
+            code = await self.main(process)
+        except (StorageError, OSError) as error:
+            why = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            code, why = 70, f"{type(error).__name__}: {error}"
+            self.world.keep_error(error)
+        if process.alive:
+            self.ended(code, why)
+
+    def ended(self, code: int, why: str) -> None:
+        self.world.record("exited", host=self.name, start=self.starts, code=code, why=why)
+        self.die(power=False, again_s=0.2 + self.world.draw("restart").random())
+
+    def die(self, *, power: bool, again_s: float | None) -> None:
+        """The program ends here and now; again after `again_s`, None: not by itself."""
+        process, world = self.process, self.world
+        if process is None or not process.alive:
+            return
+        process.alive = False
+        process.deferred = []
+        self.hang_up(process, silently=power, draw=world.draw("hang up"))
+        self.has_power = not power
+        self.crashed(power=power)
+        if again_s is not None:
+            world.network.later(world.loop.now + again_s, self.start)
+
+
+class NodeHost(Host):
+    """A node of the cluster."""
+
+    def __init__(self, world: World, name: str, address: str) -> None:
+        super().__init__(world, name, address)
+        self.disk = SimDisk()
+        self.disk.before = self._before_operation
+        self.node: Node | None = None
+        self.bootstrapped = False
+        self.full = False
+        self.rotten = ""
+        self.settings = NodeSettings(
+            name,
+            Address(address, API_PORT),
+            Address(address, RAFT_PORT),
+            Address(address, API_PORT),
+            Address(address, RAFT_PORT),
+        )
+
+    async def main(self, process: Process) -> int:
+        world = self.world
+        directory = open_directory(
+            DIRECTORY,
+            cluster=CLUSTER,
+            node=self.name,
+            bootstrap=not self.bootstrapped,
+            disk=self.disk,
+        )
+        self.bootstrapped = True
+        self.node = Node(
+            world.settings,
+            self.name,
+            directory=directory,
+            disk=self.disk,
+            fsync=world.sync,
+            now_ms=self.now_ms,
+            random=Random(f"{world.environment.seed} {self.name} {process.number}"),
+        )
+        return await self.node.run()
+
+    def ended(self, code: int, why: str) -> None:
+        if self.node is not None and self.node.replica.fatal is not None:
+            why = f"{type(self.node.replica.fatal).__name__}: {self.node.replica.fatal}"
+        if self.rotten and not self.full and code:
+            self.retired = True  # as it should: it says that it is damaged
+        super().ended(code, why)
+
+    def crashed(self, *, power: bool) -> None:
+        self.node = None
+        if power:
+            self.disk.lose_power(self.world.draw("power"))
+        else:
+            self.disk.kill()
+
+    def _before_operation(self, operation: str, path: Path) -> None:
+        process = PROCESS.get()
+        if process is None or not process.alive or process is not self.process:
+            raise PowerCut
+        world = self.world
+        if self.full and operation in ("write", "create", "make"):
+            raise DiskFailed(operation, path, "No space left on device")
+        point = world.environment.crash_point
+        if point and world.faulty and world.draw("crash point").random() < point:
+            power = world.draw("crash point").random() < 0.5
+            world.record("fault", kind="crash point", target=self.name, operation=operation)
+            world.count("crash points")
+            world.down(self, power=power)
+            raise PowerCut
+
+
+class ServiceHost(Host):
+    """A participant."""
+
+    def __init__(self, world: World, name: str, address: str, kind: str) -> None:
+        super().__init__(world, name, address)
+        self.kind = kind
+        self.store = SimStore()
+        self.url = f"http://{address}:{SERVICE_PORT}"
+
+    async def main(self, process: Process) -> int:
+        world, environment = self.world, self.world.environment
+        random = Random(f"{environment.seed} {self.name} {process.number}")
+
+        def note(event: str, **fields: Any) -> None:
+            if process.alive:
+                world.record(event, participant=self.name, **fields)
+
+        self.store.note = note
+        if self.kind == "sdk":
+            settings = ParticipantSettings(
+                grace_ms=environment.grace_ms,
+                inquiry=InquirySettings(
+                    first_after_s=environment.inquiry_after_s, max_delay_s=3.0, timeout_s=2.0
+                ),
+            )
+            application = SdkService(
+                self.store,
+                settings,
+                now_ms=self.now_ms,
+                random=random,
+                manners=environment.manners,
+            ).application()
+        else:
+            remembers = self.kind == "plain"
+            application = PlainService(
+                self.store, now_ms=self.now_ms, remembers=remembers
+            ).application()
+        draw = Random(random.getrandbits(48))
+        with_manners(application, environment.manners, draw, lambda: world.faulty)
+        runner = web.AppRunner(application, access_log=None, handle_signals=False)
+        await runner.setup()
+        await web.TCPSite(runner, self.address, SERVICE_PORT).start()
+        await asyncio.get_running_loop().create_future()
+        return 0
+
+
+class ClientHost(Host):
+    """A program that uses the client library."""
+
+    def __init__(
+        self, world: World, name: str, address: str, load: Callable[[ClientHost], Awaitable[None]]
+    ) -> None:
+        super().__init__(world, name, address)
+        self._load = load
+        self.is_done = False
+
+    async def main(self, process: Process) -> int:
+        del process
+        await self._load(self)
+        self.is_done = True
+        self.retired = True
+        return 0
+
+
+class World:
+    """Everything of one run. `sync`: whether nodes sync their journals (a mutant takes it away)."""
+
+    def __init__(self, environment: Environment, *, verbose: bool = False) -> None:
+        self.environment = environment
+        self.verbose = verbose
+        self.sync = True
+        self.faulty = False
+        self.raging = asyncio.Event()
+        """The time of faults and load has begun."""
+        self.history: list[dict[str, Any]] = []
+        self.counts: dict[str, int] = {}
+        self.errors: list[BaseException] = []
+        self._draws: dict[str, Random] = {}
+        self._kept: list[object] = []
+        self._hash = hashlib.blake2b(digest_size=8)
+        self.loop = SimLoop(self.draw("threads"))
+        self.loop.thread_mean_s = environment.sync_mean_s
+        self.loop.set_exception_handler(self._unhandled)
+        self.network = self.loop.network = SimNetwork(self.loop, self.draw("network"))
+        self.network.weather = environment.weather
+        self.nodes = [
+            NodeHost(self, f"n{i}", f"127.0.1.{i}") for i in range(1, environment.nodes + 1)
+        ]
+        self.services = [
+            ServiceHost(self, f"p{i}", f"127.0.2.{i}", kind)
+            for i, kind in enumerate(environment.kinds, 1)
+        ]
+        self.clients: list[ClientHost] = []
+        self.settings = ClusterSettings(
+            CLUSTER,
+            tuple(node.settings for node in self.nodes),
+            timings=Timings(
+                call_timeout_ms=environment.call_timeout_ms,
+                retry_max_ms=environment.retry_max_ms,
+                grace_ms=environment.grace_ms,
+            ),
+            raft_timings=RaftTimings(
+                environment.heartbeat_ms, environment.election_min_ms, environment.election_max_ms
+            ),
+            retention=Retention(keep_ms=environment.keep_ms),
+            log=LogSettings(environment.snapshot_every),
+        )
+        clocks = self.draw("clocks")
+        for host in [*self.nodes, *self.services]:
+            host.rate = 1 + clocks.uniform(-1, 1) * environment.clock_rate
+            host.offset_ms = clocks.uniform(-1, 1) * environment.clock_offset_ms
+        for host in self.hosts:
+            self.network.add(host)
+
+    @property
+    def hosts(self) -> list[Host]:
+        return [*self.nodes, *self.services, *self.clients]
+
+    def draw(self, use: str) -> Random:
+        """The stream of this use."""
+        stream = self._draws.get(use)
+        if stream is None:
+            stream = self._draws[use] = Random(f"{self.environment.seed} {use}")
+        return stream
+
+    def keep(self, thing: object) -> None:
+        """Until the run is over: a dead task that is collected would run its `finally`s."""
+        self._kept.append(thing)
+
+    def keep_error(self, error: BaseException) -> None:
+        self.keep(error)
+        self.errors.append(error)
+
+    def down(self, host: Host, *, power: bool) -> None:
+        """Kill -9 or power loss, and a supervisor that starts it again after a while."""
+        draw = self.draw("restart")
+        again_s = draw.choice((0.05, 0.3, 1.0, 3.0)) * (0.5 + draw.random())
+        self.count("power losses" if power else "kills")
+        host.die(power=power, again_s=again_s)
+
+    def leader(self) -> NodeHost | None:
+        """A node that takes itself for the leader, the newest one."""
+        found: NodeHost | None = None
+        highest = -1
+        for host in self.nodes:
+            node = host.node
+            epoch = node.replica.epoch if host.runs and node is not None else None
+            if epoch is not None and epoch > highest:
+                found, highest = host, epoch
+        return found
+
+    # --- history
+
+    def record(self, event: str, **fields: Any) -> None:
+        """One event, as `tests/checker.py` describes them."""
+        line = {"event": event, "at": round(self.loop.now, 6), **fields}
+        self.history.append(line)
+        self._hash.update(json.dumps(line, default=str).encode())
+        if self.verbose:
+            rest = " ".join(f"{name}={value}" for name, value in fields.items())
+            print(f"{self.loop.now:10.4f} {event:10} {rest}")
+
+    def count(self, what: str, by: int = 1) -> None:
+        self.counts[what] = self.counts.get(what, 0) + by
+
+    @property
+    def trace(self) -> str:
+        """Of the history so far."""
+        return self._hash.hexdigest()
+
+    def applied(self, node: str, start: int, index: int, command: bytes) -> None:
+        digest = zlib.crc32(command)
+        self.record("applied", node=node, start=start, index=index, digest=digest)
+
+    def became_leader(self, node: str, term: int) -> None:
+        self.record("leader", node=node, term=term)
+        self.count("leaderships")
+
+    def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is None or isinstance(error, PowerCut):
+            return
+        self.keep_error(error)
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and "site-packages" in frames[-1].filename:
+            self.count("aiohttp's own errors")  # as when a stopped server goes on without its peer
+            return
+        if self.verbose:
+            traceback.print_exception(error)
+        self.record("unhandled", message=context.get("message", "")[:100], error=repr(error)[:200])
