@@ -131,10 +131,11 @@ def draw_environment(seed: int) -> Environment:
         retry_max_ms=choice((300, 1_000)),
         grace_ms=grace_ms,
         timeouts_ms=choice(((400, 3_000), (1_500, 3_000), (3_000,))),
-        keep_ms=choice((2_000, 5_000, 86_400_000, 86_400_000)),
+        keep_ms=(keep_ms := choice((2_000, 5_000, 86_400_000, 86_400_000))),
         clock_rate=choice((0.0, 0.0, 0.001, 0.01)) if not soft else 0.0,
         clock_offset_ms=choice((0, 100, 2_000)) if not soft else grace_ms // 4,
-        clock_jump_ms=choice(jumps) if not soft else grace_ms // 8,
+        # If most clocks are wrong by more than ids are kept, new ids are refused: not a fault.
+        clock_jump_ms=min(choice(jumps) if not soft else grace_ms // 8, keep_ms // 8),
         think_s=choice((0.2, 0.6, 1.5)),
         client_timeout_s=choice((0.5, 1.0, 2.0)),
         vote_no=choice((0.0, 0.05, 0.3)),
