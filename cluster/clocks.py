@@ -22,7 +22,7 @@ import logging
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from cluster.replica_status import ReplicaStatus
+from cluster.raft.status import ReplicaStatus
 
 LOG = logging.getLogger("assent.clocks")
 

@@ -24,16 +24,16 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from cluster.clocks import ClockWatch
-from cluster.directory import Directory, open_directory
-from cluster.disk import Disk, PosixDisk
 from cluster.errors import DiskFailed, FailStop, StorageError
 from cluster.garbage import collected_in_steps
-from cluster.journal import Journal
-from cluster.raft_state import Role
-from cluster.replica import Replica
-from cluster.replica_status import PeerStatus
+from cluster.raft.replica import Replica
+from cluster.raft.state import Role
+from cluster.raft.status import PeerStatus
 from cluster.settings import ClusterSettings, NodeSettings
-from cluster.snapshots import SnapshotStore
+from cluster.storage.directory import Directory, open_directory
+from cluster.storage.disk import Disk, PosixDisk
+from cluster.storage.journal import Journal
+from cluster.storage.snapshots import SnapshotStore
 from coordinator.api import Check, build_application
 from coordinator.api_http import Runner
 from coordinator.driver import Driver

@@ -1,8 +1,8 @@
 """The port to a replicated log: what the coordinator needs of consensus, and no more.
 
-`cluster/replica.py` implements `ReplicatedLog` over Raft; tests implement it in memory. The log
-carries commands as bytes to a `StateMachine` on every node, in one order. Each leadership starts
-with an epoch; a command proposed under one epoch does nothing in another.
+`cluster/raft/replica.py` implements `ReplicatedLog` over Raft; tests implement it in memory. The
+log carries commands as bytes to a `StateMachine` on every node, in one order. Each leadership
+starts with an epoch; a command proposed under one epoch does nothing in another.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the tests with real processes share: a cluster, load upon it, and the account at the end.
 
-Every cluster is started from the command line (`cluster.local_cluster` runs `python -m cluster
+Every cluster is started from the command line (`cluster.local.cluster` runs `python -m cluster
 node` and `python -m participants`), with its journal synced. A test waits for what must come about,
 never for time to pass; what does not come about in `PATIENCE_S` is a failure.
 """
@@ -21,8 +21,8 @@ from typing import Any
 import aiohttp
 
 from cluster.client import Client, ClientError, OutcomeUnknown, Transaction
-from cluster.local_cluster import LocalCluster
-from cluster.sample_order import order
+from cluster.local.cluster import LocalCluster
+from cluster.local.sample_order import order
 from coordinator.ids import IdMaker
 from tests.bare_http import PATIENCE_S
 from tests.history import History

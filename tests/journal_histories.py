@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from cluster.journal import Entry, Journal
+from cluster.storage.journal import Entry, Journal
 from tests.memory_disk import MemoryDisk, PowerCut
 
 HOME = Path("/journal")

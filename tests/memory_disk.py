@@ -12,8 +12,8 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.disk import File
 from cluster.errors import DiskFailed, InUse
+from cluster.storage.disk import File
 
 _SECTOR = 64
 """Writes are torn at multiples of this; smaller than life, so that small files tear, too."""
@@ -33,7 +33,7 @@ class _Content:
 
 
 class MemoryDisk:
-    """`cluster.disk.Disk`."""
+    """`cluster.storage.disk.Disk`."""
 
     def __init__(self) -> None:
         self.files: dict[Path, _Content] = {}
@@ -151,7 +151,7 @@ class MemoryDisk:
 
 
 class MemoryFile:
-    """`cluster.disk.File`."""
+    """`cluster.storage.disk.File`."""
 
     def __init__(self, disk: MemoryDisk, path: Path, content: _Content) -> None:
         self._disk = disk

@@ -15,14 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.disk import PosixDisk
-from cluster.journal import Journal
-from cluster.raft_core import RaftCore, Surroundings
-from cluster.raft_entries import COMMANDS, encode_group
-from cluster.raft_state import CoreLimits, Role
-from cluster.settings import RaftTimings
-from cluster.snapshots import SnapshotStore
-from cluster.wire import (
+from cluster.raft.core import RaftCore, Surroundings
+from cluster.raft.entries import COMMANDS, encode_group
+from cluster.raft.state import CoreLimits, Role
+from cluster.raft.wire import (
     MAX_FRAME_BYTES,
     Append,
     Entry,
@@ -32,6 +28,10 @@ from cluster.wire import (
     SnapshotPiece,
     encode,
 )
+from cluster.settings import RaftTimings
+from cluster.storage.disk import PosixDisk
+from cluster.storage.journal import Journal
+from cluster.storage.snapshots import SnapshotStore
 from tests.ledger import Ledger, put
 
 TIMINGS = RaftTimings(heartbeat_ms=100, election_min_ms=400, election_max_ms=1000)

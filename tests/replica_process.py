@@ -13,12 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.disk import PosixDisk
-from cluster.journal import Journal
-from cluster.raft_state import CoreLimits
-from cluster.replica import Replica, ReplicaLimits
+from cluster.raft.replica import Replica, ReplicaLimits
+from cluster.raft.state import CoreLimits
 from cluster.settings import RaftTimings
-from cluster.snapshots import SnapshotStore
+from cluster.storage.disk import PosixDisk
+from cluster.storage.journal import Journal
+from cluster.storage.snapshots import SnapshotStore
 from tests.ledger import Ledger, put
 
 PROPOSERS = 8

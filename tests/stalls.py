@@ -31,12 +31,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.disk import PosixDisk
 from cluster.garbage import collected_in_steps
-from cluster.journal import Journal
-from cluster.replica import Replica
+from cluster.raft.replica import Replica
 from cluster.settings import RaftTimings
-from cluster.snapshots import SnapshotStore
+from cluster.storage.disk import PosixDisk
+from cluster.storage.journal import Journal
+from cluster.storage.snapshots import SnapshotStore
 from coordinator.commands import Acknowledge, Begin, Command, Decide, Forget, encode
 from coordinator.facts import Branch, Mode
 from coordinator.ids import IdMaker

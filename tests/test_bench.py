@@ -16,11 +16,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from cluster import bench, bench_report
-from cluster.bench_floor import measure_floor
-from cluster.bench_load import Tally, run_load
-from cluster.bench_requests import Load, RequestMaker
-from cluster.cli import main
+from cluster.bench import report as bench_report
+from cluster.bench import run as bench
+from cluster.bench.floor import measure_floor
+from cluster.bench.load import Tally, run_load
+from cluster.bench.requests import Load, RequestMaker
+from cluster.cli.main import main
 from cluster.profiling import VARIABLE, profiled, summary
 from coordinator.ids import time_of
 from participants import bench as bench_participants
@@ -367,7 +368,7 @@ def test_branches_left_prepared_fail_the_measurement(monkeypatch: pytest.MonkeyP
 
 
 def test_the_floor_is_more_than_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.bench_floor.ROUNDS", 20)
+    monkeypatch.setattr("cluster.bench.floor.ROUNDS", 20)
     floor = asyncio.run(measure_floor(tmp_path))
     assert all(0 < one["p50"] <= one["p99"] for one in floor.values())
     assert floor["transaction, bare"]["p50"] > floor["quorum round, synced"]["p50"]

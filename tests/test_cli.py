@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from cluster.cli import main
+from cluster.cli.main import main
 from tests.fake_nodes import FakeNode, committed, fails, node_beside, shown
 
 Run = Callable[..., tuple[int, str, str]]

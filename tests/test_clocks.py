@@ -10,7 +10,7 @@ import pytest
 
 from cluster import clocks
 from cluster.clocks import LOOKS, MAX_OFFSET_MS, SUCCESSOR_OFFSET_MS, TRY_EVERY, ClockWatch
-from cluster.replica_status import PeerStatus, ReplicaStatus, unknown_status
+from cluster.raft.status import PeerStatus, ReplicaStatus, unknown_status
 from tests.test_replica import Cluster, run, until
 
 FAR = MAX_OFFSET_MS + 1

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from cluster.client import Client, Conflict, Transaction
-from cluster.local_cluster import LocalCluster
-from cluster.sample_order import order
+from cluster.local.cluster import LocalCluster
+from cluster.local.sample_order import order
 from tests.bare_http import PATIENCE_S, http_follow, http_once, http_submit
 from tests.cluster_rig import (
     Shared,

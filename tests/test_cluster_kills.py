@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from cluster.client import Client
-from cluster.local_cluster import LocalCluster
-from cluster.sample_order import order
+from cluster.local.cluster import LocalCluster
+from cluster.local.sample_order import order
 from tests.bare_http import PATIENCE_S, Connection
 from tests.cluster_rig import (
     Load,

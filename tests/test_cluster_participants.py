@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from cluster.client import Client, Transaction
-from cluster.local_cluster import LocalCluster
-from cluster.sample_order import order
+from cluster.local.cluster import LocalCluster
+from cluster.local.sample_order import order
 from participants.simulated import Fault, Rule, Simulated
 from tests.cluster_rig import (
     Load,

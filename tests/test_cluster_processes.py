@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from cluster.client import Client
-from cluster.local_cluster import LocalCluster
-from cluster.sample_order import order
+from cluster.local.cluster import LocalCluster
+from cluster.local.sample_order import order
 from tests.bare_http import http_once
 from tests.cluster_rig import all_ready, check, eventually, load, new_id
 from tests.history import History

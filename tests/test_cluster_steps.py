@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from cluster.client import Client
-from cluster.local_cluster import LocalCluster
-from cluster.sample_order import order
+from cluster.local.cluster import LocalCluster
+from cluster.local.sample_order import order
 from tests.cluster_rig import Shared, kill_leader, new_id, run_with, shared_cluster
 from tests.history import History
 from tests.stubs import Stub, answer, hang, in_turn, per_operation

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.demo_account import Account, Report
+from cluster.local.demo_account import Account, Report
 
 EFFECTS = {"a": "committed", "c": "committed"}
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.directory import Directory, open_directory
-from cluster.disk import Disk, PosixDisk
 from cluster.errors import Damaged, DiskFailed, Foreign, InUse, NotBootstrapped
-from cluster.journal import Journal
-from cluster.journal_recovery import segment_path
-from cluster.records import decode_record, encode_record
+from cluster.storage.directory import Directory, open_directory
+from cluster.storage.disk import Disk, PosixDisk
+from cluster.storage.journal import Journal
+from cluster.storage.journal_recovery import segment_path
+from cluster.storage.records import decode_record, encode_record
 from tests.memory_disk import MemoryDisk, PowerCut
 
 HOME = Path("/home/n1")
@@ -92,8 +92,9 @@ def test_s18_a_second_process_on_the_same_directory_is_refused(tmp_path: Path) -
     path = tmp_path / "n1"
     bootstrapped(PosixDisk(), path)
     code = (
-        "import sys; from pathlib import Path; from cluster.directory import open_directory\n"
-        "from cluster.disk import PosixDisk\n"
+        "import sys; from pathlib import Path\n"
+        "from cluster.storage.directory import open_directory\n"
+        "from cluster.storage.disk import PosixDisk\n"
         "directory = open_directory(Path(sys.argv[1]), cluster='c', node='n1', bootstrap=False,"
         " disk=PosixDisk())\n"
         "print('held', flush=True); input()"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.disk import Disk, File, PosixDisk, read_file
 from cluster.errors import DiskFailed, InUse, StorageError
+from cluster.storage.disk import Disk, File, PosixDisk, read_file
 
 DISK: Disk = PosixDisk()
 
@@ -109,7 +109,7 @@ def test_s18_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from cluster.disk import PosixDisk\n"
+            "import sys; from pathlib import Path; from cluster.storage.disk import PosixDisk\n"
             "lock = PosixDisk().lock(Path(sys.argv[1])); print('held', flush=True); input()",
             str(tmp_path / "LOCK"),
         ],

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.disk import PosixDisk
 from cluster.errors import DiskFailed, FailStop
-from cluster.journal import Journal
-from cluster.journal_recovery import segment_numbers
+from cluster.storage.disk import PosixDisk
+from cluster.storage.journal import Journal
+from cluster.storage.journal_recovery import segment_numbers
 from tests.journal_histories import (
     HOME,
     append,

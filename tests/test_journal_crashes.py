@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.disk import PosixDisk
 from cluster.errors import Damaged, DiskFailed
-from cluster.journal import Journal
-from cluster.journal_recovery import segment_numbers, segment_path
-from cluster.records import OVERHEAD, decode_record
+from cluster.storage.disk import PosixDisk
+from cluster.storage.journal import Journal
+from cluster.storage.journal_recovery import segment_numbers, segment_path
+from cluster.storage.records import OVERHEAD, decode_record
 from tests.journal_histories import (
     HOME,
     History,

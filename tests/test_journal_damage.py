@@ -7,10 +7,10 @@ import random
 import pytest
 
 from cluster.errors import Damaged, Foreign, StorageError
-from cluster.journal import Journal
-from cluster.journal_format import decode_body, encode_header
-from cluster.journal_recovery import segment_numbers, segment_path
-from cluster.records import decode_record, encode_record
+from cluster.storage.journal import Journal
+from cluster.storage.journal_format import decode_body, encode_header
+from cluster.storage.journal_recovery import segment_numbers, segment_path
+from cluster.storage.records import decode_record, encode_record
 from tests.journal_histories import (
     HOME,
     append,

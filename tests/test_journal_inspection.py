@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from cluster.cli import main
-from cluster.directory import open_directory
-from cluster.disk import PosixDisk
+from cluster.cli.main import main
 from cluster.errors import StorageError
-from cluster.journal import Journal
-from cluster.journal_inspection import NotADirectory, inspect
-from cluster.journal_words import Unreadable, words_of, words_of_entry
-from cluster.raft_entries import COMMANDS, MEMBERS, NOTHING, encode_group
-from cluster.raft_members import encode_members
-from cluster.snapshots import SnapshotMeta, SnapshotStore
+from cluster.raft.entries import COMMANDS, MEMBERS, NOTHING, encode_group
+from cluster.raft.members import encode_members
+from cluster.storage.directory import open_directory
+from cluster.storage.disk import PosixDisk
+from cluster.storage.journal import Journal
+from cluster.storage.journal_inspection import NotADirectory, inspect
+from cluster.storage.journal_words import Unreadable, words_of, words_of_entry
+from cluster.storage.snapshots import SnapshotMeta, SnapshotStore
 from coordinator.commands import (
     KINDS,
     Acknowledge,

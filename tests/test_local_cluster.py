@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from cluster.child_process import ChildProcess
 from cluster.client import Client
-from cluster.local_cluster import SERVICES, LocalCluster, LocalClusterError
-from cluster.local_directory import take_lock
-from cluster.ports import PortBusyError, free_ports, ports_at, refuse_busy
-from cluster.sample_order import order
+from cluster.local.child_process import ChildProcess
+from cluster.local.cluster import SERVICES, LocalCluster, LocalClusterError
+from cluster.local.directory import take_lock
+from cluster.local.ports import PortBusyError, free_ports, ports_at, refuse_busy
+from cluster.local.sample_order import order
 from cluster.settings import load_settings
 
 PROJECT = Path(__file__).parent.parent
@@ -89,7 +89,7 @@ def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from cluster.child_process import ChildProcess\n"
+        "from cluster.local.child_process import ChildProcess\n"
         "child = ChildProcess('c', [sys.executable, '-c',"
         " \"print('up', flush=True); import time; time.sleep(600)\"], Path(sys.argv[1]))\n"
         "child.start()\n"

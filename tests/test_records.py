@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from cluster.records import (
+from cluster.storage.records import (
     MAGIC,
     OVERHEAD,
     body_length,

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from cluster.disk import PosixDisk
 from cluster.errors import DiskFailed, FailStop
-from cluster.journal import Journal
-from cluster.proposals import ProposalLimits
-from cluster.raft_state import CoreLimits, Role
-from cluster.replica import Replica, ReplicaLimits
+from cluster.raft.proposals import ProposalLimits
+from cluster.raft.replica import Replica, ReplicaLimits
+from cluster.raft.state import CoreLimits, Role
 from cluster.settings import RaftTimings
-from cluster.snapshots import SnapshotStore
+from cluster.storage.disk import PosixDisk
+from cluster.storage.journal import Journal
+from cluster.storage.snapshots import SnapshotStore
 from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
 from tests.ledger import Ledger, put
 

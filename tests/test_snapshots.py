@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.disk import PosixDisk
 from cluster.errors import Damaged, DiskFailed, Foreign
-from cluster.records import encode_record
-from cluster.snapshots import Receiving, SnapshotMeta, SnapshotStore
+from cluster.storage.disk import PosixDisk
+from cluster.storage.records import encode_record
+from cluster.storage.snapshots import Receiving, SnapshotMeta, SnapshotStore
 from tests.memory_disk import MemoryDisk, PowerCut
 
 HOME = Path("/snapshots")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from cluster import wire
-from cluster.transport import NotLoopback, Transport, TransportLimits
-from cluster.wire import Frames, Hello, RaftMessage, Refused, TimeoutNow, Welcome, encode
+from cluster.raft import wire
+from cluster.raft.transport import NotLoopback, Transport, TransportLimits
+from cluster.raft.wire import Frames, Hello, RaftMessage, Refused, TimeoutNow, Welcome, encode
 
 DEADLINE_S = 30
 

@@ -9,8 +9,8 @@ import tracemalloc
 import msgpack
 import pytest
 
-from cluster import wire
-from cluster.wire import BadFrame, Frames, Message, encode
+from cluster.raft import wire
+from cluster.raft.wire import BadFrame, Frames, Message, encode
 
 BOOT = bytes(range(16))
 MESSAGES: list[Message] = [

@@ -10,12 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from cluster import wire
 from cluster.errors import FailStop
-from cluster.raft_core import RaftCore
-from cluster.raft_entries import COMMANDS, encode_group
-from cluster.raft_state import CoreLimits, Role
-from cluster.wire import Append, AppendReply, PreVoteReply, RequestVote, SnapshotPiece, TimeoutNow
+from cluster.raft import wire
+from cluster.raft.core import RaftCore
+from cluster.raft.entries import COMMANDS, encode_group
+from cluster.raft.state import CoreLimits, Role
+from cluster.raft.wire import (
+    Append,
+    AppendReply,
+    PreVoteReply,
+    RequestVote,
+    SnapshotPiece,
+    TimeoutNow,
+)
 from tests.ledger import put
 from tests.pysyncobj_flaws.test_safety import lagging, led
 from tests.raft_world import TIMINGS, World, append, pre_vote

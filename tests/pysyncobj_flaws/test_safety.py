@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster import wire
-from cluster.directory import Directory, open_directory
-from cluster.disk import PosixDisk
 from cluster.errors import DiskFailed, FailStop, InUse
-from cluster.journal import Journal
-from cluster.raft_entries import COMMANDS, MEMBERS, encode_group
-from cluster.raft_members import decode_members, encode_members
-from cluster.raft_state import CoreLimits, Role
-from cluster.wire import AppendReply, RequestVote, SnapshotReply, VoteReply
+from cluster.raft import wire
+from cluster.raft.entries import COMMANDS, MEMBERS, encode_group
+from cluster.raft.members import decode_members, encode_members
+from cluster.raft.state import CoreLimits, Role
+from cluster.raft.wire import AppendReply, RequestVote, SnapshotReply, VoteReply
+from cluster.storage.directory import Directory, open_directory
+from cluster.storage.disk import PosixDisk
+from cluster.storage.journal import Journal
 from tests.ledger import put
 from tests.raft_world import Node, World, append, piece
 

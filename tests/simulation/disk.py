@@ -1,8 +1,8 @@
 """A disk that a process can die on at any operation, that loses power, fills up and rots.
 
-`SimDisk` is the `cluster.disk.Disk` of one machine for the whole run. Every operation that changes
-something first asks `before`, which may raise: the process then got no further (of a write any
-beginning is there). What a crash leaves:
+`SimDisk` is the `cluster.storage.disk.Disk` of one machine for the whole run. Every operation that
+changes something first asks `before`, which may raise: the process then got no further (of a write
+any beginning is there). What a crash leaves:
 
 - `kill`: everything that was written; no locks.
 - `lose_power`: the names up to some point after the last sync of the directory; of every file the
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from cluster.disk import File
 from cluster.errors import DiskFailed, InUse
+from cluster.storage.disk import File
 
 SECTOR = 512
 
@@ -154,7 +154,7 @@ class SimDisk:
 
 
 class SimFile:
-    """`cluster.disk.File`."""
+    """`cluster.storage.disk.File`."""
 
     def __init__(self, disk: SimDisk, path: Path, content: _Content) -> None:
         self._disk = disk

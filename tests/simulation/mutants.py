@@ -15,10 +15,10 @@ from unittest.mock import patch
 
 import coordinator.machine
 import participants.branch
-from cluster.journal import Journal
-from cluster.journal_segments import Segments
-from cluster.raft_core import RaftCore
-from cluster.replica import Replica
+from cluster.raft.core import RaftCore
+from cluster.raft.replica import Replica
+from cluster.storage.journal import Journal
+from cluster.storage.journal_segments import Segments
 from coordinator.commands import Acknowledge, Command, Decide, Epoch
 from coordinator.facts import Transaction
 from coordinator.machine import Machine, Result

@@ -22,8 +22,8 @@ from unittest.mock import patch
 import aiohappyeyeballs
 
 import coordinator.courier
-from cluster.raft_core import RaftCore
-from cluster.raft_state import Role
+from cluster.raft.core import RaftCore
+from cluster.raft.state import Role
 from tests.simulation.loop import PROCESS
 from tests.simulation.network import Endpoint, SimNetwork
 

@@ -11,8 +11,8 @@ from collections.abc import Awaitable
 from random import Random
 from typing import Any
 
-from cluster.async_client import Client
-from cluster.client_answers import ClientError, Expired, Refused, Transaction, UnknownTransaction
+from cluster.client.answers import ClientError, Expired, Refused, Transaction, UnknownTransaction
+from cluster.client.async_client import Client
 from tests.simulation.services import ACCOUNTS
 from tests.simulation.world import ClientHost, ServiceHost, World
 

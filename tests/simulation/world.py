@@ -20,7 +20,6 @@ from typing import Any
 
 from aiohttp import web
 
-from cluster.directory import open_directory
 from cluster.errors import DiskFailed, StorageError
 from cluster.node import Node
 from cluster.settings import (
@@ -32,6 +31,7 @@ from cluster.settings import (
     Retention,
     Timings,
 )
+from cluster.storage.directory import open_directory
 from participants.inquiry import InquirySettings
 from participants.sdk import ParticipantSettings
 from tests.simulation.disk import SimDisk

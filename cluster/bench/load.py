@@ -1,0 +1,380 @@
+"""The load of a measurement: begins transactions as fast, or as often, as it is told.
+
+It shares the machine with what it measures, so it is lean: connections are bare protocols, a
+request is a few prepared pieces around new ids, an answer is searched, not decoded. And it is
+honest:
+
+- Every answer must name the id that was asked for and an outcome that its votes allow; one that
+  does not counts as wrong. An abort that no vote asked for is allowed (a timeout, a change of
+  leader), and counted apart.
+- In an open loop (`rate`) a latency counts from when the request was meant to start, not from when
+  a connection was free for it.
+- A request that fails in an unknown way is asked again with the same ids, at another node, as the
+  client library does; its latency goes on counting. A 429 is an answer: refused.
+
+    python -m cluster.bench.load       reads a Load as a line of JSON from standard input
+
+It answers with a line when it begins to measure, and with a line of figures (`Tally`) at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import itertools
+import json
+import math
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from cluster.bench.requests import Load, Request, RequestMaker
+
+GIVE_UP_S = 30.0
+_AGAIN_S = 0.02
+_REFUSED_PAUSE_S = 0.05
+_TICK_S = 0.001
+_LAG_EVERY_S = 0.02
+_GROWTH = math.log(1.01)
+"""Latencies are counted by steps of one hundredth."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of it, within the time of measuring. Counts are of transactions.
+
+    `unsent`: of an open loop, still waiting for a connection at the end: more than can be done.
+    `latencies`: how many requests took about `1.01 ** step` microseconds, by step.
+    """
+
+    committed: int = 0
+    aborted: int = 0
+    aborted_unasked: int = 0
+    wrong: int = 0
+    refused: int = 0
+    failed: int = 0
+    asked_again: int = 0
+    unsent: int = 0
+    seconds: float = 0.0
+    longest_ms: float = 0.0
+    loop_lag_ms: float = 0.0
+    latencies: dict[int, int] = field(default_factory=dict)
+    first_wrong: str = ""
+
+
+def main() -> None:
+    fields = json.loads(sys.stdin.readline())
+    fields["nodes"], fields["participants"] = tuple(fields["nodes"]), tuple(fields["participants"])
+    gc.freeze()
+    tally = _runner()(run_load(Load(**fields), begun=_say_begun))
+    print(json.dumps(asdict(tally)), flush=True)
+    sys.stdin.read()  # until nobody needs this process any more: what it used is read of the system
+
+
+def _runner() -> Any:
+    """What runs a coroutine: uvloop's where it is installed, for it takes less from the others."""
+    try:
+        import uvloop  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
+    except ImportError:
+        return asyncio.run
+    return uvloop.run
+
+
+def _say_begun() -> None:
+    print('{"measuring":true}', flush=True)
+
+
+async def run_load(load: Load, begun: Any = lambda: None) -> Tally:
+    """Warm up, call `begun`, measure, and wait for what is under way."""
+    crowd = _Crowd(load)
+    return await crowd.run(begun)
+
+
+# --- connections ------------------------------------------------------------------------------
+
+
+class _Connection(asyncio.Protocol):
+    """One connection to the node at `url`, with at most one request under way."""
+
+    def __init__(self, crowd: _Crowd, url: str) -> None:
+        parts = urlsplit(url)
+        self.url = url
+        self._crowd = crowd
+        self._head = (
+            f"POST /v1/transactions HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+            "Content-Type: application/json\r\nContent-Length: "
+        ).encode("ascii")
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._needed = 0
+        self.request: Request | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, and does not say so
+
+    def send(self, request: Request) -> None:
+        assert self._transport is not None
+        self.request = request
+        body = request.body
+        self._transport.write(self._head + b"%d\r\n\r\n" % len(body) + body)
+
+    def data_received(self, received: bytes) -> None:
+        buffer = self._buffer + received if self._buffer else received
+        if len(buffer) < self._needed:
+            self._buffer = buffer
+            return
+        end = buffer.find(b"\r\n\r\n")
+        length = -1 if end < 0 else _content_length(buffer, end)
+        if length < 0 or len(buffer) < end + 4 + length:
+            self._buffer = buffer
+            self._needed = 0 if length < 0 else end + 4 + length
+            return
+        self._buffer, self._needed = b"", 0
+        request, self.request = self.request, None
+        if request is not None:
+            self._crowd.answered(self, request, int(buffer[9:12]), buffer[: end + 4], buffer[end:])
+
+    def connection_lost(self, _: Exception | None) -> None:
+        request, self.request = self.request, None
+        self._crowd.lost(self, request)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+def _content_length(buffer: bytes, end: int) -> int:
+    at = buffer.find(b"Content-Length: ", 0, end)
+    if at < 0:
+        raise AssertionError(f"an answer without Content-Length: {buffer[:end]!r}")
+    return int(buffer[at + 16 : buffer.index(b"\r\n", at)])
+
+
+# --- all of them ------------------------------------------------------------------------------
+
+
+class _Crowd:
+    """The clients of one process."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._make = RequestMaker(load)
+        self._loop = asyncio.get_running_loop()
+        self._clock = time.perf_counter
+        self._leader = load.nodes[0]
+        self._others = itertools.cycle(load.nodes)
+        self._idle: deque[_Connection] = deque()
+        self._waiting: deque[Request] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[_Connection] = set()
+        self._measure_from = math.inf
+        self._measure_to = math.inf
+        self._begun = 0
+        self._under_way = 0
+        self._over = False
+        self._ended = self._loop.create_future()
+        self.tally = Tally()
+
+    async def run(self, begun: Any) -> Tally:
+        load = self._load
+        for _ in range(load.clients):
+            await self._connect(self._leader)
+        self._waiting.append(self._new(self._clock()))  # finds the leader
+        self._pump()
+        if load.rate:
+            self._loop.call_soon(self._tick, self._clock())
+        else:
+            for _ in range(load.clients - 1):
+                self._waiting.append(self._new(self._clock()))
+            self._pump()
+        await asyncio.sleep(load.warm_up_s)
+        begun()
+        self._measure_from = self._clock()
+        self._watch_lag(self._loop.time())
+        if load.most:
+            await self._ended
+        else:
+            self._measure_to = self._measure_from + load.seconds
+            await asyncio.sleep(load.seconds)
+            self._over = True
+            self.tally.unsent = load.batch * len(self._waiting)
+            self._under_way -= len(self._waiting)
+            self._waiting.clear()
+            if self._under_way:
+                await self._ended
+        self.tally.seconds = min(self._clock(), self._measure_to) - self._measure_from
+        await self._close()
+        return self.tally
+
+    # --- sending ---
+
+    def _new(self, started: float) -> Request:
+        self._under_way += 1
+        self._begun += self._load.batch
+        return self._make(started)
+
+    def _tick(self, due: float) -> None:
+        """An open loop: requests begin when it is their time, whatever became of those before."""
+        if self._over:
+            return
+        now = self._clock()
+        while due <= now:
+            self._waiting.append(self._new(due))
+            due += 1 / self._load.rate
+        self._pump()
+        self._loop.call_later(_TICK_S, self._tick, due)
+
+    def _pump(self) -> None:
+        while self._waiting and self._idle:
+            self._idle.popleft().send(self._waiting.popleft())
+
+    def _again(self, request: Request, after_s: float) -> None:
+        """The same request: what became of it is not known, and the ids make it the same one."""
+        if self._clock() - request.started > GIVE_UP_S:
+            self.tally.failed += len(request.ids)
+            self._end()
+            return
+        if self._clock() >= self._measure_from:
+            self.tally.asked_again += 1
+        self._loop.call_later(after_s, self._wait, request)
+
+    def _wait(self, request: Request) -> None:
+        self._waiting.append(request)
+        self._pump()
+
+    # --- answers ---
+
+    def answered(
+        self, connection: _Connection, request: Request, status: int, head: bytes, body: bytes
+    ) -> None:
+        if status == 200:
+            if connection.url == self._leader:
+                self._idle.append(connection)
+            else:
+                self._move(connection)
+            self._check(request, body)
+            self._end()
+            return
+        if status == 307:
+            location = head.split(b"Location: ", 1)[1].split(b"\r\n", 1)[0].decode("ascii")
+            self._leader = location.removesuffix("/v1/transactions")
+        self._move(connection)
+        if status == 429:
+            self.tally.refused += len(request.ids)
+            self._loop.call_later(_REFUSED_PAUSE_S, self._end)
+        elif status in (307, 503):
+            self._again(request, 0.0 if status == 307 else _AGAIN_S)
+        else:
+            self._wrong(request, f"{status} {body[:500]!r}")
+            self._end()
+
+    def lost(self, connection: _Connection, request: Request | None) -> None:
+        """The node went away, perhaps with our request."""
+        if connection not in self._connections:
+            return  # we closed it
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if connection.url == self._leader:
+            self._leader = next(self._others)
+        self._spawn(self._leader)
+        if request is not None:
+            self._again(request, _AGAIN_S)
+
+    def _check(self, request: Request, body: bytes) -> None:
+        ids = request.ids
+        committed = body.count(b'"outcome":"committed"')
+        aborted = body.count(b'"outcome":"aborted"')
+        if committed > request.commits or committed + aborted != len(ids):
+            self._wrong(request, body[:500].decode("utf-8", "replace"))
+            return
+        if ids[0] not in body or ids[-1] not in body:
+            self._wrong(request, f"answered for another: {body[:500]!r}")
+            return
+        now = self._clock()
+        if self._measure_from <= now <= self._measure_to:
+            tally = self.tally
+            tally.committed += committed
+            tally.aborted += aborted
+            tally.aborted_unasked += request.commits - committed
+            took = now - request.started
+            step = int(math.log(took * 1e6) / _GROWTH)
+            tally.latencies[step] = tally.latencies.get(step, 0) + 1
+            tally.longest_ms = max(tally.longest_ms, took * 1000)
+
+    def _wrong(self, request: Request, why: str) -> None:
+        self.tally.wrong += len(request.ids)
+        self.tally.first_wrong = self.tally.first_wrong or why
+
+    def _end(self) -> None:
+        """A request is done; in a closed loop the next one begins."""
+        self._under_way -= 1
+        most = self._load.most
+        if most and self._begun >= most:
+            self._over = True
+        if not self._over:
+            if not self._load.rate:
+                self._waiting.append(self._new(self._clock()))
+        elif not self._under_way and not self._ended.done():
+            self._ended.set_result(None)
+        self._pump()
+
+    # --- connections ---
+
+    def _move(self, connection: _Connection) -> None:
+        """Use it again if it leads to the leader; else have one that does in its place."""
+        if connection.url == self._leader:
+            self._idle.append(connection)
+        else:
+            connection.request = None
+            self._connections.discard(connection)
+            connection.close()
+            self._spawn(self._leader)
+
+    def _spawn(self, url: str) -> None:
+        task = self._loop.create_task(self._connect(url))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, url: str) -> None:
+        parts = urlsplit(url)
+        while True:
+            try:
+                make = functools.partial(_Connection, self, url)
+                _, connection = await self._loop.create_connection(
+                    make, parts.hostname or "", parts.port or 80
+                )
+                break
+            except OSError:
+                await asyncio.sleep(_AGAIN_S)
+                url = next(self._others)
+                parts = urlsplit(url)
+        self._connections.add(connection)
+        self._idle.append(connection)
+        self._pump()
+
+    async def _close(self) -> None:
+        self._over = True
+        if not self._ended.done():
+            self._ended.set_result(None)
+        for task in list(self._tasks):
+            task.cancel()
+        connections, self._connections = list(self._connections), set()
+        for connection in connections:
+            connection.close()
+        await asyncio.sleep(0)
+
+    def _watch_lag(self, due: float) -> None:
+        if self._over:
+            return
+        now = self._loop.time()
+        self.tally.loop_lag_ms = max(self.tally.loop_lag_ms, (now - due) * 1000)
+        self._loop.call_at(now + _LAG_EVERY_S, self._watch_lag, now + _LAG_EVERY_S)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What a client sends and sends again until its transactions are decided. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.client.answers import (
+    BadAnswer,
+    ClientError,
+    OutcomeUnknown,
+    Transaction,
+    read_error,
+    read_json,
+    read_transaction,
+)
+from cluster.client.calls import HttpAnswer
+
+_DEFINITE = {
+    "transaction_id_conflict": 409,
+    "not_allowed": 409,
+    "transaction_id_expired": 410,
+    "body_too_large": 413,
+}
+"""Statuses of the errors that an element of a batch may carry, where it is not 400."""
+_CROWDED = frozenset(("at_capacity", "overloaded"))
+_AGAIN = _CROWDED | {"outcome_unknown", "no_leader", "not_leader", "draining", "internal_error"}
+"""Errors of an element of a batch after which the same element is sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """An element of a batch has no outcome yet. `crowded`: the node asks for a pause."""
+
+    why: str
+    crowded: bool = False
+
+
+class Submission:
+    """One transaction's body from its first sending to its last."""
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        self._body = dict(body)
+
+    @property
+    def id(self) -> str:
+        return str(self._body["id"])
+
+    @property
+    def wait(self) -> object:
+        return self._body.get("wait", "decision")
+
+    def encoded(self) -> bytes:
+        return json.dumps(self._body).encode()
+
+    def again(self, answer: HttpAnswer | None) -> bytes:
+        """The body of a repeat.
+
+        A node that could not tell the outcome names the id under which the work may be under way:
+        it goes on under that. A repeat waits for the decision only, else a participant that is down
+        would keep a decision that is known from the client.
+        """
+        if answer is not None and answer.status == 503:
+            named = read_error(503, read_json(answer.body)).details.get("id")
+            if isinstance(named, str):
+                self._body["id"] = named
+        return json.dumps(_for_decision(self._body)).encode()
+
+
+class Batch:
+    """The bodies of several transactions, sent in one request."""
+
+    def __init__(self, bodies: Sequence[Mapping[str, Any]]) -> None:
+        self._bodies = bodies
+
+    def encoded(self) -> bytes:
+        return json.dumps({"transactions": self._bodies}).encode()
+
+    def again(self, _answer: HttpAnswer | None) -> bytes:
+        """The body of a repeat, which waits for decisions only; see Submission."""
+        return json.dumps({"transactions": [_for_decision(body) for body in self._bodies]}).encode()
+
+
+def _for_decision(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**body, "wait": "decision"} if body.get("wait") == "completion" else body
+
+
+def elements(answer: Any, sent: int) -> list[Any]:
+    """The answers to a batch of so many transactions; raises BadAnswer."""
+    entries = answer.get("transactions") if isinstance(answer, dict) else None
+    if not isinstance(entries, list) or len(entries) != sent:
+        raise BadAnswer("answered a batch without an answer to each of its transactions")
+    return entries
+
+
+def element_answer(entry: Any, body: Mapping[str, Any]) -> Transaction | ClientError | Open:
+    """What an element of a batch was answered; Open: it is to be sent again."""
+    if isinstance(entry, dict) and "error" in entry:
+        error = read_error(400, entry)
+        if error.code in _AGAIN:
+            return Open(str(error), crowded=error.code in _CROWDED)
+        return read_error(_DEFINITE.get(error.code, 400), entry)
+    try:
+        transaction = read_transaction(entry)
+    except BadAnswer as error:
+        return Open(str(error))
+    if transaction.outcome is None and body.get("wait") != "none":
+        if transaction.state == "refused":
+            return OutcomeUnknown(transaction.id, "the transaction is refused")
+        return Open(f"the transaction is {transaction.state}")
+    return transaction

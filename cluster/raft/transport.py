@@ -1,0 +1,424 @@
+"""Messages between nodes over TCP: one stream for each direction, dialed by the one who speaks.
+
+Rules
+- A stream begins with `Hello`, answered by `Welcome` or `Refused`; then frames flow from dialer to
+  acceptor and nothing flows back. Strangers, other clusters and other wire versions are refused.
+- Of one peer only the newest stream delivers. A stream of an earlier start of that peer, or dialed
+  before the one in use, is refused however late it comes: what travelled on it is lost, never late.
+- `send` queues; `flush` lets go. The replica calls `flush` when the journal holds what the messages
+  claim. A message to a peer that is not connected is dropped: the protocol above repeats itself.
+- Buffers are bounded: a peer that does not read is disconnected.
+- Traffic is neither encrypted nor authenticated yet (`Hello.credential` is the place), so binding
+  beyond loopback is refused.
+
+Only `loop.create_server` and `loop.create_connection` are used, so that another loop can put
+another network in their place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Final, TypeAlias, cast
+
+from cluster.raft import wire
+from cluster.raft.wire import BadFrame, Frames, Hello, Message, RaftMessage, Refused, Welcome
+
+log = logging.getLogger(__name__)
+
+Address: TypeAlias = tuple[str, int]
+
+_UNACKNOWLEDGED_MS: Final = 4000
+"""Linux drops a connection whose bytes were not acknowledged for so long; its own default, many
+minutes, would keep a healed partition closed until the next retransmission."""
+_SAME_LINE_S: Final = 10.0
+_MAX_RETIRED: Final = 16
+
+
+class NotLoopback(ValueError):
+    """The Raft port was to be bound where others than this machine can reach it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """Times and sizes of the transport."""
+
+    connect_timeout_s: float = 2.0
+    handshake_timeout_s: float = 3.0
+    reconnect_min_s: float = 0.05
+    reconnect_max_s: float = 0.5
+    max_backlog_bytes: int = 64 * 1024 * 1024
+    """Unsent bytes after which a peer counts as not reading: its stream is cut."""
+    max_strangers: int = 64
+    """Streams that have not finished their handshake; more are closed at once."""
+
+
+class Transport:
+    """One node's streams to and from its peers. All of it runs on the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        cluster: str,
+        peers: Mapping[str, Address],
+        bind: Address,
+        random: Random,
+        on_message: Callable[[str, RaftMessage], None],
+        on_connected: Callable[[str], None],
+        on_disconnected: Callable[[str], None],
+        limits: TransportLimits | None = None,
+        boot: bytes | None = None,
+    ) -> None:
+        """`peers` are the other nodes and where they are reached; `bind` is where this one listens.
+
+        `boot`, `wire.BOOT_BYTES` long, must differ from that of any earlier start of this node:
+        peers refuse streams that seem to come from before. Drawn from `random` by default.
+        `on_connected` and `on_disconnected` tell of streams towards a peer, the ones we send on.
+        """
+        refuse_beyond_loopback(bind)
+        self.node = node
+        self.cluster = cluster
+        self.limits = limits or TransportLimits()
+        self.boot = random.randbytes(wire.BOOT_BYTES) if boot is None else boot
+        self.blocked: set[str] = set()
+        """Peers that this node neither hears nor reaches: a partition, for tests."""
+        self.on_message = on_message
+        self.on_connected = on_connected
+        self.on_disconnected = on_disconnected
+        self.inbound: dict[str, _Acceptor] = {}
+        self.streams: dict[_Stream, None] = {}
+        self.dials = 0
+        self._peers = dict(peers)
+        self._bind = bind
+        self._random = random
+        self._outbound: dict[str, _Dialer] = {}
+        self._outbox: list[tuple[str, RaftMessage]] = []
+        self._server: asyncio.Server | None = None
+        self._dialing: list[asyncio.Task[None]] = []
+        self._closed = False
+        self._told: dict[str, float] = {}
+        self._newest: dict[str, tuple[bytes, int]] = {}
+        self._retired: dict[str, deque[bytes]] = {}
+
+    async def start(self) -> None:
+        """Listen and begin to dial. Raises OSError when the port is busy."""
+        loop = asyncio.get_running_loop()
+        host, port = self._bind
+        self._server = await loop.create_server(lambda: _Acceptor(self), host, port)
+        self._dialing = [loop.create_task(self._dial(peer)) for peer in self._peers]
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on; what was given as 0 is known after `start`."""
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def close(self) -> None:
+        """Cut every stream at once and stop listening. What is queued is lost."""
+        if self._closed:
+            return
+        self._closed = True
+        self._outbox.clear()
+        for task in self._dialing:
+            task.cancel()
+        if self._server is not None:
+            self._server.close()
+        for stream in list(self.streams):
+            stream.abort()
+
+    async def wait_closed(self) -> None:
+        """After `close`: until nothing of it runs any more."""
+        await asyncio.gather(*self._dialing, return_exceptions=True)
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    def knows(self, peer: str) -> bool:
+        return peer in self._peers
+
+    def is_connected(self, peer: str) -> bool:
+        return peer in self._outbound
+
+    def backlog(self, peer: str) -> int:
+        """Bytes that wait to be sent to `peer`."""
+        stream = self._outbound.get(peer)
+        return stream.unsent() if stream is not None else 0
+
+    def send(self, peer: str, message: RaftMessage) -> None:
+        """Queue `message` until `flush`."""
+        if peer in self._outbound:
+            self._outbox.append((peer, message))
+
+    def flush(self, only: tuple[type[RaftMessage], ...] | None = None) -> None:
+        """Let go what is queued, in order; with `only`, messages of these types, the rest stays."""
+        if not self._outbox:
+            return
+        stay: list[tuple[str, RaftMessage]] = []
+        frames: dict[int, bytes] = {}  # one message to several peers is encoded once
+        outgoing: dict[str, list[bytes]] = {}
+        for peer, message in self._outbox:
+            if only is not None and not isinstance(message, only):
+                stay.append((peer, message))
+            elif peer in self._outbound and peer not in self.blocked:
+                frame = frames.get(id(message))
+                if frame is None:
+                    frame = frames[id(message)] = wire.encode(message)
+                outgoing.setdefault(peer, []).append(frame)
+        self._outbox = stay
+        for peer, parts in outgoing.items():
+            stream = self._outbound[peer]
+            if stream.unsent() > self.limits.max_backlog_bytes:
+                self.tell(
+                    f"{peer} reads nothing: its stream is cut with {stream.unsent()} B unsent"
+                )
+                stream.abort()
+            else:
+                stream.write(b"".join(parts))
+
+    def tell(self, line: str) -> None:
+        """Log `line`, not more often than every few seconds: peers repeat themselves."""
+        now = asyncio.get_running_loop().time()
+        if now - self._told.get(line, -_SAME_LINE_S) >= _SAME_LINE_S:
+            if len(self._told) >= 256:
+                self._told.clear()
+            self._told[line] = now
+            log.warning("%s: %s", self.node, line)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def objection(self, hello: Hello) -> str | None:
+        """Why the stream that begins with `hello` is refused, or None."""
+        if hello.cluster != self.cluster:
+            return f"{self.node} belongs to cluster {self.cluster!r}, not {hello.cluster!r}"
+        if hello.receiver != self.node:
+            return f"this is {self.node}, not {hello.receiver}"
+        if hello.sender not in self._peers:
+            return f"{self.node} has no peer {hello.sender!r}; add it on every node"
+        if hello.sender in self.blocked:
+            return "blocked"
+        if hello.boot in self._retired.get(hello.sender, ()):
+            return "a stream of an earlier start"
+        newest = self._newest.get(hello.sender)
+        if newest is not None and newest[0] == hello.boot and hello.stream <= newest[1]:
+            return "an older stream than the last one"
+        return None
+
+    def accepted(self, stream: _Acceptor, hello: Hello) -> None:
+        """From now on `stream` alone delivers what its sender says."""
+        before = self._newest.get(hello.sender)
+        if before is not None and before[0] != hello.boot:
+            self._retired.setdefault(hello.sender, deque(maxlen=_MAX_RETIRED)).append(before[0])
+        self._newest[hello.sender] = (hello.boot, hello.stream)
+        superseded = self.inbound.get(hello.sender)
+        self.inbound[hello.sender] = stream
+        if superseded is not None:
+            superseded.abort()
+
+    def dialed(self, stream: _Dialer) -> None:
+        self._outbound[stream.peer] = stream
+        self.on_connected(stream.peer)
+
+    def lost(self, stream: _Dialer) -> None:
+        if self._outbound.get(stream.peer) is stream:
+            del self._outbound[stream.peer]
+            self._outbox = [
+                (peer, message) for peer, message in self._outbox if peer != stream.peer
+            ]
+            if not self._closed:
+                self.on_disconnected(stream.peer)
+
+    async def _dial(self, peer: str) -> None:
+        """Keep a stream to `peer` for as long as the transport lives."""
+        delay = self.limits.reconnect_min_s
+        while True:
+            if peer not in self.blocked and await self._dial_once(peer):
+                delay = self.limits.reconnect_min_s
+            await asyncio.sleep(delay * (0.5 + self._random.random()))
+            delay = min(delay * 2, self.limits.reconnect_max_s)
+
+    async def _dial_once(self, peer: str) -> bool:
+        """One stream from its first to its last byte; whether it was ever established."""
+        host, port = self._peers[peer]
+        self.dials += 1
+        stream = _Dialer(self, peer, self.dials)
+        try:
+            async with asyncio.timeout(self.limits.connect_timeout_s):
+                await asyncio.get_running_loop().create_connection(lambda: stream, host, port)
+        except OSError:
+            return False
+        return await stream.ended
+
+
+class _Stream(asyncio.Protocol):
+    """What both ends of a stream share: frames, the handshake's time limit, the end."""
+
+    def __init__(self, owner: Transport) -> None:
+        self.owner = owner
+        self.frames = Frames()
+        self.ready = False
+        self.transport: asyncio.Transport | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        limits = self.owner.limits
+        strangers = sum(not stream.ready for stream in self.owner.streams)
+        self.owner.streams[self] = None
+        if self.owner.closed or strangers >= limits.max_strangers:
+            self.abort()
+            return
+        loop = asyncio.get_running_loop()
+        self.timer = loop.call_later(limits.handshake_timeout_s, self.abort)
+        connection = transport.get_extra_info("socket")
+        if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+
+    def data_received(self, received: bytes) -> None:
+        try:
+            for message in self.frames.feed(received):
+                if self.closing:
+                    return
+                self.receive(message)
+        except BadFrame as error:
+            self.owner.tell(f"stream {self.name} is cut: {error}")
+            self.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        del error  # a stream ends as it ends; the dialer tries again
+        self.owner.streams.pop(self, None)
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def receive(self, message: Message) -> None:
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def closing(self) -> bool:
+        return self.transport is None or self.transport.is_closing()
+
+    def unsent(self) -> int:
+        return self.transport.get_write_buffer_size() if self.transport is not None else 0
+
+    def write(self, frames: bytes) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(frames)
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def establish(self) -> None:
+        self.ready = True
+        self.frames.limit = wire.MAX_FRAME_BYTES
+        if self.timer is not None:
+            self.timer.cancel()
+
+
+class _Dialer(_Stream):
+    """Our stream towards a peer."""
+
+    def __init__(self, owner: Transport, peer: str, number: int) -> None:
+        super().__init__(owner)
+        self.peer = peer
+        self.number = number
+        self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """Resolves when the stream is lost: with True if it had been established."""
+
+    @property
+    def name(self) -> str:
+        return f"to {self.peer}"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        owner = self.owner
+        hello = Hello(owner.cluster, owner.node, self.peer, owner.boot, self.number)
+        self.write(wire.encode(hello))
+
+    def receive(self, message: Message) -> None:
+        match message:
+            case Welcome() if not self.ready:
+                self.establish()
+                self.owner.dialed(self)
+            case Refused(reason) if not self.ready:
+                self.owner.tell(f"{self.peer} refuses this node: {reason}")
+                self.abort()
+            case _:
+                raise BadFrame("the acceptor speaks out of turn")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self.owner.lost(self)
+        if not self.ended.done():
+            self.ended.set_result(self.ready)
+
+
+class _Acceptor(_Stream):
+    """A stream from a peer, or from a stranger until its `Hello` was read."""
+
+    def __init__(self, owner: Transport) -> None:
+        super().__init__(owner)
+        self.hello: Hello | None = None
+
+    @property
+    def name(self) -> str:
+        if self.hello is not None:
+            return f"from {self.hello.sender}"
+        remote = self.transport.get_extra_info("peername") if self.transport is not None else None
+        return f"from a stranger at {remote[0] if remote else 'an unknown address'}"
+
+    def receive(self, message: Message) -> None:
+        owner = self.owner
+        if self.hello is None:
+            self._greet(message)
+            return
+        if isinstance(message, Hello | Welcome | Refused):
+            raise BadFrame("a second handshake")
+        sender = self.hello.sender
+        if owner.inbound.get(sender) is self and sender not in owner.blocked:
+            owner.on_message(sender, message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        if self.hello is not None and self.owner.inbound.get(self.hello.sender) is self:
+            del self.owner.inbound[self.hello.sender]
+
+    def _greet(self, message: Message) -> None:
+        if not isinstance(message, Hello):
+            raise BadFrame(f"{type(message).__name__} before Hello")
+        reason = self.owner.objection(message)
+        if reason is not None:
+            self.owner.tell(f"stream {self.name} is refused: {reason}")
+            self.write(wire.encode(Refused(reason)))
+            if self.transport is not None:
+                self.transport.close()
+            return
+        self.hello = message
+        self.owner.accepted(self, message)
+        self.establish()
+        self.write(wire.encode(Welcome(self.owner.boot)))
+
+
+def refuse_beyond_loopback(bind: Address) -> None:
+    """Raise NotLoopback unless only this machine can reach what is bound there."""
+    host = bind[0]
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise NotLoopback(
+            f"the Raft port may not be bound to {host!r}: its traffic is not secured yet,"
+            " and whoever reaches it could act as a node; bind it to 127.0.0.1"
+        )

@@ -1,0 +1,183 @@
+"""The node's data directory: one process at a time, one node for ever.
+
+Rules:
+- a node starts only on the directory that it was bootstrapped on. An empty directory is refused
+  without `bootstrap`: a node whose disk was wiped has forgotten its votes and what it
+  acknowledged, and must not come back under its old id;
+- on a directory that holds an identity `bootstrap` changes nothing;
+- what is not ours is refused before anything is written into it.
+
+The identity file is the commit point of a bootstrap. Before it there may be an empty journal and
+nothing else, so a bootstrap that a crash interrupted is simply done again; a journal that holds
+anything without an identity, or an identity without a journal, was tampered with and is refused.
+
+    LOCK                    held by the process
+    identity                format, cluster, node: one checksummed record
+    journal/                `cluster/storage/journal.py`
+    snapshots/              `cluster/storage/snapshots.py`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+
+from cluster.errors import Damaged, Foreign, NotBootstrapped
+from cluster.storage.disk import Disk, File, read_file
+from cluster.storage.journal import Journal
+from cluster.storage.journal_recovery import segment_numbers
+from cluster.storage.records import OVERHEAD, decode_record, encode_record
+
+FORMAT = 1
+"""Goes up when the layout of the directory changes; a directory of another format is refused."""
+
+LOCK_NAME, IDENTITY_NAME, IDENTITY_ASIDE_NAME = "LOCK", "identity", "identity.new"
+JOURNAL_NAME, SNAPSHOTS_NAME = "journal", "snapshots"
+
+_OURS = {LOCK_NAME, IDENTITY_NAME, IDENTITY_ASIDE_NAME, JOURNAL_NAME, SNAPSHOTS_NAME}
+_TOLERATED = {"lost+found"}
+"""What a file system puts at the root of a volume."""
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """An open data directory; its lock is held until `close`."""
+
+    path: Path
+    cluster: str
+    node: str
+    bootstrapped: bool
+    """True if this very call made the directory's identity: the node has never run before."""
+    lock: File
+
+    @property
+    def journal(self) -> Path:
+        """The directory of the journal."""
+        return self.path / JOURNAL_NAME
+
+    @property
+    def snapshots(self) -> Path:
+        """The directory of the snapshot."""
+        return self.path / SNAPSHOTS_NAME
+
+    def close(self) -> None:
+        """Give the lock up."""
+        self.lock.close()
+
+
+def open_directory(
+    path: Path, *, cluster: str, node: str, bootstrap: bool, disk: Disk
+) -> Directory:
+    """Lock a data directory and make sure that it is this node's.
+
+    Raises NotBootstrapped, Foreign, InUse, Damaged, DiskFailed.
+    """
+    names = _our_names(path, disk)
+    if not bootstrap and not names - {LOCK_NAME}:
+        raise NotBootstrapped(
+            f"{path} is empty. If this is the first start of a new cluster, start node {node} with "
+            "--bootstrap. If its disk was lost, it must not come back under its old id: remove "
+            f"{node} from the cluster and add a new node"
+        )
+    _make(path, disk)
+    lock = disk.lock(path / LOCK_NAME)
+    try:
+        names = _our_names(path, disk)
+        made = IDENTITY_NAME not in names
+        if made:
+            _bootstrap(path, cluster, node, bootstrap=bootstrap, disk=disk)
+        else:
+            _check_identity(path, cluster, node, disk)
+        return Directory(path, cluster, node, made, lock)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _our_names(path: Path, disk: Disk) -> set[str]:
+    """What stands in the directory; Foreign if anything of it is not ours."""
+    names = set(disk.names(path)) - _TOLERATED if disk.exists(path) else set()
+    if strangers := sorted(names - _OURS):
+        raise Foreign(
+            f"{path} is not a data directory: it holds {', '.join(strangers[:3])}. "
+            "Give the node an empty directory of its own"
+        )
+    return names
+
+
+def _make(path: Path, disk: Disk) -> None:
+    """Make a directory and those above it, durably."""
+    if not disk.exists(path):
+        _make(path.parent, disk)
+        disk.make_directory(path)
+        disk.sync_directory(path.parent)
+
+
+def _bootstrap(path: Path, cluster: str, node: str, *, bootstrap: bool, disk: Disk) -> None:
+    """Make a journal and then the identity, unless something tells of a life before."""
+    journal = path / JOURNAL_NAME
+    if _is_used(path, cluster, node, disk):
+        what = "it is missing, but there is a journal or a snapshot"
+        raise Damaged(path / IDENTITY_NAME, 0, what)
+    if not bootstrap:
+        raise NotBootstrapped(
+            f"the bootstrap of {path} was interrupted: start node {node} with --bootstrap again"
+        )
+    Journal.open(journal, cluster=cluster, node=node, disk=disk).close()
+    _make(path / SNAPSHOTS_NAME, disk)
+    aside = path / IDENTITY_ASIDE_NAME
+    if disk.exists(aside):
+        disk.unlink(aside)
+    file = disk.create(aside)
+    try:
+        body = bytes(msgpack.packb({"format": FORMAT, "cluster": cluster, "node": node}))
+        file.write(0, encode_record(0, 0, body))
+        file.sync()
+    finally:
+        file.close()
+    disk.rename(aside, path / IDENTITY_NAME)
+    disk.sync_directory(path)
+
+
+def _is_used(path: Path, cluster: str, node: str, disk: Disk) -> bool:
+    """Does a directory without an identity hold more than an interrupted bootstrap leaves?"""
+    snapshots, journal = path / SNAPSHOTS_NAME, path / JOURNAL_NAME
+    if disk.exists(snapshots) and disk.names(snapshots):
+        return True
+    if not disk.exists(journal) or not segment_numbers(journal, disk):
+        return False
+    found = Journal.open(journal, cluster=cluster, node=node, disk=disk)
+    try:
+        return len(found) > 0 or found.term > 0
+    finally:
+        found.close()
+
+
+def read_identity(path: Path, disk: Disk) -> tuple[str, str]:
+    """(cluster, node) of a data directory. Raises Damaged, Foreign, DiskFailed."""
+    identity = path / IDENTITY_NAME
+    blob = read_file(disk, identity)
+    body = decode_record(blob, 0, 0)
+    if body is None or len(blob) != len(body) + OVERHEAD:
+        raise Damaged(identity, 0, "its checksum does not fit")
+    fields = msgpack.unpackb(body)
+    if fields["format"] != FORMAT:
+        raise Foreign(
+            f"{path} has format {fields['format']}, this program writes {FORMAT}: "
+            "start the program that wrote it"
+        )
+    return fields["cluster"], fields["node"]
+
+
+def _check_identity(path: Path, cluster: str, node: str, disk: Disk) -> None:
+    owner = read_identity(path, disk)
+    if owner != (cluster, node):
+        raise Foreign(
+            f"{path} belongs to node {owner[1]} of cluster {owner[0]}, not to node "
+            f"{node} of cluster {cluster}: give each node its own directory"
+        )
+    journal = path / JOURNAL_NAME
+    if not disk.exists(journal) or not segment_numbers(journal, disk):
+        raise Damaged(journal, 0, "the journal is missing, and with it what this node promised")

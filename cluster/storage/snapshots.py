@@ -1,0 +1,342 @@
+"""The node's snapshot: one file, complete and verified, or none.
+
+Rules:
+- a snapshot is written aside, synced, renamed into place, and the directory is synced: a crash
+  leaves the old one or the new one;
+- a snapshot never replaces a newer one (the node's own may be ready after the leader's was
+  installed);
+- `load` gives everything or raises `Damaged`: there is no partial snapshot;
+- pieces of different transfers are never mixed.
+
+The file is a sequence of records (`cluster/storage/records.py`), the same bytes on every node that
+ships or holds it:
+
+    M | msgpack of format, cluster, last, previous, members
+    C | a chunk, as `StateMachine.chunks` gave it               (any number)
+    E | msgpack of the number of chunks and the SHA-256 of everything before
+
+All of it blocks; `write`, `load` and `Receiving.finish` are meant for a thread. At most one
+`write` and one `Receiving` are under way at a time; they may overlap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+
+from cluster.errors import Damaged, DiskFailed, Foreign
+from cluster.storage.disk import Disk, File
+from cluster.storage.journal_format import Entry
+from cluster.storage.records import OVERHEAD, body_length, decode_record, encode_record
+
+FORMAT = 1
+"""Goes up with every change of the meaning of bytes; a snapshot of another format is refused."""
+
+NAME, WRITING_NAME, RECEIVING_NAME = "snapshot", "snapshot.writing", "snapshot.receiving"
+
+_META, _CHUNK, _END = b"M", b"C", b"E"
+_FILE_NUMBER = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotMeta:
+    """What a snapshot stands for: the log up to and with `last`."""
+
+    last: Entry
+    previous: Entry
+    """The entry before `last`; Raft's consistency check needs both."""
+    members: tuple[str, ...]
+    """The ids of the voting nodes after `last`, sorted."""
+
+
+class SnapshotStore:
+    """The snapshot in one directory. Raises DiskFailed from every method that touches the disk."""
+
+    def __init__(self, directory: Path, *, disk: Disk, cluster: str = "") -> None:
+        """Reads the header of the snapshot, if there is one, and removes what a crash left aside.
+
+        `cluster` is written into the file, and a file of another cluster is Foreign.
+        """
+        self._directory = directory
+        self._disk = disk
+        self._cluster = cluster
+        self._path = directory / NAME
+        self._guard = threading.Lock()
+        """Held while a file takes its place: one may come from a thread."""
+        if not disk.exists(directory):
+            disk.make_directory(directory)
+            disk.sync_directory(directory.parent)
+        for aside in (directory / WRITING_NAME, directory / RECEIVING_NAME):
+            if disk.exists(aside):
+                disk.unlink(aside)
+        self._meta = read_meta(self._path, disk, cluster) if disk.exists(self._path) else None
+
+    @property
+    def exists(self) -> bool:
+        """Is there a snapshot?"""
+        return self._meta is not None
+
+    @property
+    def meta(self) -> SnapshotMeta | None:
+        """Of the snapshot in place."""
+        return self._meta
+
+    def write(self, meta: SnapshotMeta, chunks: Iterable[bytes]) -> bool:
+        """Write a snapshot and put it in place; False if a newer one is there by then.
+
+        If it raises (DiskFailed, or what `chunks` raises) the old snapshot stays.
+        """
+        aside = self._directory / WRITING_NAME
+        self._remove(aside)
+        file = self._disk.create(aside)
+        try:
+            try:
+                offset = 0
+                for record in _encode(meta, chunks, self._cluster):
+                    file.write(offset, record)
+                    offset += len(record)
+                file.sync()
+            finally:
+                file.close()
+            return self._place(aside, meta)
+        except BaseException:
+            with suppress(DiskFailed):
+                self._remove(aside)
+            raise
+
+    def load(self) -> tuple[SnapshotMeta, list[bytes]]:
+        """The snapshot in place, verified to its end. Raises Damaged, Foreign."""
+        file = self._disk.open(self._path)
+        try:
+            return _decode(file, self._path, self._cluster)
+        finally:
+            file.close()
+
+    def send(self) -> Sending:
+        """Open the snapshot in place for a transfer; there must be one."""
+        file = self._disk.open(self._path)
+        try:
+            return Sending(file, _decode_meta(file, self._path, self._cluster)[0])
+        except BaseException:
+            file.close()
+            raise
+
+    def receive(self, key: object) -> Receiving:
+        """Begin to receive a snapshot; what was received before without being adopted is gone.
+
+        `key` names the transfer: sender, its term, and the last index and term of the snapshot.
+        """
+        aside = self._directory / RECEIVING_NAME
+        self._remove(aside)
+        return Receiving(self, key, aside, self._disk.create(aside))
+
+    # --- for Receiving
+
+    def _place(self, aside: Path, meta: SnapshotMeta) -> bool:
+        """Give a complete and synced file its place, unless a newer snapshot has it."""
+        with self._guard:
+            if self._meta is not None and self._meta.last[1] > meta.last[1]:
+                self._remove(aside)
+                return False
+            self._disk.rename(aside, self._path)
+            self._meta = meta
+            self._disk.sync_directory(self._directory)
+            return True
+
+    def _verify(self, aside: Path, file: File) -> tuple[SnapshotMeta, list[bytes]]:
+        return _decode(file, aside, self._cluster)
+
+    def _remove(self, path: Path) -> None:
+        if self._disk.exists(path):
+            self._disk.unlink(path)
+
+
+class Sending:
+    """A snapshot on its way to another node; it stays the same when a newer one takes its place."""
+
+    def __init__(self, file: File, meta: SnapshotMeta) -> None:
+        self._file = file
+        self.meta = meta
+        self.size = file.size()
+
+    def read_piece(self, offset: int, size: int) -> bytes:
+        """At most `size` bytes of the file; the last piece ends at `self.size`."""
+        return self._file.read(offset, size)
+
+    def close(self) -> None:
+        """End the transfer."""
+        self._file.close()
+
+
+class Receiving:
+    """A snapshot that comes in pieces: `add` until `complete`, then `finish`, then `adopt`."""
+
+    def __init__(self, store: SnapshotStore, key: object, aside: Path, file: File) -> None:
+        """Not for use: `SnapshotStore.receive` makes these."""
+        self._store = store
+        self._aside = aside
+        self._file = file
+        self._meta: SnapshotMeta | None = None
+        self._open = True
+        self.key = key
+        self.received = 0
+        """Bytes received: the offset of the piece that is expected next."""
+        self.complete = False
+
+    def add(self, key: object, offset: int, piece: bytes, is_last: bool) -> bool:
+        """Take a piece, or nothing (False) if it is of another transfer or out of order."""
+        if not self._open or self.complete or key != self.key or offset != self.received:
+            return False
+        self._file.write(offset, piece)
+        self.received += len(piece)
+        self.complete = is_last
+        return True
+
+    def finish(self) -> tuple[SnapshotMeta, list[bytes]]:
+        """Sync and verify the complete file, and give what it holds.
+
+        Raises Damaged or Foreign if the file is not what a node writes; it is given up then.
+        """
+        assert self.complete, "the last piece is missing"
+        try:
+            self._file.sync()
+            self._meta, chunks = self._store._verify(self._aside, self._file)
+        except BaseException:
+            self.discard()
+            raise
+        return self._meta, chunks
+
+    def adopt(self) -> bool:
+        """Put the verified file in place; False if a newer snapshot has come there meanwhile."""
+        assert self._meta is not None, "only a verified snapshot may be adopted"
+        self._close()
+        return self._store._place(self._aside, self._meta)
+
+    def discard(self) -> None:
+        """Give the transfer up."""
+        if self._open:
+            self._close()
+            with suppress(DiskFailed):  # else it is removed before the next transfer
+                self._store._remove(self._aside)
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            self._file.close()
+
+
+def read_meta(path: Path, disk: Disk, cluster: str) -> SnapshotMeta:
+    """What the snapshot in this file stands for. Raises Damaged, Foreign, DiskFailed."""
+    file = disk.open(path)
+    try:
+        return _decode_meta(file, path, cluster)[0]
+    finally:
+        file.close()
+
+
+def verify_snapshot(path: Path, disk: Disk, cluster: str) -> int:
+    """The number of chunks, when all of the file is as it was written. Raises like `read_meta`."""
+    file = disk.open(path)
+    try:
+        _, offset = _decode_meta(file, path, cluster)
+        return sum(1 for _ in _read_chunks(file, path, offset))
+    finally:
+        file.close()
+
+
+# --- the file
+
+
+def _encode(meta: SnapshotMeta, chunks: Iterable[bytes], cluster: str) -> Iterator[bytes]:
+    """The records of a snapshot, in order."""
+    fields = {
+        "format": FORMAT,
+        "cluster": cluster,
+        "last": meta.last,
+        "previous": meta.previous,
+        "members": meta.members,
+    }
+    digest = hashlib.sha256()
+    count = 0
+    record = encode_record(_FILE_NUMBER, 0, _META + bytes(msgpack.packb(fields)))
+    digest.update(record)
+    yield record
+    offset = len(record)
+    for chunk in chunks:
+        record = encode_record(_FILE_NUMBER, offset, _CHUNK + chunk)
+        digest.update(record)
+        yield record
+        offset += len(record)
+        count += 1
+    yield encode_record(_FILE_NUMBER, offset, _END + bytes(msgpack.packb([count, digest.digest()])))
+
+
+def _decode(file: File, path: Path, cluster: str) -> tuple[SnapshotMeta, list[bytes]]:
+    """Everything in the file, if it is complete to the last byte."""
+    meta, offset = _decode_meta(file, path, cluster)
+    return meta, list(_read_chunks(file, path, offset))
+
+
+def _read_chunks(file: File, path: Path, offset: int) -> Iterator[bytes]:
+    """The chunks from `offset` on; Damaged, at the latest behind the last, unless all is whole."""
+    digest = hashlib.sha256(file.read(0, offset))
+    count = 0
+    while True:
+        record, body = _read_record(file, path, offset)
+        offset += len(record)
+        if body[:1] != _CHUNK:
+            break
+        digest.update(record)
+        count += 1
+        yield body[1:]
+    expected = _END + bytes(msgpack.packb([count, digest.digest()]))
+    if body != expected:
+        raise Damaged(path, offset - len(record), "the end does not fit what stands before it")
+    if offset != file.size():
+        raise Damaged(path, offset, "there is something behind the end")
+
+
+def _decode_meta(file: File, path: Path, cluster: str) -> tuple[SnapshotMeta, int]:
+    """The first record, and where the next one begins."""
+    record, body = _read_record(file, path, 0)
+    try:
+        if body[:1] != _META:
+            raise ValueError("it does not begin with a header")
+        fields = msgpack.unpackb(body[1:])
+        if fields["format"] != FORMAT:
+            raise Foreign(
+                f"{path} has format {fields['format']}, this program reads {FORMAT}: "
+                "start the program that wrote it"
+            )
+        if fields["cluster"] != cluster:
+            raise Foreign(f"{path} belongs to cluster {fields['cluster']}, not to {cluster}")
+        meta = SnapshotMeta(
+            _entry(fields["last"]), _entry(fields["previous"]), tuple(fields["members"])
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise Damaged(path, 0, f"the header cannot be read: {error}") from error
+    return meta, len(record)
+
+
+def _entry(fields: tuple[bytes, int, int]) -> Entry:
+    command, index, term = fields
+    return command, index, term
+
+
+def _read_record(file: File, path: Path, offset: int) -> tuple[bytes, bytes]:
+    """(record, body) at an offset."""
+    head = file.read(offset, OVERHEAD)
+    length = body_length(head)
+    # A flipped bit in the length must not ask for gigabytes.
+    length = min(length or 0, file.size() - offset)
+    record = head + file.read(offset + OVERHEAD, length)
+    body = decode_record(record, _FILE_NUMBER, offset, start=offset)
+    if body is None:
+        raise Damaged(path, offset, "the record there is not whole")
+    return record, body
