@@ -3,11 +3,11 @@
     2026-01-31T12:00:00.123Z INFO  n1 assent.transaction: decided commit  transaction_id=...
 
 Whatever a message carries beside its text (`_log.info("...", extra={"transaction_id": id})`) is a
-field of the JSON object; in a line for people it is shown at the end. The transaction's id is not,
-for every text about a transaction begins with it.
+field of the JSON object; in a line for people it is shown at the end.
 
-A node writes some fifteen lines for each transaction, so a line is made of as little as possible:
-nothing is looked up that no line shows, and what is the same as in the last line is made once.
+A node writes seven lines for each transaction. They come many to a record (`coordinator/steps.py`)
+and are made of as little as possible; a line for people begins with the transaction's id, and in
+JSON that is the field `transaction`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from coordinator.steps import Lines
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; the rest came with the message."""
 
 
 _encode = json.JSONEncoder(default=str).encode
-_IN_TEXT = frozenset({"transaction"})
-_NOT_SHOWN_AGAIN = _STANDARD | _IN_TEXT
 
 
 class LogFormat(enum.StrEnum):
@@ -66,11 +66,12 @@ class _Text(logging.Formatter):
         self._node = f"{node} " if node else ""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = one_line(record.getMessage())
-        line = f"{_time(record)} {record.levelname:<5} {self._node}{record.name}: {text}"
-        if not vars(record).keys() <= _NOT_SHOWN_AGAIN:
-            carried = _carried(record).items()
-            fields = [f" {name}={value}" for name, value in carried if name not in _IN_TEXT]
+        head = f"{_time(record)} {record.levelname:<5} {self._node}{record.name}: "
+        if isinstance(record.msg, Lines):
+            return "\n".join([f"{head}{id} {one_line(text)}" for id, text in record.msg])
+        line = head + one_line(record.getMessage())
+        if not vars(record).keys() <= _STANDARD:
+            fields = [f" {name}={value}" for name, value in _carried(record).items()]
             line = f"{line} {''.join(fields)}"
         trace = _trace(self, record)
         return f"{line}\n{trace}" if trace else line
@@ -87,8 +88,16 @@ class _Json(logging.Formatter):
             "level": record.levelname,
             **self._node,
             "logger": record.name,
-            "message": record.getMessage(),
         }
+        if isinstance(record.msg, Lines):
+            head = _encode(entry)[:-1]
+            return "\n".join(
+                [
+                    f'{head}, "message": {_encode(text)}, "transaction": "{id}"}}'
+                    for id, text in record.msg
+                ]
+            )
+        entry["message"] = record.getMessage()
         entry.update((name, value) for name, value in _carried(record).items() if name not in entry)
         trace = _trace(self, record)
         if trace:

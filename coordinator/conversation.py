@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import enum
 import functools
-import math
 from typing import NamedTuple
 
+from coordinator.alarms import NEVER_S
 from coordinator.facts import Branch, Outcome, Transaction, Vote, outstanding
 from coordinator.settings import Timings
 from participants.contract import (
@@ -40,7 +40,6 @@ ACKNOWLEDGE_WITHIN_S = 0.2
 """Acknowledgements wait for those of the other branches, to share one command, but no longer."""
 
 MAX_REASON_CHARS = 500
-NEVER_S = math.inf
 
 
 class SendPrepare(NamedTuple):

@@ -241,6 +241,7 @@ class Driver:
     def stop(self) -> None:
         """Drop everything; nothing recorded is lost."""
         self._let_go()
+        self._steps.write()
 
     def take_up_forgotten(self) -> int:
         """The sweep: unfinished transactions that no conversation has, which should be none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
+from coordinator.alarms import NEVER_S
 from coordinator.conversation import Conversation
 from coordinator.facts import Transaction
 from coordinator.gateway import Call
@@ -28,6 +29,7 @@ class Live:
 
     __slots__ = (
         "_waiting",
+        "alarm_s",
         "conversation",
         "ends",
         "epoch",
@@ -35,7 +37,6 @@ class Live:
         "id",
         "prepares",
         "started_s",
-        "timer",
         "traceparent",
     )
 
@@ -48,7 +49,7 @@ class Live:
         self.traceparent: str | None = None
         self.prepares: dict[int, Call] = {}
         self.ends: dict[int, Call] = {}
-        self.timer: asyncio.TimerHandle | None = None
+        self.alarm_s = NEVER_S  # when it will be woken
         self._waiting: list[tuple[Wait, Waiting]] = []
 
     @property

@@ -16,9 +16,9 @@ import logging
 from collections.abc import Callable
 from random import Random
 
+from coordinator.alarms import NEVER_S, Alarms
 from coordinator.commands import Acknowledge, Command, Decide, encode
 from coordinator.conversation import (
-    NEVER_S,
     Action,
     Conversation,
     Leg,
@@ -75,6 +75,8 @@ class Talks:
         self._timings = timings
         self._coordinators = encode_json(list(coordinators))
         self._steps = steps
+        self._alarms: Alarms[Live] = Alarms()
+        self._bell: asyncio.TimerHandle | None = None  # rings when the next alarm is due
         self._loop = asyncio.get_running_loop()
 
     def drop_all(self, error: Callable[[str], Exception]) -> None:
@@ -82,12 +84,14 @@ class Talks:
         for live in list(self.lives.values()):
             self.drop(live)
             live.fail(error(live.id))
+        if self._bell is not None:
+            self._bell.cancel()
+            self._bell = None
 
     def drop(self, live: Live) -> None:
         """Have it in hand no more; withdraw what has not left."""
         del self.lives[live.id]
-        if live.timer is not None:
-            live.timer.cancel()
+        self._alarms.clear(live)
         for call in live.calls():
             self._gateway.withdraw(call)
 
@@ -202,9 +206,7 @@ class Talks:
         self._steps.prepare_answered(live.id, leg.branch.name, answer)
         now_s = self._loop.time()
         actions = conversation.prepare_answered(position, answer, now_s, self._random.random())
-        if leg.called_again_s is not None:
-            self._steps.retry_planned(live.id, leg.branch.name, leg.called_again_s - now_s)
-        self._perform(live, actions)
+        self._go_on(live, leg, actions, now_s)
 
     def _end_answered(self, live: Live, position: int, answer: PrepareAnswer | EndAnswer) -> None:
         conversation = live.conversation
@@ -219,25 +221,38 @@ class Talks:
         sent_s = now_s if call.sent_at is None else call.sent_at
         jitter = self._random.random()
         actions = conversation.end_answered(position, answer, sent_s, now_s, jitter)
+        self._go_on(live, leg, actions, now_s)
+
+    def _go_on(self, live: Live, leg: Leg, actions: list[Action], now_s: float) -> None:
+        """What an answer of this branch led to."""
         if leg.called_again_s is not None:
             self._steps.retry_planned(live.id, leg.branch.name, leg.called_again_s - now_s)
         self._perform(live, actions)
 
     def _arm(self, live: Live, conversation: Conversation) -> None:
-        """A timer that fires too early is harmless, so it is only moved when it would be late."""
+        """An alarm that rings too early is harmless: it is only moved when it would be late."""
         due_s = conversation.due_s
-        if live.timer is not None and live.timer.when() <= due_s:
+        if due_s >= live.alarm_s or conversation.is_finished:
             return
-        if due_s == NEVER_S or conversation.is_finished:
-            return
-        if live.timer is not None:
-            live.timer.cancel()
-        live.timer = self._loop.call_at(due_s, self._wake, live)
+        live.alarm_s = due_s
+        self._alarms.set(live, due_s)
+        self._set_bell()
 
-    def _wake(self, live: Live) -> None:
-        live.timer = None
-        if self.lives.get(live.id) is live and live.conversation is not None:
-            self._perform(live, live.conversation.woken(self._loop.time()))
+    def _set_bell(self) -> None:
+        next_s = self._alarms.next_s()
+        if self._bell is not None:
+            if self._bell.when() <= next_s:
+                return
+            self._bell.cancel()
+        self._bell = None if next_s == NEVER_S else self._loop.call_at(next_s, self._ring)
+
+    def _ring(self) -> None:
+        self._bell = None
+        for live in self._alarms.take_due(self._loop.time()):
+            live.alarm_s = NEVER_S
+            if self.lives.get(live.id) is live and live.conversation is not None:
+                self._perform(live, live.conversation.woken(self._loop.time()))
+        self._set_bell()
 
     def _propose_for(self, live: Live, action: Action, command: Command) -> None:
         done = functools.partial(self._applied, live, action)
@@ -265,19 +280,15 @@ class Talks:
         conversation, now_s = live.conversation, self._loop.time()
         if transaction.outcome is not None and conversation.transaction.outcome is None:
             self._steps.decided(transaction, now_s - live.started_s)
+        if transaction.finished_ms is not None:  # in the log before anyone is told
+            self._steps.finished(transaction, now_s - live.started_s)
         actions = conversation.applied(transaction, now_s)
         live.tell(transaction)
         self._perform(live, actions)
         if transaction.finished_ms is not None:
-            self._finish(live, transaction)
+            self.drop(live)
         elif transaction.resolutions:
             self._withdraw_ended_by_hand(live, transaction)
-
-    def _finish(self, live: Live, transaction: Transaction) -> None:
-        if self.lives.get(live.id) is not live:
-            return
-        self.drop(live)
-        self._steps.finished(transaction, self._loop.time() - live.started_s)
 
     def _withdraw_ended_by_hand(self, live: Live, transaction: Transaction) -> None:
         for position, call in list(live.ends.items()):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator.alarms import NEVER_S
 from coordinator.commands import Acknowledge, Decide
 from coordinator.conversation import (
     ACKNOWLEDGE_WITHIN_S,
     MAX_REASON_CHARS,
-    NEVER_S,
     Action,
     Conversation,
     ProposeAcknowledgement,

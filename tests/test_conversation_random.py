@@ -16,9 +16,9 @@ from random import Random
 
 import pytest
 
+from coordinator.alarms import NEVER_S
 from coordinator.commands import Acknowledge, Command, Decide, Epoch
 from coordinator.conversation import (
-    NEVER_S,
     Action,
     Conversation,
     ProposeAcknowledgement,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.logs import LogFormat, configure_logs
+from coordinator.steps import Steps
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +53,43 @@ def test_a_machine_reads_one_object_a_line(capsys: pytest.CaptureFixture[str]) -
     )
     assert first["time"].endswith("Z")
     assert "ValueError: broken" in second["trace"]
+
+
+@pytest.mark.parametrize("log_format", LogFormat)
+def test_what_a_turn_of_the_loop_says_is_a_line_each_in_its_order(
+    log_format: LogFormat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs(log_format, node="n1")
+
+    async def turn() -> None:
+        steps = Steps()
+        steps.retry_planned("t-1", "a\nforged line", 0.5)
+        steps.retry_planned("t-2", "b", 0.25)
+        assert capsys.readouterr().err == ""
+        steps.resolved("t-3", "aborted", "ada", "stuck")  # a warning does not wait
+        steps.retry_planned("t-4", "c", 1.0)
+        await asyncio.sleep(0)
+
+    asyncio.run(turn())
+    lines = capsys.readouterr().err.splitlines()
+    said = (
+        ("INFO", "t-1", "a\\nforged line is called again in 0.500 s"),
+        ("INFO", "t-2", "b is called again in 0.250 s"),
+        ("WARNING", "t-3", "aborted by hand by ada: stuck"),
+        ("INFO", "t-4", "c is called again in 1.000 s"),
+    )
+    assert len(lines) == len(said)
+    for line, (level, transaction_id, text) in zip(lines, said, strict=True):
+        if log_format is LogFormat.JSON:
+            entry = json.loads(line)
+            assert (entry["level"], entry["transaction"]) == (level, transaction_id)
+            assert entry["message"] == text.replace("\\n", "\n")
+            assert (entry["node"], entry["logger"]) == ("n1", "assent.transaction")
+        else:
+            assert line.endswith(f"Z {level:<5} n1 assent.transaction: {transaction_id} {text}")
+
+
+def test_nothing_is_kept_of_what_nobody_listens_to() -> None:
+    configure_logs(LogFormat.TEXT, "WARNING")
+    steps = Steps()
+    steps.retry_planned("t-1", "a", 0.5)  # outside of any loop: nothing may be planned

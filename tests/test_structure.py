@@ -21,6 +21,7 @@ PURE = {
     *(
         f"coordinator/{name}.py"
         for name in (
+            "alarms",
             "allowance",
             "commands",
             "conversation",

@@ -195,5 +195,5 @@ class NoJitter:
 
 
 class SilentSteps(Steps):
-    def _warn(self, transaction_id: str, text: str, *values: object) -> None:
+    def _warn(self, transaction_id: str, text: str) -> None:
         pass
