@@ -15,14 +15,16 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
-GRAIN_S = 0.005
+GRAIN_S = 1 / 256
+"""A power of two, so that rounding up is exact: an alarm that rang a hair early would be set again
+for the same grain, and a clock that stands still in between would never get past it."""
 NEVER_S = math.inf
 
 
 class Alarms(Generic[Item]):
     """Items (hashed by identity or value) and the time at which each is due, one at most.
 
-    Times are seconds of the owner's clock. An alarm never rings early, and a grain late at most.
+    Times are seconds of the owner's clock. An alarm never rings early, and less than a grain late.
     """
 
     def __init__(self) -> None:
@@ -35,7 +37,7 @@ class Alarms(Generic[Item]):
 
     def set(self, item: Item, due_s: float) -> None:
         """Wake `item` at `due_s`, and no more at the time that was set before."""
-        grain = math.floor(due_s / GRAIN_S) + 1
+        grain = math.ceil(due_s / GRAIN_S)
         before = self._grain_of.get(item)
         if before == grain:
             return

@@ -23,6 +23,7 @@ from random import Random
 from typing import NamedTuple
 
 from coordinator.allowance import Allowance
+from coordinator.capacity import Capacity
 from coordinator.commands import Begin, Command, Refuse, Resolve, encode
 from coordinator.errors import (
     AtCapacity,
@@ -86,7 +87,6 @@ class Driver:
         self._machine = machine
         self._gateway = gateway
         self._now_ms = now_ms
-        self._limits = limits
         self._steps = steps or Steps()
         self._talks = Talks(
             log,
@@ -97,7 +97,7 @@ class Driver:
             coordinators=coordinators,
             steps=self._steps,
         )
-        self._beginning: collections.Counter[str] = collections.Counter()
+        self._capacity = Capacity(limits)
         self._refusals = Allowance(REFUSALS_PER_S)
         self._taking_up: asyncio.Handle | None = None
         self._draining = False
@@ -257,7 +257,7 @@ class Driver:
         if self._taking_up is not None:
             self._taking_up.cancel()
             self._taking_up = None
-        self._beginning.clear()
+        self._capacity.clear()
         self._talks.drop_all(lambda i: FateUnknown(f"leadership ended while {i} was under way"))
 
     def _take_up_some(self, epoch: int, ids: collections.deque[str]) -> None:
@@ -315,7 +315,8 @@ class Driver:
             raise Draining("this node is stopping: ask another one")
         if self._machine.is_expired(plan.id):
             raise _expired(plan.id)
-        self._check_capacity(plan)
+        unfinished = max(len(self._talks.lives), self._machine.unfinished_count)
+        self._capacity.check(plan.branches, unfinished, self._machine.backlog())
         now_ms = self._now_ms()
         branches = tuple(
             planned.recorded(
@@ -338,8 +339,7 @@ class Driver:
         live = Live(plan.id, plan.fingerprint, epoch, self._loop.time())
         live.traceparent = plan.traceparent
         self._talks.lives[plan.id] = live
-        for branch in branches:
-            self._beginning[branch.participant] += 1
+        self._capacity.beginning(branches)
         self._log.propose(encoded, epoch, functools.partial(self._begun, live, branches))
         if all(branch.repeatable for branch in branches):
             # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
@@ -351,25 +351,10 @@ class Driver:
         if self._talks.lives.get(live.id) is live and live.conversation is None:
             self._talks.begin(live, transaction, took_over=False)
 
-    def _check_capacity(self, plan: Plan) -> None:
-        unfinished = max(len(self._talks.lives), self._machine.unfinished_count)
-        if unfinished >= self._limits.unfinished:
-            raise AtCapacity(f"{unfinished} transactions are unfinished: try again later")
-        backlog = self._machine.backlog()
-        for planned in plan.branches:
-            participant = planned.participant
-            count = backlog.get(participant, 0) + self._beginning[participant]
-            if count >= self._limits.unfinished_per_participant:
-                raise AtCapacity(
-                    f"{count} branches are unfinished at {participant}: try again later",
-                    participant=participant,
-                )
-
     def _begun(self, live: Live, branches: tuple[Branch, ...], result: object) -> None:
         if self._talks.lives.get(live.id) is not live:
             return  # leadership ended; whoever waits has been told
-        for branch in branches:
-            self._count_begun(branch)
+        self._capacity.begun(branches)
         match result:
             case Applied(transaction=transaction) if not transaction.is_refusal:
                 if live.conversation is None:
@@ -387,11 +372,6 @@ class Driver:
             case _:
                 live.fail(NotLeader("leadership changed before it was begun"))
         self._talks.drop(live)
-
-    def _count_begun(self, branch: Branch) -> None:
-        self._beginning[branch.participant] -= 1
-        if not self._beginning[branch.participant]:
-            del self._beginning[branch.participant]
 
     # --- proposals ---
 

@@ -297,7 +297,7 @@ def test_a_thousand_transactions_at_once_all_end_and_leave_nothing_behind() -> N
         assert {t.outcome for t in ended} == {Outcome.COMMIT, Outcome.ABORT}
         assert rig.driver.live_count == 0
         assert rig.machine.backlog() == {}
-        assert not rig.driver._beginning
+        assert not rig.driver._capacity._beginning
         loop = asyncio.get_running_loop()
         assert not [t for t in loop._scheduled if not t.cancelled()]  # type: ignore[attr-defined]
 
@@ -597,7 +597,7 @@ def test_a_begin_that_is_applied_after_its_leadership_was_let_go_sends_nothing()
         await asyncio.sleep(60)
         assert rig.record().outcome is None
         assert rig.gateway.calls == []
-        assert not rig.driver._beginning, "it holds no room at its participant"
+        assert not rig.driver._capacity._beginning, "it holds no room at its participant"
         assert rig.driver.take_up_forgotten() == 1
         await rig.driver.wait_for_end("t")
 

@@ -23,6 +23,7 @@ PURE = {
         for name in (
             "alarms",
             "allowance",
+            "capacity",
             "commands",
             "conversation",
             "errors",

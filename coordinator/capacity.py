@@ -1,0 +1,65 @@
+"""How much more may be begun: what is met here is an answer (429), never a queue that grows. Pure.
+
+Counted are branches by participant, so that one which is down cannot use up everybody's room. Those
+whose `Begin` is still under way are in no record yet and are counted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from coordinator.errors import AtCapacity
+from coordinator.facts import Branch
+from coordinator.plan import Planned
+from coordinator.settings import Limits
+
+
+class Capacity:
+    """The limits of one leader, and what it is beginning."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._unfinished = limits.unfinished
+        self._per_participant = limits.unfinished_per_participant
+        self._beginning: dict[str, int] = {}
+
+    def check(
+        self, branches: Iterable[Planned], unfinished: int, backlog: Mapping[str, int]
+    ) -> None:
+        """Raises AtCapacity if this cannot be begun now.
+
+        `unfinished`: transactions under way; `backlog`: recorded branches that are not finished,
+        by participant.
+        """
+        if unfinished >= self._unfinished:
+            raise AtCapacity(f"{unfinished} transactions are unfinished: try again later")
+        beginning, most = self._beginning, self._per_participant
+        for branch in branches:
+            participant = branch.participant
+            count = backlog.get(participant, 0) + beginning.get(participant, 0)
+            if count >= most:
+                raise AtCapacity(
+                    f"{count} branches are unfinished at {participant}: try again later",
+                    participant=participant,
+                )
+
+    def beginning(self, branches: Iterable[Branch]) -> None:
+        """Their `Begin` is proposed."""
+        beginning = self._beginning
+        for branch in branches:
+            participant = branch.participant
+            beginning[participant] = beginning.get(participant, 0) + 1
+
+    def begun(self, branches: Iterable[Branch]) -> None:
+        """Their `Begin` has been applied, or never will be."""
+        beginning = self._beginning
+        for branch in branches:
+            participant = branch.participant
+            left = beginning[participant] - 1
+            if left:
+                beginning[participant] = left
+            else:
+                del beginning[participant]
+
+    def clear(self) -> None:
+        """Leadership has ended, and with it what was under way."""
+        self._beginning.clear()
