@@ -168,7 +168,7 @@ class Node:
             coordinators=tuple(n.api.url for n in settings.nodes),
             steps=Steps(metrics),
         )
-        self._gateway.on_call = metrics.called
+        self._gateway.on_answers = metrics.answered
         self._clocks = ClockWatch(self.replica)
         self._sweep = Sweep(
             self.replica,

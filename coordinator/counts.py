@@ -65,9 +65,10 @@ class Durations(Collector):
         self._sums = dict.fromkeys(series, 0.0)
         registry.register(self)
 
-    def observe(self, seconds: float, series: Labels = ()) -> None:
-        self._counts[series][bisect_left(self._bounds, seconds)] += 1
-        self._sums[series] += seconds
+    def observe(self, seconds: float, series: Labels = (), count: int = 1) -> None:
+        """It took so long, `count` times."""
+        self._counts[series][bisect_left(self._bounds, seconds)] += count
+        self._sums[series] += seconds * count
 
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self._name, self._meaning, labels=self._labels)

@@ -34,7 +34,7 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, AbstractStreamWriter, ResolveResult
@@ -73,6 +73,8 @@ _DNS_THREADS = 64
 
 _BATCH_ANSWER_BYTES = 16 << 20
 
+Answer = PrepareAnswer | EndAnswer
+
 _SERVED = (Acknowledged, Voted)
 
 _HEADERS = {
@@ -82,8 +84,7 @@ _HEADERS = {
 }
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Message:
+class Message(Protocol):
     """What is to be carried. `body` is JSON; `end_at` is a time of the event loop's clock."""
 
     operation: Operation
@@ -92,20 +93,25 @@ class Message:
     branch_id: str
     body: bytes
     end_at: float
-    traceparent: str | None = None
+    traceparent: str | None
 
 
 class Delivery(NamedTuple):
-    """What became of it: the answer, what it says of the participant, and what that said of itself.
+    """What became of a request: an answer to each of its messages, and what it says of the
+    participant.
 
-    `heard` is whether the participant answered in a way that would have carried its declaration;
-    `declaration` is that header's value.
+    `impression` is that of the answers that did not serve (`impression_of`). `heard` is whether the
+    participant answered in a way that would have carried its declaration; `declaration` is that
+    header's value.
     """
 
-    answer: PrepareAnswer | EndAnswer
+    answers: Sequence[Answer]
     impression: Impression
     heard: bool = False
     declaration: str | None = None
+
+    def impression_of(self, answer: Answer) -> Impression:
+        return Impression.SERVED if isinstance(answer, _SERVED) else self.impression
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,13 @@ class _Response:
     @property
     def heard(self) -> bool:
         return self.declaration is not None or 200 <= self.status < 300
+
+
+class _Lost(NamedTuple):
+    """No response: why, and what that says of the participant."""
+
+    failed: Failed
+    impression: Impression
 
 
 class Courier:
@@ -175,11 +188,11 @@ class Courier:
             message.traceparent,
         )
         response = await self._request(request)
-        if isinstance(response, Delivery):
-            return response
+        if isinstance(response, _Lost):
+            return Delivery((response.failed,), response.impression)
         return _understood(message, response, self._answer_bytes)
 
-    async def carry_batch(self, url: str, messages: Sequence[Message]) -> list[Delivery]:
+    async def carry_batch(self, url: str, messages: Sequence[Message]) -> Delivery:
         """Send all in one request to `url`, and say what became of each; all prepares, or none."""
         request = _Request(
             url,
@@ -190,17 +203,16 @@ class Courier:
             None,
         )
         response = await self._request(request)
-        if isinstance(response, Delivery):
-            return [response] * len(messages)
+        if isinstance(response, _Lost):
+            return Delivery((response.failed,) * len(messages), response.impression)
         answers = read_batch_answers(
             response.status,
             response.body or b"",
             [(m.operation, m.transaction_id, m.branch_id) for m in messages],
         )
-        status, heard, declaration = response.status, response.heard, response.declaration
-        return [Delivery(a, _impression(a, status), heard, declaration) for a in answers]
+        return Delivery(answers, _impression(response.status), response.heard, response.declaration)
 
-    async def _request(self, request: _Request) -> _Response | Delivery:
+    async def _request(self, request: _Request) -> _Response | _Lost:
         """The response, or the failure that took its place."""
         parcels: list[_Parcel] = []
         try:
@@ -209,7 +221,7 @@ class Courier:
         except TimeoutError:
             left = any(parcel.left for parcel in parcels)
             what = "no answer in time" if left else "no connection in time"
-            return Delivery(Failed(what, arrived=left), Impression.UNREACHED)
+            return _Lost(Failed(what, arrived=left), Impression.UNREACHED)
         except Exception as error:
             return _explained(error, arrived=any(parcel.left for parcel in parcels))
         finally:
@@ -281,7 +293,7 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
 
 def _understood(message: Message, response: _Response, answer_bytes: int) -> Delivery:
     status, body = response.status, response.body
-    answer: PrepareAnswer | EndAnswer
+    answer: Answer
     if message.operation is not Operation.PREPARE:
         # Any 2xx acknowledges, whatever the body: one that is too long is not looked at.
         answer = read_end_answer(message.operation, status, body or b"", message.transaction_id)
@@ -290,18 +302,15 @@ def _understood(message: Message, response: _Response, answer_bytes: int) -> Del
         answer = Failed(f"answered {status} with more than {answer_bytes} bytes", answered=own)
     else:
         answer = read_prepare_answer(status, body, message.transaction_id, response.retry_after)
-    return Delivery(answer, _impression(answer, status), response.heard, response.declaration)
+    return Delivery((answer,), _impression(status), response.heard, response.declaration)
 
 
-def _impression(answer: PrepareAnswer | EndAnswer, status: int) -> Impression:
-    if isinstance(answer, _SERVED):
-        return Impression.SERVED
-    if status in PROXY_STATUSES:
-        return Impression.UNREACHED
-    return Impression.REFUSED
+def _impression(status: int) -> Impression:
+    """Of what was answered with this status and did not serve."""
+    return Impression.UNREACHED if status in PROXY_STATUSES else Impression.REFUSED
 
 
-def _explained(error: Exception, *, arrived: bool) -> Delivery:
+def _explained(error: Exception, *, arrived: bool) -> _Lost:
     """What an exception of aiohttp or the system means. `arrived`: the message may have left."""
     impression = Impression.UNREACHED
     broken = False
@@ -332,7 +341,7 @@ def _explained(error: Exception, *, arrived: bool) -> Delivery:
             what = f"failed: {type(error).__name__}: {error}"
             impression = Impression.REFUSED
     what = " ".join(what.split())[:MAX_REASON_CHARS].encode("utf-8", "replace").decode("utf-8")
-    return Delivery(Failed(what, arrived=arrived, broken=broken and arrived), impression)
+    return _Lost(Failed(what, arrived=arrived, broken=broken and arrived), impression)
 
 
 class _Parcel(Payload):

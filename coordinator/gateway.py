@@ -22,29 +22,26 @@ and the lane is pumped again.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from urllib.parse import urlsplit
 
-from coordinator.courier import Courier, Delivery, Message
+from coordinator.courier import Answer, Courier, Delivery
 from coordinator.lane import Backoff, Impression, Lane
 from coordinator.settings import Limits, Timings
 from participants.contract import (
     PLAIN,
     Declaration,
-    EndAnswer,
     Failed,
     Operation,
-    PrepareAnswer,
     read_declaration,
 )
 
 _log = logging.getLogger(__name__)
-
-Answer = PrepareAnswer | EndAnswer
 
 _BATCH_CALLS = 500
 """Calls that share one request at most: beyond some hundreds there is nothing more to gain."""
@@ -60,9 +57,9 @@ _DECLARATIONS = 10_000
 answers again."""
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Call(Message):
-    """One message to a participant, and whom to tell what became of it.
+@dataclass(slots=True, eq=False)
+class Call:
+    """One message (`courier.Message`) to a participant, and whom to tell what became of it.
 
     `participant` is what lanes, limits and failures are counted by. `end_at` is a prepare's
     deadline; a commit or rollback has `Timings.call_timeout_ms` from when it is sent, whatever it
@@ -70,18 +67,27 @@ class Call(Message):
     """
 
     participant: str
+    operation: Operation
+    url: str
+    transaction_id: str
+    branch_id: str
+    body: bytes
+    end_at: float
     done: Callable[[Answer], None]
+    traceparent: str | None = None
     sent_at: float | None = None
 
 
 class Gateway:
     """See the top of this file. Everything happens on the event loop's thread."""
 
-    on_call: Callable[[Call, Answer, float], None]
-    """Told each answer just before `done` is, with the seconds since the call left. For metrics."""
+    on_answers: Callable[[Sequence[Call], Sequence[Answer], float], None]
+    """Told the answers of a request just before `done` is, with the seconds since it left (0 of
+    calls that never did). For metrics.
+    """
 
     def __init__(self, *, limits: Limits, timings: Timings, random: Random | None = None) -> None:
-        self.on_call = lambda _call, _answer, _seconds: None
+        self.on_answers = lambda _calls, _answers, _seconds: None
         self._room = limits.calls_per_participant
         self._timeout = timings.call_timeout_ms / 1000
         self._backoff = Backoff(timings.retry_initial_ms / 1000, timings.retry_max_ms / 1000)
@@ -89,7 +95,7 @@ class Gateway:
         self._courier = Courier(answer_bytes=limits.answer_bytes)
         self._doors: dict[tuple[str, bool], _Door] = {}
         self._expiries: dict[Call, asyncio.TimerHandle] = {}
-        self._under_way: dict[Call, asyncio.Task[None]] = {}
+        self._requests: dict[asyncio.Task[None], list[Call]] = {}  # those not answered yet
         self._declared: OrderedDict[str, tuple[str, Declaration, str | None]] = OrderedDict()
         self._singly_until: dict[str, float] = {}
         self._open = False
@@ -109,14 +115,14 @@ class Gateway:
             for call in list(door.lane):
                 if self._take_back(door, call):
                     call.done(Failed("this node is stopping", arrived=False))
-        tasks = list(self._under_way.values())
-        for task in tasks:
+        requests, self._requests = self._requests, {}
+        for task in requests:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for call in list(self._under_way):
-            del self._under_way[call]
-            arrived = call.sent_at is not None
-            call.done(Failed("this node is stopping", arrived=arrived))
+        await asyncio.gather(*requests, return_exceptions=True)
+        for calls in requests.values():
+            for call in calls:
+                arrived = call.sent_at is not None
+                call.done(Failed("this node is stopping", arrived=arrived))
         self._doors.clear()
         await self._courier.stop()
 
@@ -132,7 +138,7 @@ class Gateway:
             door.gather(self._loop, self._pump)  # who decides at the deadline withdraws it, too
             return
         self._pump(door)
-        if call.operation is Operation.PREPARE and call not in self._under_way:
+        if call.operation is Operation.PREPARE and call in door.lane:
             self._expiries[call] = self._loop.call_at(call.end_at, self._expire, door, call)
 
     def withdraw(self, call: Call) -> bool:
@@ -200,72 +206,79 @@ class Gateway:
         door.set_timer(None if look_at is None else self._loop.call_at(look_at, self._pump, door))
 
     def _go(self, door: _Door, calls: list[Call], batch_url: str | None) -> None:
+        if self._expiries:
+            for call in calls:
+                self._drop_expiry(call)
         task = self._loop.create_task(self._send(door, calls, batch_url))
-        for call in calls:
-            self._drop_expiry(call)
-            self._under_way[call] = task
+        self._requests[task] = calls
+        task.add_done_callback(self._forget_request)
+
+    def _forget_request(self, task: asyncio.Task[None]) -> None:
+        if self._requests.pop(task, None) and not task.cancelled():
+            task.result()  # it answers all its calls, and raises nothing
 
     async def _send(self, door: _Door, calls: list[Call], batch_url: str | None) -> None:
         """Send the calls, in one request if there are several; they are answered one by one."""
         now = self._loop.time()
-        on_time = []
-        for call in calls:
-            if call.operation is not Operation.PREPARE:
-                call.end_at = now + self._timeout
-            elif now >= call.end_at:
-                self._answer(door, call, _too_late(), now)
-                continue
-            call.sent_at = now
-            on_time.append(call)
-        deliveries = await self._carry(on_time, batch_url, now)
+        late = [c for c in calls if c.operation is Operation.PREPARE and now >= c.end_at]
+        if late:
+            for call in late:
+                calls.remove(call)
+            self._answer(door, late, _too_late(len(late)), now)
+        if calls:
+            for call in calls:
+                call.sent_at = now
+                if call.operation is not Operation.PREPARE:
+                    call.end_at = now + self._timeout
+            delivery = await self._carry(calls, batch_url, now)
+            if delivery.heard:
+                self._remember(door.key[0], delivery.declaration)
+            answered = calls.copy()
+            calls.clear()
+            self._answer(door, answered, delivery, self._loop.time())
         if batch_url is not None:
             door.requests -= 1
-        if deliveries and deliveries[0].heard:  # of several in one request, all or none were
-            self._remember(door.key[0], deliveries[0].declaration)
-        now = self._loop.time()
-        for call, delivery in zip(on_time, deliveries, strict=True):
-            self._answer(door, call, delivery, now)
         self._pump(door)
 
-    async def _carry(self, calls: list[Call], batch_url: str | None, now: float) -> list[Delivery]:
-        if not calls:
-            return []
+    async def _carry(self, calls: list[Call], batch_url: str | None, now: float) -> Delivery:
         if batch_url is None or len(calls) == 1:
-            return [await self._courier.carry(calls[0])]
-        deliveries = await self._courier.carry_batch(batch_url, calls)
-        if not deliveries[0].heard:
+            return await self._courier.carry(calls[0])
+        delivery = await self._courier.carry_batch(batch_url, calls)
+        if not delivery.heard:
             # Perhaps something between us and it does not let batches through: singly for a while.
             self._singly_until[calls[0].participant] = now + _SINGLY_S
-        return deliveries
+        return delivery
 
     def _batch_url(self, participant: str) -> str | None:
         """Where the participant takes many messages at once; None if it does not."""
         said = self._declared.get(participant)
         if said is None or said[2] is None:
             return None
-        if participant in self._singly_until:
+        if self._singly_until and participant in self._singly_until:
             if self._loop.time() < self._singly_until[participant]:
                 return None
             del self._singly_until[participant]
         return said[2]
 
-    def _answer(self, door: _Door, call: Call, delivery: Delivery, now: float) -> None:
-        """Tell what became of it. A callback that raises must not keep the others from theirs."""
-        del self._under_way[call]
-        door.lane.finished(delivery.impression, now)
-        try:
-            seconds = 0.0 if call.sent_at is None else now - call.sent_at
-            self.on_call(call, delivery.answer, seconds)
-            call.done(delivery.answer)
-        except Exception:
-            _log.exception("the answer for %s could not be used", call.transaction_id)
+    def _answer(self, door: _Door, calls: list[Call], delivery: Delivery, now: float) -> None:
+        """Tell what became of each. A callback that raises must not keep the others from theirs."""
+        answers = delivery.answers
+        for impression, alike in itertools.groupby(map(delivery.impression_of, answers)):
+            door.lane.finished(impression, now, sum(1 for _ in alike))
+        sent_at = calls[0].sent_at
+        self.on_answers(calls, answers, 0.0 if sent_at is None else now - sent_at)
+        for call, answer in zip(calls, answers, strict=True):
+            try:
+                call.done(answer)
+            except Exception:
+                _log.exception("the answer for %s could not be used", call.transaction_id)
 
     def _expire(self, door: _Door, call: Call) -> None:
         """A prepare's deadline passed while it waited."""
         if self._take_back(door, call):
-            answer = _too_late().answer
-            self.on_call(call, answer, 0.0)
-            call.done(answer)
+            answers = _too_late(1).answers
+            self.on_answers((call,), answers, 0.0)
+            call.done(answers[0])
             self._pump(door)
 
     def _take_back(self, door: _Door, call: Call) -> bool:
@@ -335,7 +348,7 @@ def _at_path(url: str, path: str | None) -> str | None:
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
-def _too_late() -> Delivery:
+def _too_late(count: int) -> Delivery:
     """Nothing was sent, so nothing was learnt; a prepare's lane does not ask anyway."""
     waited = Failed("its deadline passed before it could be sent", arrived=False)
-    return Delivery(waited, Impression.REFUSED)
+    return Delivery((waited,) * count, Impression.REFUSED)

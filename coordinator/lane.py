@@ -89,6 +89,9 @@ class Lane(Generic[Item]):
         """Those who wait, first come first."""
         return iter(self._waiting)
 
+    def __contains__(self, item: object) -> bool:
+        return item in self._waiting
+
     def put(self, item: Item) -> None:
         assert item not in self._waiting
         self._waiting[item] = None
@@ -124,15 +127,16 @@ class Lane(Generic[Item]):
         self.under_way += len(items)
         return items
 
-    def finished(self, impression: Impression, now: float) -> None:
-        """One that was under way has ended."""
-        assert self.under_way > 0
-        self.under_way -= 1
+    def finished(self, impression: Impression, now: float, count: int = 1) -> None:
+        """So many that were under way have ended, one after the other."""
+        assert self.under_way >= count
+        self.under_way -= count
         if impression is Impression.SERVED:
             self.closed = False
             self._refusals = 0
         elif self._backoff is not None:
-            self._not_served(impression, self._backoff, now)
+            for _ in range(count):
+                self._not_served(impression, self._backoff, now)
 
     def wake(self, now: float) -> None:
         """Let the next probe go at once."""

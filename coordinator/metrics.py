@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -19,9 +20,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from coordinator.counts import Counts, Durations, Labels
+from coordinator.courier import Answer
 from coordinator.driver import Figures
 from coordinator.facts import Outcome, Vote
-from coordinator.gateway import Answer, Call
+from coordinator.gateway import Call
 from participants.contract import Acknowledged, Failed, Operation, Voted, Working
 
 BACKLOG_PARTICIPANTS = 50
@@ -125,11 +127,13 @@ class Metrics:
         self._takeovers.add()
         self._taken_over.add((), count)
 
-    # --- the gateway's `on_call` ---
+    # --- the gateway's `on_answers` ---
 
-    def called(self, call: Call, answer: Answer, seconds: float) -> None:
-        self._calls.add((call.operation, _result_of(answer)))
-        self._call_seconds.observe(seconds, (call.operation,))
+    def answered(self, calls: Sequence[Call], answers: Sequence[Answer], seconds: float) -> None:
+        series = Counter(zip([c.operation for c in calls], map(_result_of, answers), strict=True))
+        for (operation, result), count in series.items():
+            self._calls.add((operation, result), count)
+            self._call_seconds.observe(seconds, (operation,), count)
 
     # --- the event loop ---
 

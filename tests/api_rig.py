@@ -175,7 +175,7 @@ class ApiNode:
         self.log = SwitchedLog(self.machine)
         self.services = Services()
         self.gateway = Gateway(limits=limits, timings=timings, random=Random(1))
-        self.gateway.on_call = self.metrics.called
+        self.gateway.on_answers = self.metrics.answered
         self.driver = Driver(
             self.log,
             self.machine,

@@ -7,7 +7,8 @@ import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from coordinator.gateway import Answer, Call, Gateway
+from coordinator.courier import Answer
+from coordinator.gateway import Call, Gateway
 from coordinator.settings import Limits, Timings
 from participants.contract import Failed, Operation, end_body, prepare_body
 

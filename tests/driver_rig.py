@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import cast
 
+from coordinator.courier import Answer
 from coordinator.driver import Driver
 from coordinator.facts import Outcome, Transaction
-from coordinator.gateway import Answer, Call, Gateway
+from coordinator.gateway import Call, Gateway
 from coordinator.log import Done, Overloaded
 from coordinator.machine import Machine
 from coordinator.memory_log import MemoryLog

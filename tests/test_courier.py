@@ -14,7 +14,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import StreamWriter
 
 from coordinator import courier
-from coordinator.gateway import Answer, Gateway
+from coordinator.courier import Answer
+from coordinator.gateway import Gateway
 from coordinator.settings import Timings
 from participants.contract import (
     Acknowledged,

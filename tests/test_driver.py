@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from coordinator.commands import Acknowledge, Begin, Decide, Forget, Refuse, decode, encode
+from coordinator.courier import Answer
 from coordinator.driver import REFUSALS_PER_S, TAKE_UP_AT_ONCE
 from coordinator.errors import (
     AtCapacity,
@@ -21,7 +22,7 @@ from coordinator.errors import (
     UnknownTransaction,
 )
 from coordinator.facts import Effect, Outcome, Transaction
-from coordinator.gateway import Answer, Call
+from coordinator.gateway import Call
 from coordinator.ids import uuid7
 from coordinator.inquiry import Decision
 from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded

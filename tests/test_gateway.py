@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from coordinator.gateway import Answer, Gateway
+from coordinator.courier import Answer
+from coordinator.gateway import Gateway
 from coordinator.settings import Limits
 from participants.contract import (
     DECLARATION_HEADER,
@@ -185,8 +186,8 @@ def test_done_may_begin_and_withdraw_calls_of_the_same_lane() -> None:
 def test_metrics_are_told_of_every_answer() -> None:
     async def scenario(gateway: Gateway) -> None:
         told: list[tuple[Operation, Answer, bool]] = []
-        gateway.on_call = lambda call, given, seconds: told.append(
-            (call.operation, given, seconds > 0)
+        gateway.on_answers = lambda calls, given, seconds: told.append(
+            (calls[0].operation, given[0], seconds > 0)
         )
         async with Stub(YES) as stub:
             await ask(gateway, stub.url)
@@ -253,7 +254,7 @@ def test_a_backlog_for_a_participant_that_is_down_costs_nearly_nothing_and_then_
             for _ in range(20):  # meanwhile others are served
                 assert await ask(gateway, well.url, COMMIT) == Acknowledged()
             assert len(stub.received) < 200
-            assert len(gateway._under_way) <= 2
+            assert len(gateway._requests) <= 2
             stub.behaviour = answer(b"")
             gateway.wake(stub.url)
             await backlog.drained.wait()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from coordinator.gateway import Answer, Call, Gateway
+from coordinator.courier import Answer
+from coordinator.gateway import Call, Gateway
 from participants.contract import DECLARATION_HEADER, Acknowledged, Failed, Operation, Vote, Voted
 from tests.calling import call_for, failed, run
 

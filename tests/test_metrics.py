@@ -86,13 +86,15 @@ def test_calls_are_counted_by_what_they_were_answered() -> None:
         (Working(), "working"),
         (Failed("broke"), "failed"),
     ):
-        metrics.called(prepare, answer, 0.01)
+        metrics.answered([prepare], [answer], 0.01)
         labels = {"operation": "prepare", "result": result}
         assert value(registry, "assent_calls_total", **labels) == 1
-    metrics.called(commit, Acknowledged(), 0.01)
+    metrics.answered([commit] * 2, [Acknowledged()] * 2, 0.01)
     labels = {"operation": "commit", "result": "acknowledged"}
-    assert value(registry, "assent_calls_total", **labels) == 1
+    assert value(registry, "assent_calls_total", **labels) == 2
     assert value(registry, "assent_call_seconds_count", operation="prepare") == 5
+    assert value(registry, "assent_call_seconds_count", operation="commit") == 2
+    assert value(registry, "assent_call_seconds_sum", operation="commit") == 0.02
 
 
 def test_figures_are_asked_for_at_each_reading() -> None:
