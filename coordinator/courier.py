@@ -100,7 +100,7 @@ class Delivery(NamedTuple):
     """What became of a request: an answer to each of its messages, and what it says of the
     participant.
 
-    `impression` is that of the answers that did not serve (`impression_of`). `heard` is whether the
+    `impression` is that of the answers that did not serve (`impressions`). `heard` is whether the
     participant answered in a way that would have carried its declaration; `declaration` is that
     header's value.
     """
@@ -110,8 +110,19 @@ class Delivery(NamedTuple):
     heard: bool = False
     declaration: str | None = None
 
-    def impression_of(self, answer: Answer) -> Impression:
-        return Impression.SERVED if isinstance(answer, _SERVED) else self.impression
+    def impressions(self) -> list[tuple[Impression, int]]:
+        """What the answers say of the participant, in their order; how many in a row say it."""
+        in_a_row: list[tuple[Impression, int]] = []
+        served, count = True, 0
+        for answer in self.answers:
+            if isinstance(answer, _SERVED) is not served:
+                if count:
+                    in_a_row.append((Impression.SERVED if served else self.impression, count))
+                served, count = not served, 0
+            count += 1
+        if count:
+            in_a_row.append((Impression.SERVED if served else self.impression, count))
+        return in_a_row
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ and the lane is pumped again.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -132,7 +131,8 @@ class Gateway:
             stopped = Failed("this node is stopping", arrived=False)
             asyncio.get_running_loop().call_soon(call.done, stopped)
             return
-        door = self._doors.get(_key(call)) or self._new_door(_key(call))
+        key = call.participant, call.operation is Operation.PREPARE
+        door = self._doors.get(key) or self._new_door(key)
         door.lane.put(call)
         if self._batch_url(call.participant) is not None:
             door.gather(self._loop, self._pump)  # who decides at the deadline withdraws it, too
@@ -143,7 +143,7 @@ class Gateway:
 
     def withdraw(self, call: Call) -> bool:
         """Whether the call was still waiting: then it will never be sent, and never be answered."""
-        door = self._doors.get(_key(call))
+        door = self._doors.get((call.participant, call.operation is Operation.PREPARE))
         if door is None or not self._take_back(door, call):
             return False
         self._pump(door)
@@ -220,15 +220,15 @@ class Gateway:
     async def _send(self, door: _Door, calls: list[Call], batch_url: str | None) -> None:
         """Send the calls, in one request if there are several; they are answered one by one."""
         now = self._loop.time()
-        late = [c for c in calls if c.operation is Operation.PREPARE and now >= c.end_at]
-        if late:
+        is_prepare = door.key[1]
+        if is_prepare and (late := [call for call in calls if now >= call.end_at]):
             for call in late:
                 calls.remove(call)
             self._answer(door, late, _too_late(len(late)), now)
         if calls:
             for call in calls:
                 call.sent_at = now
-                if call.operation is not Operation.PREPARE:
+                if not is_prepare:
                     call.end_at = now + self._timeout
             delivery = await self._carry(calls, batch_url, now)
             if delivery.heard:
@@ -263,8 +263,8 @@ class Gateway:
     def _answer(self, door: _Door, calls: list[Call], delivery: Delivery, now: float) -> None:
         """Tell what became of each. A callback that raises must not keep the others from theirs."""
         answers = delivery.answers
-        for impression, alike in itertools.groupby(map(delivery.impression_of, answers)):
-            door.lane.finished(impression, now, sum(1 for _ in alike))
+        for impression, count in delivery.impressions():
+            door.lane.finished(impression, now, count)
         sent_at = calls[0].sent_at
         self.on_answers(calls, answers, 0.0 if sent_at is None else now - sent_at)
         for call, answer in zip(calls, answers, strict=True):
@@ -334,10 +334,6 @@ class _Door:
         if self.timer is not None:
             self.timer.cancel()
         self.timer = timer
-
-
-def _key(call: Call) -> tuple[str, bool]:
-    return call.participant, call.operation is Operation.PREPARE
 
 
 def _at_path(url: str, path: str | None) -> str | None:

@@ -66,9 +66,10 @@ class Live:
         if not self._waiting:
             return
         still: list[tuple[Wait, Waiting]] = []
-        for wait, future in self._waiting:
+        for waiting in self._waiting:
+            wait, future = waiting
             if not is_reached(transaction, wait):
-                still.append((wait, future))
+                still.append(waiting)
             elif not future.done():
                 future.set_result(transaction)
         self._waiting = still
@@ -96,12 +97,6 @@ class Live:
 
 def is_reached(transaction: Transaction, wait: Wait) -> bool:
     """Whether the record says as much as `wait` asks for."""
-    if transaction.is_refusal:
-        return True
-    match wait:
-        case Wait.NONE:
-            return True
-        case Wait.DECISION:
-            return transaction.outcome is not None
-        case Wait.COMPLETION:
-            return transaction.finished_ms is not None
+    if wait is Wait.DECISION:  # a refusal is decided and finished, too
+        return transaction.outcome is not None
+    return wait is Wait.NONE or transaction.finished_ms is not None

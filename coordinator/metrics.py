@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from coordinator.counts import Counts, Durations, Labels
 from coordinator.courier import Answer
 from coordinator.driver import Figures
-from coordinator.facts import Outcome, Vote
+from coordinator.facts import Outcome
 from coordinator.gateway import Call
 from participants.contract import Acknowledged, Failed, Operation, Voted, Working
 
@@ -54,7 +54,6 @@ class Metrics:
         self._registry = registry
         ProcessCollector(registry=registry)
         self._begun = self._counts("transactions_begun", "Transactions begun by this node.")
-        self._votes = self._counts("votes", "Votes heard of participants.", Vote)
         self._decided = self._counts(
             "transactions_decided",
             "Transactions whose outcome this node saw decided while it led.",
@@ -108,9 +107,6 @@ class Metrics:
 
     def began(self) -> None:
         self._begun.add()
-
-    def voted(self, vote: Vote) -> None:
-        self._votes.add((vote,))
 
     def decided(self, outcome: Outcome, seconds: float) -> None:
         self._decided.add((outcome,))

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from coordinator.conversation import Leg
-from coordinator.facts import Outcome, Transaction, Vote
-from participants.contract import Failed, Operation, PrepareAnswer, Voted, Working
+from coordinator.facts import Outcome, Transaction
+from participants.contract import Failed, Operation, Working
 
 LOG = logging.getLogger("assent.transaction")
 
@@ -43,7 +43,6 @@ class Observer(Protocol):
     """Counts the steps; `coordinator/metrics.py` implements it. Durations are in seconds."""
 
     def began(self) -> None: ...
-    def voted(self, vote: Vote) -> None: ...
     def decided(self, outcome: Outcome, seconds: float) -> None: ...
     def finished(self, outcome: Outcome, seconds: float) -> None: ...
     def retried(self, operation: Operation) -> None: ...
@@ -54,9 +53,6 @@ class NoObserver:
     """Counts nothing."""
 
     def began(self) -> None:
-        pass
-
-    def voted(self, vote: Vote) -> None:
         pass
 
     def decided(self, outcome: Outcome, seconds: float) -> None:
@@ -97,15 +93,12 @@ class Steps:
                 again = f"{operation.value} sent to {leg.branch.name}, try {leg.attempts}"
                 self._say(transaction_id, again)
 
-    def prepare_answered(self, transaction_id: str, name: str, answer: PrepareAnswer) -> None:
-        """Votes are said together, by `voted`; what is no vote at once."""
-        match answer:
-            case Voted(vote=vote):
-                self.observer.voted(vote)
-            case Working():
-                self._say(transaction_id, f"{name} is still working")
-            case Failed(what=what):
-                self._warn(transaction_id, f"prepare at {name} failed: {what}")
+    def prepare_failed(self, transaction_id: str, name: str, answer: Working | Failed) -> None:
+        """A prepare was answered, and not with a vote; votes are said together, by `voted`."""
+        if isinstance(answer, Working):
+            self._say(transaction_id, f"{name} is still working")
+        else:
+            self._warn(transaction_id, f"prepare at {name} failed: {answer.what}")
 
     def voted(self, transaction_id: str, legs: Sequence[Leg]) -> None:
         """The votes with which the decision is proposed."""

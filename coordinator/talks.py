@@ -42,6 +42,7 @@ from participants.contract import (
     Failed,
     Operation,
     PrepareAnswer,
+    Voted,
     encode_json,
     end_body,
     prepare_body,
@@ -145,23 +146,25 @@ class Talks:
 
     def _send_prepare(self, live: Live, conversation: Conversation, position: int) -> Leg:
         transaction, leg = conversation.transaction, conversation.legs[position]
+        branch = leg.branch
+        body = prepare_body(
+            live.id,
+            branch.branch_id,
+            branch.payload,
+            transaction.fingerprint,
+            rfc3339(transaction.deadline_ms),
+            self._coordinators,
+        )
         call = Call(
-            participant=leg.branch.participant,
-            operation=Operation.PREPARE,
-            url=leg.branch.prepare_url,
-            transaction_id=live.id,
-            branch_id=leg.branch.branch_id,
-            body=prepare_body(
-                live.id,
-                leg.branch.branch_id,
-                leg.branch.payload,
-                transaction.fingerprint,
-                rfc3339(transaction.deadline_ms),
-                self._coordinators,
-            ),
-            end_at=conversation.expires_s,
-            done=functools.partial(self._prepare_answered, live, position),
-            traceparent=live.traceparent,
+            branch.participant,
+            Operation.PREPARE,
+            branch.prepare_url,
+            live.id,
+            branch.branch_id,
+            body,
+            conversation.expires_s,
+            functools.partial(self._prepare_answered, live, position),
+            live.traceparent,
         )
         live.prepares[position] = call
         self._gateway.begin(call)
@@ -173,16 +176,17 @@ class Talks:
         leg = conversation.legs[position]
         # I5: the decision that this call carries out is applied here, so a quorum holds it.
         assert conversation.transaction.outcome is not None
+        branch = leg.branch
         call = Call(
-            participant=leg.branch.participant,
-            operation=operation,
-            url=leg.branch.url_of(operation),
-            transaction_id=live.id,
-            branch_id=leg.branch.branch_id,
-            body=end_body(live.id, leg.branch.branch_id),
-            end_at=NEVER_S,
-            done=functools.partial(self._end_answered, live, position),
-            traceparent=live.traceparent,
+            branch.participant,
+            operation,
+            branch.url_of(operation),
+            live.id,
+            branch.branch_id,
+            end_body(live.id, branch.branch_id),
+            NEVER_S,
+            functools.partial(self._end_answered, live, position),
+            live.traceparent,
         )
         live.ends[position] = call
         self._gateway.begin(call)
@@ -203,7 +207,8 @@ class Talks:
         live.prepares.pop(position, None)
         assert not isinstance(answer, Acknowledged)
         leg = conversation.legs[position]
-        self._steps.prepare_answered(live.id, leg.branch.name, answer)
+        if not isinstance(answer, Voted):
+            self._steps.prepare_failed(live.id, leg.branch.name, answer)
         now_s = self._loop.time()
         actions = conversation.prepare_answered(position, answer, now_s, self._random.random())
         self._go_on(live, leg, actions, now_s)
@@ -224,10 +229,14 @@ class Talks:
         self._go_on(live, leg, actions, now_s)
 
     def _go_on(self, live: Live, leg: Leg, actions: list[Action], now_s: float) -> None:
-        """What an answer of this branch led to."""
+        """What an answer of this branch led to: mostly nothing, while others are waited for."""
         if leg.called_again_s is not None:
             self._steps.retry_planned(live.id, leg.branch.name, leg.called_again_s - now_s)
-        self._perform(live, actions)
+        if actions:
+            self._perform(live, actions)
+        else:
+            assert live.conversation is not None
+            self._arm(live, live.conversation)
 
     def _arm(self, live: Live, conversation: Conversation) -> None:
         """An alarm that rings too early is harmless: it is only moved when it would be late."""
@@ -284,7 +293,8 @@ class Talks:
             self._steps.finished(transaction, now_s - live.started_s)
         actions = conversation.applied(transaction, now_s)
         live.tell(transaction)
-        self._perform(live, actions)
+        if actions:
+            self._perform(live, actions)
         if transaction.finished_ms is not None:
             self.drop(live)
         elif transaction.resolutions:

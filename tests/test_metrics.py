@@ -51,8 +51,6 @@ def test_the_steps_of_a_transaction_are_counted() -> None:
     metrics: Observer = Metrics(registry)
     metrics.began()
     metrics.began()
-    for vote in Vote:
-        metrics.voted(vote)
     metrics.decided(Outcome.COMMIT, 0.004)
     metrics.finished(Outcome.COMMIT, 0.2)
     metrics.finished(Outcome.ABORT, 7.0)
@@ -60,8 +58,6 @@ def test_the_steps_of_a_transaction_are_counted() -> None:
     metrics.took_over(5)
     for name, labels, expected in (
         ("assent_transactions_begun_total", {}, 2),
-        ("assent_votes_total", {"vote": "yes"}, 1),
-        ("assent_votes_total", {"vote": "unknown"}, 1),
         ("assent_transactions_decided_total", {"outcome": "commit"}, 1),
         ("assent_transactions_decided_total", {"outcome": "abort"}, 0),
         ("assent_transactions_finished_total", {"outcome": "abort"}, 1),
