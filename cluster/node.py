@@ -42,6 +42,7 @@ from coordinator.machine import Machine
 from coordinator.metrics import LogFigures, LoopLag, Metrics
 from coordinator.steps import Steps
 from coordinator.sweep import Sweep
+from participants import event_loop
 
 LOG = logging.getLogger("assent.node")
 
@@ -62,7 +63,9 @@ def run_node(
     """
     try:
         with collected_in_steps():
-            return asyncio.run(_run(settings, node_id, data_dir, bootstrap=bootstrap, fsync=fsync))
+            return event_loop.run(
+                _run(settings, node_id, data_dir, bootstrap=bootstrap, fsync=fsync)
+            )
     except (DiskFailed, FailStop) as error:
         print(f"assent: {node_id}: {error}", file=sys.stderr)
         return 1

@@ -29,20 +29,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
-import socket
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, AbstractStreamWriter, ResolveResult
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, StreamWriter
 from aiohttp.payload import Payload
 
 from coordinator.lane import Impression
+from coordinator.resolver import Resolver
 from participants.contract import (
     DECLARATION_HEADER,
     MAX_REASON_CHARS,
@@ -67,9 +66,6 @@ five."""
 
 _DNS_SECONDS = 10
 """How long a name's addresses are remembered: short enough to follow a participant that moves."""
-
-_DNS_THREADS = 64
-"""Lookups at one time. A name whose server is silent holds one, and must not hold up others."""
 
 _BATCH_ANSWER_BYTES = 16 << 20
 
@@ -112,17 +108,10 @@ class Delivery(NamedTuple):
 
     def impressions(self) -> list[tuple[Impression, int]]:
         """What the answers say of the participant, in their order; how many in a row say it."""
-        in_a_row: list[tuple[Impression, int]] = []
-        served, count = True, 0
-        for answer in self.answers:
-            if isinstance(answer, _SERVED) is not served:
-                if count:
-                    in_a_row.append((Impression.SERVED if served else self.impression, count))
-                served, count = not served, 0
-            count += 1
-        if count:
-            in_a_row.append((Impression.SERVED if served else self.impression, count))
-        return in_a_row
+        served = [isinstance(answer, _SERVED) for answer in self.answers]
+        if all(served):
+            return [(Impression.SERVED, len(served))]
+        return [(Impression.SERVED if each else self.impression, 1) for each in served]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +155,7 @@ class Courier:
         self._known: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
 
     async def start(self) -> None:
-        self._resolver = _Resolver()
+        self._resolver = Resolver()
         self._pooled = self._session(
             aiohttp.TCPConnector(
                 limit=0,  # the lanes limit, per participant; a limit here would be shared by all
@@ -417,40 +406,3 @@ def _is_quiet(writer: StreamWriter, transport: asyncio.Transport, reused: bool) 
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
     return not poll.poll(0)
-
-
-class _Resolver(AbstractResolver):
-    """Looks names up in threads of its own, so that a silent name server holds up nobody else's
-    threads."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_DNS_THREADS, thread_name_prefix="resolver")
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, _addresses, host, port, family)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=found_family,
-                proto=protocol,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for found_family, protocol, address in found
-        ]
-
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _addresses(
-    host: str, port: int, family: socket.AddressFamily
-) -> list[tuple[socket.AddressFamily, int, str]]:
-    found = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG
-    )
-    return [(kind, protocol, str(address[0])) for kind, _, protocol, _, address in found]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from participants import activity, bench, inventory, profile
+from participants import activity, bench, event_loop, inventory, profile
 from participants.inquiry import InquirySettings
 from participants.sdk import ParticipantSettings
 from participants.simulated import Simulated
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level = options.log_level.upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        asyncio.run(_serve(options))
+        event_loop.run(_serve(options))
     except CannotStart as error:
         print(error, file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ import pytest
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import StreamWriter
 
-from coordinator import courier
+from coordinator import courier, resolver
 from coordinator.courier import Answer
 from coordinator.gateway import Gateway
 from coordinator.settings import Timings
@@ -242,14 +242,14 @@ def test_a_name_that_is_looked_up_for_ever_delays_no_other_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers = threading.Event()
-    look_up = courier._addresses
+    look_up = resolver._addresses
 
     def silent(host: str, port: int, family: socket.AddressFamily) -> Any:
         if host == "silent.invalid":
             answers.wait(30)
         return look_up(host, port, family)
 
-    monkeypatch.setattr(courier, "_addresses", silent)
+    monkeypatch.setattr(resolver, "_addresses", silent)
 
     async def scenario(gateway: Gateway) -> None:
         async with Stub(YES) as stub:

@@ -33,6 +33,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from cluster.bench.requests import Load, Request, RequestMaker
+from participants import event_loop
 
 GIVE_UP_S = 30.0
 _AGAIN_S = 0.02
@@ -70,18 +71,9 @@ def main() -> None:
     fields = json.loads(sys.stdin.readline())
     fields["nodes"], fields["participants"] = tuple(fields["nodes"]), tuple(fields["participants"])
     gc.freeze()
-    tally = _runner()(run_load(Load(**fields), begun=_say_begun))
+    tally = event_loop.run(run_load(Load(**fields), begun=_say_begun))
     print(json.dumps(asdict(tally)), flush=True)
     sys.stdin.read()  # until nobody needs this process any more: what it used is read of the system
-
-
-def _runner() -> Any:
-    """What runs a coroutine: uvloop's where it is installed, for it takes less from the others."""
-    try:
-        import uvloop  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
-    except ImportError:
-        return asyncio.run
-    return uvloop.run
 
 
 def _say_begun() -> None:
