@@ -15,8 +15,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from datetime import UTC, datetime
+from typing import Any
 
 DECLARATION_HEADER = "Assent-Participant"
 CONTRACT_VERSION = 1
@@ -117,6 +117,15 @@ def encode_json(value: Any) -> bytes:
     return text.encode("ascii")
 
 
+def decode_json(encoded: bytes) -> Any:
+    """The value of what `encode_json` gave, made anew at each call."""
+    value, _ = _DECODER.raw_decode(encoded.decode("ascii"))
+    return value
+
+
+_DECODER = json.JSONDecoder()
+
+
 def prepare_body(
     transaction_id: str,
     branch_id: str,
@@ -159,82 +168,6 @@ def end_body(transaction_id: str, branch_id: str) -> bytes:
         transaction_id.encode("ascii"),
         branch_id.encode("ascii"),
     )
-
-
-class Prepare(NamedTuple):
-    """A prepare as a participant reads it. `expires_at`: RFC 3339; `payload`: any JSON value."""
-
-    transaction_id: str
-    branch_id: str
-    payload: Any
-    fingerprint: str
-    expires_at: str
-    coordinators: tuple[str, ...]
-
-
-def read_prepare(message: Any) -> Prepare:
-    """A prepare out of decoded JSON; raises BadMessage naming the field."""
-    fields = _fields(message)
-    coordinators = fields.get("coordinators", [])
-    if not isinstance(coordinators, list) or not all(isinstance(c, str) for c in coordinators):
-        raise BadMessage("coordinators: must be a list of URLs")
-    return Prepare(
-        transaction_id=_text(fields, "transaction_id"),
-        branch_id=_text(fields, "branch_id"),
-        payload=fields.get("payload"),
-        fingerprint=_text(fields, "fingerprint"),
-        expires_at=_time(fields, "expires_at"),
-        coordinators=tuple(coordinators),
-    )
-
-
-def read_end(message: Any) -> tuple[str, str]:
-    """(transaction id, branch id) of a commit or rollback in decoded JSON; raises BadMessage."""
-    fields = _fields(message)
-    return _text(fields, "transaction_id"), _text(fields, "branch_id")
-
-
-def _fields(message: Any) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise BadMessage("the body must be a JSON object")
-    return message
-
-
-def _text(fields: dict[str, Any], name: str) -> str:
-    value = fields.get(name)
-    if not isinstance(value, str) or not value or len(value) > 256:
-        raise BadMessage(f"{name}: must be a string of 1 to 256 characters")
-    if not value.isprintable():  # what cannot be printed cannot always be stored (lone surrogates)
-        raise BadMessage(f"{name}: must hold printable characters only")
-    return value
-
-
-@functools.lru_cache(maxsize=256)
-def read_time_ms(text: str) -> int:
-    """Milliseconds since 1970 of an RFC 3339 time; raises BadMessage.
-
-    Remembered: a message's time is read when it is checked and again when it is used.
-    """
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        time = None
-    if time is None or time.tzinfo is None:
-        raise BadMessage(f"{text[:40]!r} is not a time as RFC 3339 has it")
-    return (time - _EPOCH) // _MILLISECOND
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
-
-
-def _time(fields: dict[str, Any], name: str) -> str:
-    text = _text(fields, name)
-    try:
-        read_time_ms(text)
-    except BadMessage as error:
-        raise BadMessage(f"{name}: {error}") from None
-    return text
 
 
 # --- a participant's answers --------------------------------------------------------------------
@@ -380,24 +313,7 @@ def batch_body(messages: Iterable[tuple[Operation, bytes]]) -> bytes:
     return b'{"messages":[%s]}' % b",".join(parts)
 
 
-_OPERATIONS = {each.value: each for each in Operation}
 _OPENINGS = {each: b'{"operation":"%s",' % each.value.encode("ascii") for each in Operation}
-
-
-def read_batch(message: Any) -> list[Any]:
-    """The messages of a batch call in decoded JSON, each yet to be read; raises BadMessage."""
-    messages = _fields(message).get("messages")
-    if not isinstance(messages, list):
-        raise BadMessage("messages: must be a list")
-    return messages
-
-
-def read_operation(message: Any) -> Operation:
-    """What one message of a batch asks for; raises BadMessage."""
-    operation = _OPERATIONS.get(_text(_fields(message), "operation"))
-    if operation is None:
-        raise BadMessage("operation: must be prepare, commit or rollback")
-    return operation
 
 
 def read_batch_answers(
@@ -405,8 +321,11 @@ def read_batch_answers(
 ) -> list[PrepareAnswer | EndAnswer]:
     """What the answer to a batch call means to each message (operation, transaction id, branch id).
 
-    An answer to the whole that is none, or has not as many answers as there were messages, is a
-    failure of each.
+    Each message has its answer in `{"answers": [...]}`, in the order of the messages. It is an
+    object `{"status", "body"}`, as if the message had come alone; or, for what is usual, a text:
+    `yes`, `read_only`, `committed` or `rolled_back`, a space, and `TRANSACTION_ID/BRANCH_ID`, so
+    that an answer meant for another message is known. An answer to the whole that is none, or has
+    not as many answers as there were messages, is a failure of each.
     """
     decoded = _decoded(body) if status == 200 else None
     answers = decoded.get("answers") if isinstance(decoded, dict) else None
@@ -418,9 +337,23 @@ def read_batch_answers(
     ]
 
 
+_WORDS: dict[Operation, dict[str, PrepareAnswer | EndAnswer]] = {
+    Operation.PREPARE: {"yes": _SAID["yes"], "read_only": _SAID["read_only"]},
+    Operation.COMMIT: {"committed": _ACKNOWLEDGED},
+    Operation.ROLLBACK: {"rolled_back": _ACKNOWLEDGED},
+}
+"""What a word means in answer to each operation."""
+
+
 def _batch_answer(
     answer: Any, operation: Operation, transaction_id: str, branch_id: str
 ) -> PrepareAnswer | EndAnswer:
+    if isinstance(answer, str):
+        word, _, branch = answer.partition(" ")
+        meant = _WORDS[operation].get(word)
+        if meant is None or branch != f"{transaction_id}/{branch_id}":
+            return Failed(f"answered {operation} in a batch with {answer[:160]!r}")
+        return meant
     status = answer.get("status") if isinstance(answer, dict) else None
     body = answer.get("body") if isinstance(answer, dict) else None
     if type(status) is not int:

@@ -17,18 +17,8 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from participants.branch import End
-from participants.contract import (
-    DECLARATION_HEADER,
-    BadMessage,
-    Declaration,
-    Operation,
-    Prepare,
-    read_batch,
-    read_end,
-    read_operation,
-    read_prepare,
-)
+from participants.contract import DECLARATION_HEADER, BadMessage, Declaration, Operation
+from participants.messages import Received, read_batch, read_batch_message, read_message
 
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 """One message: the largest payload a coordinator takes (1 MiB), and ample room for the rest."""
@@ -40,22 +30,15 @@ BODY_TIMEOUT_S = 30.0
 """How long the sender may take to send a body that it has begun."""
 
 
-class EndBranch(NamedTuple):
-    """A commit, a rollback, or the answer to an inquiry, for one branch."""
-
-    transaction_id: str
-    branch_id: str
-    end: End
-
-
-Received = Prepare | EndBranch
-
-
 class Reply(NamedTuple):
-    """An HTTP status and the JSON object of the body."""
+    """An HTTP status and the JSON object of the body, but for the branch's ids.
+
+    `word`: what says as much in a batch. A reply may be shared, and is never changed.
+    """
 
     status: int
     body: dict[str, Any]
+    word: str | None = None
 
 
 Receive = Callable[[Sequence[Received]], Awaitable[list[Reply]]]
@@ -112,10 +95,12 @@ class _Endpoints:
         if isinstance(received, Reply):
             return self._response(request, received)
         good = [message for message in received if not isinstance(message, Reply)]
-        replies = iter(await self._receive(good))
-        answers = [message if isinstance(message, Reply) else next(replies) for message in received]
-        shown = [{"status": answer.status, "body": answer.body} for answer in answers]
-        return self._response(request, Reply(200, {"answers": shown}))
+        replies = await self._receive(good)
+        if len(good) < len(received):
+            rest = iter(replies)
+            replies = [one if isinstance(one, Reply) else next(rest) for one in received]
+        answers = list(map(_shown, received, replies))
+        return self._response(request, Reply(200, {"answers": answers}))
 
     async def _one(self, request: web.Request, operation: Operation) -> web.Response:
         body = await _read_body(request, MAX_MESSAGE_BYTES)
@@ -123,7 +108,7 @@ class _Endpoints:
         if isinstance(received, Reply):
             return self._response(request, received)
         (reply,) = await self._receive((received,))
-        return self._response(request, reply)
+        return self._response(request, reply._replace(body=_with_ids(received, reply)))
 
     def _response(self, request: web.Request, reply: Reply) -> web.Response:
         prefix = request.rel_url.raw_path.rpartition("/")[0]
@@ -160,7 +145,7 @@ async def _read_body(request: web.Request, limit: int) -> bytes | Reply:
     if content.at_eof():  # there is none, or somebody before us has read it
         return await request.read()
     if content.is_eof():  # it came with the head, as small ones do: nothing to wait for
-        body = await content.read()
+        body = content.read_nowait()
         return too_large if len(body) > limit else body
     # Not `request.read()`: its limit is that of the application which this one is mounted in.
     parts, size = [], 0
@@ -179,7 +164,7 @@ async def _read_body(request: web.Request, limit: int) -> bytes | Reply:
 
 def _read_message(operation: Operation, body: bytes) -> Received | Reply:
     try:
-        return _message(operation, _decoded(body))
+        return read_message(operation, _decoded(body))
     except BadMessage as error:
         return _bad_message(error)
 
@@ -196,9 +181,23 @@ def _read_batch(body: bytes) -> list[Received | Reply] | Reply:
     return [_read_batch_message(message) for message in messages]
 
 
+def _shown(received: Received | Reply, reply: Reply) -> Any:
+    """The reply to one message of a batch, as `read_batch_answers` reads it."""
+    if isinstance(received, Reply):
+        return {"status": reply.status, "body": reply.body}
+    if reply.word is None:
+        return {"status": reply.status, "body": _with_ids(received, reply)}
+    return f"{reply.word} {received.transaction_id}/{received.branch_id}"
+
+
+def _with_ids(received: Received, reply: Reply) -> dict[str, Any]:
+    ids = {"transaction_id": received.transaction_id, "branch_id": received.branch_id}
+    return ids | reply.body
+
+
 def _read_batch_message(message: Any) -> Received | Reply:
     try:
-        return _message(read_operation(message), message)
+        return read_batch_message(message)
     except BadMessage as error:
         return _bad_message(error)
 
@@ -208,14 +207,6 @@ def _decoded(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadMessage(f"the body is not JSON: {error}") from None
-
-
-def _message(operation: Operation, decoded: Any) -> Received:
-    if operation is Operation.PREPARE:
-        return read_prepare(decoded)
-    transaction_id, branch_id = read_end(decoded)
-    end = End.COMMIT if operation is Operation.COMMIT else End.ROLLBACK
-    return EndBranch(transaction_id, branch_id, end)
 
 
 def _bad_message(error: BadMessage) -> Reply:

@@ -17,6 +17,9 @@ from participants.store import BranchRecord, Ended, LocalTransaction
 
 R = TypeVar("R")
 Key = tuple[str, str]
+Undo = tuple[Callable[..., object], *tuple[Any, ...]]
+"""A function that takes a change back, and its arguments."""
+_PREPARED = State.PREPARED
 
 
 class MemoryTable(MutableMapping[str, Any]):
@@ -24,7 +27,7 @@ class MemoryTable(MutableMapping[str, Any]):
 
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
-        self._undo: list[Callable[[], object]] = []
+        self._undo: list[Undo] = []
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
@@ -46,10 +49,9 @@ class MemoryTable(MutableMapping[str, Any]):
     def _remember(self, key: str) -> None:
         values = self._values
         if key in values:
-            before = values[key]
-            self._undo.append(lambda: values.__setitem__(key, before))
+            self._undo.append((values.__setitem__, key, values[key]))
         else:
-            self._undo.append(lambda: values.pop(key, None))
+            self._undo.append((values.pop, key, None))
 
 
 class MemoryStore:
@@ -118,30 +120,29 @@ class MemoryStore:
         return self._prepared.get(key) or self._others.get(key)
 
     def keep(self, record: BranchRecord) -> None:
-        key = (record.transaction_id, record.branch_id)
-        prepared, others, ended = self._prepared, self._others, self._ended
-        was_prepared, was_other = prepared.pop(key, None), others.pop(key, None)
-        if record.branch.state is State.PREPARED:
+        key = record[:2]
+        prepared, others = self._prepared, self._others
+        number = 0
+        before = prepared.pop(key, None) or others.pop(key, None)
+        state = record.branch.state
+        if state is _PREPARED:
             prepared[key] = record
         else:
             others[key] = record
-        if record.branch.state in ENDED:
-            self._last_number += 1
-            ended[self._last_number] = record
-        number = self._last_number
-
-        def undo() -> None:
-            prepared.pop(key, None)
-            others.pop(key, None)
-            if record.branch.state in ENDED:
-                ended.pop(number, None)
-            if was_prepared is not None:
-                prepared[key] = was_prepared
-            if was_other is not None:
-                others[key] = was_other
-
-        self._undo.append(undo)
+            if state in ENDED:
+                number = self._last_number = self._last_number + 1
+                self._ended[number] = record
+        self._undo.append((self._take_back, key, before, number))
 
     def undo(self) -> None:
         while self._undo:
-            self._undo.pop()()
+            take_back, *arguments = self._undo.pop()
+            take_back(*arguments)
+
+    def _take_back(self, key: Key, before: BranchRecord | None, number: int) -> None:
+        self._prepared.pop(key, None)
+        self._others.pop(key, None)
+        self._ended.pop(number, None)
+        if before is not None:
+            kept = self._prepared if before.branch.state is _PREPARED else self._others
+            kept[key] = before

@@ -13,8 +13,9 @@ from typing import Any
 from aiohttp import web
 
 from participants.branch import Branch, State
-from participants.contract import BadMessage, Operation, read_end
+from participants.contract import BadMessage, Operation
 from participants.memory_store import MemoryStore
+from participants.messages import read_end
 from participants.sqlite_store import SqliteStore
 from participants.store import BranchRecord, LocalTransaction
 

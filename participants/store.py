@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from participants.branch import Branch, State
 
@@ -41,8 +41,7 @@ class StoreRefused(StoreError):
     """The store cannot be opened as it is; an operator has to look at it."""
 
 
-@dataclass(frozen=True, slots=True)
-class BranchRecord:
+class BranchRecord(NamedTuple):
     """A branch as it is kept.
 
     `payload`: JSON, as `contract.encode_json` gives it; `null` once the branch has ended.

@@ -17,8 +17,9 @@ from participants.branch import (
     Message,
     Row,
     State,
+    after,
+    cell_of,
     row_of,
-    step,
 )
 from participants.contract import Vote
 
@@ -48,8 +49,8 @@ def expected_cells() -> list[tuple[Row, State, str, str, str]]:
     for line in lines:
         name, *columns = line.split("|")
         for state, column in zip(states, columns, strict=True):
-            action, answer, after = column.split()
-            cells.append((Row[name.strip()], state, action, answer, after))
+            action, answer, then = column.split()
+            cells.append((Row[name.strip()], state, action, answer, then))
     return cells
 
 
@@ -86,17 +87,17 @@ def branch_in(state: State) -> Branch | None:
 
 @pytest.mark.parametrize("cell", expected_cells(), ids=lambda cell: f"{cell[0].name}-{cell[1]}")
 def test_every_cell_does_what_the_protocol_says(cell: tuple[Row, State, str, str, str]) -> None:
-    row, state, action, answer, after = cell
+    row, state, action, answer, then = cell
     before, message = branch_in(state), message_of(row)
     if row_of(before, message) is not row:  # such a branch makes another row of this message
         known = TABLE[row][state]
         assert (known.action, known.answer) == (Action.NOTHING, Answer.REFUSED)
         return
-    what = step(before, message)
+    what = cell_of(before, message)
     assert what.action.value == action
     assert (what.answer.value if what.answer else "?-"[answer == "-"]) == answer
-    assert (State.ABSENT if what.after is None else what.after.state).value == after
-    assert what.before is before
+    kept = after(before, message, what)
+    assert (State.ABSENT if kept is None else kept.state).value == then
 
 
 def test_the_protocols_table_and_the_codes_have_the_same_cells() -> None:
@@ -106,7 +107,7 @@ def test_the_protocols_table_and_the_codes_have_the_same_cells() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vote", "answer", "after"),
+    ("vote", "answer", "kept"),
     [
         (Vote.YES, Answer.YES, Branch(State.PREPARED, MINE)),
         (Vote.NO, Answer.NO, None),
@@ -114,33 +115,32 @@ def test_the_protocols_table_and_the_codes_have_the_same_cells() -> None:
     ],
 )
 def test_a_one_shot_branch_is_kept_only_on_yes(
-    vote: Vote, answer: Answer, after: Branch | None
+    vote: Vote, answer: Answer, kept: Branch | None
 ) -> None:
-    voted = step(None, DoPrepare(MINE)).voted(vote)
-    assert (voted.answer, voted.after) == (answer, after)
+    voted = cell_of(None, DoPrepare(MINE)).voted(vote)
+    assert (voted.answer, after(None, DoPrepare(MINE), voted)) == (answer, kept)
     assert voted.action is (Action.NOTHING if vote is Vote.YES else Action.DISCARD)
 
 
 @pytest.mark.parametrize("vote", [Vote.NO, Vote.READ_ONLY])
 def test_an_interactive_branch_lets_go_unless_it_votes_yes(vote: Vote) -> None:
-    active = Branch(State.ACTIVE, incarnation=1)
-    voted = step(active, DoPrepare(MINE, incarnation=1)).voted(vote)
+    active, message = Branch(State.ACTIVE, incarnation=1), DoPrepare(MINE, incarnation=1)
+    voted = cell_of(active, message).voted(vote)
     assert voted.action is Action.ROLLBACK
-    assert voted.after is not None
-    assert voted.after.state is State.ROLLED_BACK
+    assert after(active, message, voted) == Branch(State.ROLLED_BACK, MINE, incarnation=1)
 
 
 def test_an_interactive_branch_that_votes_yes_is_prepared() -> None:
-    active = Branch(State.ACTIVE, incarnation=1)
-    voted = step(active, DoPrepare(MINE, incarnation=1)).voted(Vote.YES)
-    assert voted.after == Branch(State.PREPARED, MINE, incarnation=1)
+    active, message = Branch(State.ACTIVE, incarnation=1), DoPrepare(MINE, incarnation=1)
+    voted = cell_of(active, message).voted(Vote.YES)
+    assert after(active, message, voted) == Branch(State.PREPARED, MINE, incarnation=1)
 
 
 def test_a_vote_is_asked_for_only_where_the_table_asks() -> None:
-    assert step(None, DoPrepare(MINE)).asks_for_vote
-    settled = step(Branch(State.PREPARED, MINE), DoPrepare(MINE))
+    assert cell_of(None, DoPrepare(MINE)).asks_for_vote
+    settled = cell_of(Branch(State.PREPARED, MINE), DoPrepare(MINE))
     assert not settled.asks_for_vote
-    with pytest.raises(AssertionError):
+    with pytest.raises(KeyError):
         settled.voted(Vote.NO)
 
 
@@ -153,8 +153,8 @@ def test_nothing_leads_out_of_a_tombstone() -> None:
         for fingerprint in (MINE, None):  # None: an empty rollback, or an interactive branch
             tombstone = Branch(state, fingerprint)
             for message in every_message():
-                what = step(tombstone, message)
-                assert what.after == tombstone
+                what = cell_of(tombstone, message)
+                assert after(tombstone, message, what) == tombstone
                 assert what.action is Action.NOTHING
 
 
@@ -163,15 +163,15 @@ def test_a_tombstone_bars_every_prepare() -> None:
         for fingerprint in (MINE, None):
             for message in every_message():
                 if isinstance(message, DoPrepare) and message.incarnation is None:
-                    assert step(Branch(state, fingerprint), message).answer is Answer.NO
+                    assert cell_of(Branch(state, fingerprint), message).answer is Answer.NO
 
 
 def test_only_a_decision_ends_a_prepared_branch() -> None:
     prepared = Branch(State.PREPARED, MINE)
     for message in every_message():
-        after = step(prepared, message).after
+        kept = after(prepared, message, cell_of(prepared, message))
         if not isinstance(message, End):
-            assert after == prepared, f"{message} must not end a prepared branch"
+            assert kept == prepared, f"{message} must not end a prepared branch"
 
 
 def test_work_becomes_real_only_from_prepared() -> None:
@@ -182,7 +182,8 @@ def test_work_becomes_real_only_from_prepared() -> None:
 
 
 def test_the_fingerprint_is_kept_with_the_tombstone() -> None:
-    ended = step(Branch(State.PREPARED, MINE), End.COMMIT).after
+    prepared = Branch(State.PREPARED, MINE)
+    ended = after(prepared, End.COMMIT, cell_of(prepared, End.COMMIT))
     assert ended == Branch(State.COMMITTED, MINE)
 
 

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
-from participants import contract
+from participants import contract, messages
+from participants.branch import End
 from participants.contract import (
     PLAIN,
     Acknowledged,
     BadMessage,
     Declaration,
+    EndAnswer,
     Failed,
     Operation,
+    PrepareAnswer,
     Vote,
     Voted,
     Working,
@@ -63,7 +66,7 @@ def test_a_prepare_is_read_as_it_was_written() -> None:
         "2026-01-02T03:04:05.678Z",
         encode_json(["http://127.0.0.1:8101"]),
     )
-    prepare = contract.read_prepare(json.loads(body))
+    prepare = messages.read_prepare(json.loads(body))
     assert prepare.transaction_id == "t1"
     assert prepare.branch_id == "1"
     assert prepare.payload == payload
@@ -73,7 +76,7 @@ def test_a_prepare_is_read_as_it_was_written() -> None:
 
 
 def test_an_end_is_read_as_it_was_written() -> None:
-    assert contract.read_end(json.loads(contract.end_body("t1", "2"))) == ("t1", "2")
+    assert messages.read_end(json.loads(contract.end_body("t1", "2"))) == ("t1", "2")
 
 
 GOOD: dict[str, Any] = {
@@ -102,24 +105,33 @@ GOOD: dict[str, Any] = {
         ("expires_at", 1_800_000_000),
         ("coordinators", "http://127.0.0.1"),
         ("coordinators", [1]),
+        ("coordinators", [["http://127.0.0.1"]]),
     ],
 )
 def test_a_wrong_field_is_named(field: str, value: Any) -> None:
     with pytest.raises(BadMessage, match=f"^{field}"):
-        contract.read_prepare(GOOD | {field: value})
+        messages.read_prepare(GOOD | {field: value})
 
 
 @pytest.mark.parametrize("message", [None, 1, "x", [], [GOOD]])
 def test_a_message_must_be_an_object(message: Any) -> None:
     with pytest.raises(BadMessage, match="object"):
-        contract.read_prepare(message)
+        messages.read_prepare(message)
     with pytest.raises(BadMessage, match="object"):
-        contract.read_end(message)
+        messages.read_end(message)
 
 
 def test_times_are_read_to_the_millisecond_wherever_they_were_written() -> None:
-    assert contract.read_time_ms("1970-01-01T00:00:01.234Z") == 1234
-    assert contract.read_time_ms("1970-01-01T02:00:01.234+02:00") == 1234
+    assert messages.read_time_ms("1970-01-01T00:00:01.234Z") == 1234
+    assert messages.read_time_ms("1970-01-01T02:00:01.234+02:00") == 1234
+
+
+def test_what_was_encoded_is_decoded_anew_each_time() -> None:
+    encoded = encode_json({"a": [1, "\ud800é"]})
+    first, second = contract.decode_json(encoded), contract.decode_json(encoded)
+    assert first == second == {"a": [1, "\ud800é"]}
+    first["a"].append(2)
+    assert second == {"a": [1, "\ud800é"]}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [float("-inf")]])
@@ -268,11 +280,9 @@ ASKED = [(Operation.PREPARE, "t1", "1"), (Operation.COMMIT, "t2", "1")]
 def test_a_batch_is_read_as_it_was_written() -> None:
     end = contract.end_body("t2", "1")
     body = contract.batch_body([(Operation.PREPARE, encode_json(GOOD)), (Operation.COMMIT, end)])
-    first, second = contract.read_batch(json.loads(body))
-    assert contract.read_operation(first) is Operation.PREPARE
-    assert contract.read_prepare(first) == contract.read_prepare(GOOD)
-    assert contract.read_operation(second) is Operation.COMMIT
-    assert contract.read_end(second) == ("t2", "1")
+    first, second = messages.read_batch(json.loads(body))
+    assert messages.read_batch_message(first) == messages.read_prepare(GOOD)
+    assert messages.read_batch_message(second) == messages.EndBranch("t2", "1", End.COMMIT)
 
 
 def test_each_answer_of_a_batch_is_its_messages_own() -> None:
@@ -287,10 +297,43 @@ def test_each_answer_of_a_batch_is_its_messages_own() -> None:
     assert isinstance(second, Failed)
 
 
+PREPARE, COMMIT, ROLLBACK = Operation.PREPARE, Operation.COMMIT, Operation.ROLLBACK
+MEANT = {
+    (PREPARE, "yes"): Voted(Vote.YES),
+    (PREPARE, "read_only"): Voted(Vote.READ_ONLY),
+    (COMMIT, "committed"): Acknowledged(),
+    (ROLLBACK, "rolled_back"): Acknowledged(),
+}
+
+
+@pytest.mark.parametrize("operation", Operation)
+@pytest.mark.parametrize(
+    "word", ["yes", "read_only", "committed", "rolled_back", "no", "absent", "prepared", "", "YES"]
+)
+def test_a_word_means_something_only_in_answer_to_its_own_message(
+    operation: Operation, word: str
+) -> None:
+    def read(text: str) -> PrepareAnswer | EndAnswer:
+        body = json.dumps({"answers": [text]}).encode()
+        (answer,) = contract.read_batch_answers(200, body, [(operation, "t1", "1")])
+        return answer
+
+    meant = MEANT.get((operation, word))
+    if meant is None:
+        assert isinstance(read(f"{word} t1/1"), Failed)
+    else:
+        assert read(f"{word} t1/1") == meant
+    for branch in ("", " ", " t1", " t1/", " t1/2", " t2/1", "  t1/1", " t1/1 ", " t1/1/1"):
+        assert isinstance(read(f"{word}{branch}"), Failed)
+
+
 @pytest.mark.parametrize(
     "answers",
     [
         [],
+        ["yes t1/1"],
+        ["yes t2/1", "committed t1/1"],
+        ["yes", "committed"],
         [{"status": 200, "body": {"vote": "yes"}}],
         [{"status": 200, "body": {"vote": "yes"}}] * 3,
         [None, None],

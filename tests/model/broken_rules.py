@@ -6,7 +6,6 @@ taken away, so that what is shown is what the rule is for.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -197,7 +196,7 @@ def any_fingerprint(
 
 def row_of_any(original: Any, branch: Branch | None, message: Message) -> Row:
     if isinstance(message, DoPrepare) and branch is not None and branch.fingerprint is not None:
-        message = dataclasses.replace(message, fingerprint=branch.fingerprint)
+        message = message._replace(fingerprint=branch.fingerprint)
     row: Row = original(branch, message)
     return row
 

@@ -13,8 +13,8 @@ from participants.contract import (
     Operation,
     Voted,
     Working,
-    read_prepare,
 )
+from participants.messages import read_prepare
 from tests.model.cases import PLAIN, place_of
 from tests.model.leader import Effect, Node, Sent
 from tests.model.machines import Machines

@@ -19,14 +19,13 @@ from participants.contract import (
     PrepareAnswer,
     Vote,
     encode_json,
-    read_end,
     read_end_answer,
-    read_prepare,
     read_prepare_answer,
 )
-from participants.endpoints import EndBranch, Received, Reply
+from participants.endpoints import Reply
 from participants.inquiry import Decision
 from participants.memory_store import MemoryStore, MemoryTable
+from participants.messages import EndBranch, Received, read_end, read_prepare
 from participants.sdk import Participant, ParticipantSettings, Resource, Work
 from participants.store import BranchRecord
 from tests.model.leader import BEGUN_MS, GRACE_MS, ID, TIMEOUT_MS

@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from participants.branch import End, State
-from participants.contract import Operation, Prepare, Vote, read_end, read_prepare, read_time_ms
-from participants.endpoints import Received, Reply
+from participants.contract import Operation, Vote
+from participants.endpoints import Reply
 from participants.memory_store import MemoryStore, MemoryTable
+from participants.messages import Prepare, Received, read_end, read_prepare, read_time_ms
 from participants.sdk import Participant, ParticipantSettings, Refused
 from participants.store import BranchRecord, LocalTransaction
 from tests.simulation.ledger import Ledger, hold, open_accounts, settle
