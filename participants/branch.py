@@ -146,7 +146,7 @@ class Cell:
         return self.action in AFTER_VOTE
 
     def voted(self, vote: Vote) -> Cell:
-        """The cell that follows the resource's vote, which is YES, NO or READ_ONLY."""
+        """The cell that follows the resource's vote: YES, NO or READ_ONLY; KeyError: not asked."""
         return AFTER_VOTE[self.action][vote]
 
 

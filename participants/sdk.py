@@ -75,13 +75,21 @@ class Refused(Exception):
 class Work(NamedTuple, Generic[T]):
     """What a resource's function works on. `transaction`: the store's local transaction.
 
-    `payload`: what the client sent for this branch (any JSON value), the same in all three calls.
+    `encoded`: the payload as it is kept.
     """
 
     transaction_id: str
     branch_id: str
-    payload: Any
+    encoded: bytes
     transaction: T
+
+    @property
+    def payload(self) -> Any:
+        """What the client sent for this branch (any JSON value), the same in all three calls.
+
+        Decoded anew whenever it is asked for: whoever changes it changes nobody else's.
+        """
+        return decode_json(self.encoded)
 
 
 class Resource(abc.ABC, Generic[T]):
@@ -231,7 +239,7 @@ class Participant(Generic[T]):
         cell = branch.cell_of(before, asked)
         reason = cell.reason
         if cell.action is _PREPARE:
-            vote, reason = self._ask(message, local)
+            vote, reason = self._ask(message, payload, local)
             cell = cell.voted(vote)
             if cell.action is _DISCARD:
                 local.undo()
@@ -249,17 +257,21 @@ class Participant(Generic[T]):
             )
         return _reply(message, cell.answer, before, after, reason)
 
-    def _ask(self, message: Prepare, local: LocalTransaction[T]) -> tuple[Vote, str | None]:
-        work = Work(message.transaction_id, message.branch_id, message.payload, local.resource)
+    def _ask(
+        self, message: Prepare, payload: bytes, local: LocalTransaction[T]
+    ) -> tuple[Vote, str | None]:
+        work = Work(message.transaction_id, message.branch_id, payload, local.resource)
         try:
             vote = self._resource.prepare(work, message.payload)
         except Refused as refused:
             return Vote.NO, str(refused) or "refused, no reason given"
-        if vote is _YES:
-            return vote, None
-        if vote not in (Vote.NO, Vote.READ_ONLY):
-            raise ResourceFailed(f"prepare returned {vote!r}; return a Vote, or raise Refused")
-        return vote, "refused, no reason given" if vote is Vote.NO else None
+        if vote == _YES:
+            return _YES, None
+        if vote == Vote.NO:
+            return Vote.NO, "refused, no reason given"
+        if vote == Vote.READ_ONLY:
+            return Vote.READ_ONLY, None
+        raise ResourceFailed(f"prepare returned {vote!r}; return a Vote, or raise Refused")
 
     def _end(self, message: EndBranch, local: LocalTransaction[T]) -> Reply:
         record = local.find(message.transaction_id, message.branch_id)
@@ -267,8 +279,7 @@ class Participant(Generic[T]):
         cell = branch.cell_of(before, message.end)
         if cell.action is not _NOTHING:
             assert record is not None
-            payload = decode_json(record.payload)
-            work = Work(message.transaction_id, message.branch_id, payload, local.resource)
+            work = Work(message.transaction_id, message.branch_id, record.payload, local.resource)
             if cell.action is _COMMIT:
                 self._resource.commit(work)
             else:
@@ -355,7 +366,7 @@ def _failure(message: Received, error: Exception) -> Reply:
 
 
 def _log_replies(messages: Sequence[Received], replies: Sequence[Reply]) -> None:
-    """One record for all, a line for each; failures have been logged with what failed."""
+    """One record for all, a line for each. What a failure comes from has been logged before."""
     lines = []
     for message, reply in zip(messages, replies, strict=True):
         said = reply.word or reply.body.get("vote") or reply.body["error"]["code"]

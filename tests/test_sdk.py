@@ -24,6 +24,7 @@ from tests.participant_rig import (
     Ledger,
     Rig,
     calling,
+    prepare_message,
     run,
     until,
 )
@@ -360,6 +361,74 @@ def test_the_memory_store_serves_a_resource_too() -> None:
             assert dict(store.table) == {"reserved": 0, "sold": 8}
 
     asyncio.run(scenario())
+
+
+class Careless(Resource[MemoryTable]):
+    """Changes every payload that it gets."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def prepare(self, work: Work[MemoryTable], payload: Any) -> Vote:
+        payload["seats"].append("prepare")
+        self._look(work)
+        return Vote.YES
+
+    def commit(self, work: Work[MemoryTable]) -> None:
+        self._look(work)
+        if len(self.seen) < 3:
+            raise RuntimeError("not now")
+
+    def rollback(self, work: Work[MemoryTable]) -> None:
+        raise NotImplementedError
+
+    def _look(self, work: Work[MemoryTable]) -> None:
+        payload = work.payload
+        self.seen.append(list(payload["seats"]))
+        payload["seats"].append("changed")
+
+
+def test_a_resource_that_changes_its_payload_changes_no_other_call_s() -> None:
+    async def scenario() -> None:
+        resource = Careless()
+        async with calling(Participant(resource, MemoryStore(), QUIET).application()) as call:
+            assert (await call.prepare("t1", {"seats": ["7a"]})).body["vote"] == "yes"
+            assert (await call.commit("t1")).code == "resource_failed"
+            assert (await call.commit("t1")).status == 200
+        assert resource.seen == [["7a"]] * 3
+
+    asyncio.run(scenario())
+
+
+def test_every_step_is_logged_those_of_a_batch_in_one_record(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    async def scenario(r: Rig) -> None:
+        def message(operation: str, transaction_id: str, payload: Any = None) -> dict[str, Any]:
+            return {"operation": operation, **prepare_message(transaction_id, payload)}
+
+        batch = [
+            message("prepare", "t1"),
+            message("prepare", "t2", "refuse"),
+            message("commit", "t1"),
+            message("commit", "t3"),
+            message("rollback", "t4"),
+        ]
+        with caplog.at_level("INFO", logger="assent.participant"):
+            await r.call.post("batch", {"messages": batch})
+            await r.call.prepare("t5", "read")
+        assert [record.getMessage().splitlines() for record in caplog.records] == [
+            [
+                "prepare t1/1: yes",
+                "prepare t2/1: no (sold out)",
+                "commit t1/1: committed",
+                "commit t3/1: unknown_branch",
+                "rollback t4/1: rolled_back",
+            ],
+            ["prepare t5/1: read_only"],
+        ]
+
+    run(scenario, tmp_path)
 
 
 def test_every_state_is_counted() -> None:
