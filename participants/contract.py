@@ -117,15 +117,6 @@ def encode_json(value: Any) -> bytes:
     return text.encode("ascii")
 
 
-def decode_json(encoded: bytes) -> Any:
-    """The value of what `encode_json` gave, made anew at each call."""
-    value, _ = _DECODER.raw_decode(encoded.decode("ascii"))
-    return value
-
-
-_DECODER = json.JSONDecoder()
-
-
 def prepare_body(
     transaction_id: str,
     branch_id: str,

@@ -7,6 +7,7 @@ are let be: a newer coordinator may send more.
 from __future__ import annotations
 
 import functools
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -91,6 +92,15 @@ def read_end(message: Any) -> tuple[str, str]:
     """(transaction id, branch id) of a commit or rollback in decoded JSON; raises BadMessage."""
     transaction_id, branch_id = _texts(_fields(message), "transaction_id", "branch_id")
     return transaction_id, branch_id
+
+
+def decode_payload(encoded: bytes) -> Any:
+    """The payload that `encode_json` made into `encoded`, made anew at each call."""
+    value, _ = _DECODER.raw_decode(encoded.decode("ascii"))
+    return value
+
+
+_DECODER = json.JSONDecoder()
 
 
 def _fields(message: Any) -> dict[str, Any]:

@@ -45,12 +45,17 @@ from participants.contract import (
     BadMessage,
     Declaration,
     Vote,
-    decode_json,
     encode_json,
 )
 from participants.endpoints import Reply, error_body, protocol_application
 from participants.inquiry import AskNode, Decision, Inquirer, InquirySettings
-from participants.messages import EndBranch, Prepare, Received, read_time_ms
+from participants.messages import (
+    EndBranch,
+    Prepare,
+    Received,
+    decode_payload,
+    read_time_ms,
+)
 from participants.store import (
     BranchRecord,
     LocalTransaction,
@@ -89,7 +94,7 @@ class Work(NamedTuple, Generic[T]):
 
         Decoded anew whenever it is asked for: whoever changes it changes nobody else's.
         """
-        return decode_json(self.encoded)
+        return decode_payload(self.encoded)
 
 
 class Resource(abc.ABC, Generic[T]):
