@@ -42,6 +42,8 @@ from participants.contract import (
 
 _log = logging.getLogger(__name__)
 
+_PREPARE = Operation.PREPARE  # looked up once: 90 ns each time
+
 _BATCH_CALLS = 500
 """Calls that share one request at most: beyond some hundreds there is nothing more to gain."""
 
@@ -131,19 +133,19 @@ class Gateway:
             stopped = Failed("this node is stopping", arrived=False)
             asyncio.get_running_loop().call_soon(call.done, stopped)
             return
-        key = call.participant, call.operation is Operation.PREPARE
+        key = call.participant, call.operation is _PREPARE
         door = self._doors.get(key) or self._new_door(key)
         door.lane.put(call)
         if self._batch_url(call.participant) is not None:
             door.gather(self._loop, self._pump)  # who decides at the deadline withdraws it, too
             return
         self._pump(door)
-        if call.operation is Operation.PREPARE and call in door.lane:
+        if call.operation is _PREPARE and call in door.lane:
             self._expiries[call] = self._loop.call_at(call.end_at, self._expire, door, call)
 
     def withdraw(self, call: Call) -> bool:
         """Whether the call was still waiting: then it will never be sent, and never be answered."""
-        door = self._doors.get((call.participant, call.operation is Operation.PREPARE))
+        door = self._doors.get((call.participant, call.operation is _PREPARE))
         if door is None or not self._take_back(door, call):
             return False
         self._pump(door)
