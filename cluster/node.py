@@ -34,8 +34,8 @@ from cluster.storage.directory import Directory, open_directory
 from cluster.storage.disk import Disk, PosixDisk
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import SnapshotStore
-from coordinator.api import Check, build_application
-from coordinator.api_http import Runner
+from coordinator import api_http
+from coordinator.api import Api, Check
 from coordinator.driver import Driver
 from coordinator.gateway import Gateway
 from coordinator.machine import Machine
@@ -185,25 +185,21 @@ class Node:
         metrics.watch(self.driver.figures, self._log_figures)
         self.replica.on_leadership = self.driver.lead
         self.replica.on_fatal = self._fail
-        self._runner = Runner(
-            build_application(
-                self.driver,
-                self.machine,
-                self.replica,
-                node=node_id,
-                apis={n.id: n.api.url for n in settings.nodes},
-                limits=settings.limits,
-                timings=settings.timings,
-                now_ms=now_ms,
-                random=random,
-                status=self._status,
-                checks=self._checks,
-                registry=registry,
-            ),
-            access_log=None,
-            shutdown_timeout=SERVE_SHUTDOWN_S,
-            handle_signals=False,
+        self.api = Api(
+            self.driver,
+            self.machine,
+            self.replica,
+            node=node_id,
+            apis={n.id: n.api.url for n in settings.nodes},
+            limits=settings.limits,
+            timings=settings.timings,
+            now_ms=now_ms,
+            random=random,
+            status=self._status,
+            checks=self._checks,
+            registry=registry,
         )
+        self._runner = api_http.runner(self.api, shutdown_timeout_s=SERVE_SHUTDOWN_S)
 
     # --- running ---
 

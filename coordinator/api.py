@@ -1,32 +1,37 @@
-"""The coordinator's HTTP API, which every node serves: routes, leadership, waiting, errors.
+"""The coordinator's HTTP API, which every node serves, as an object that answers requests.
 
-Transactions are `api_transactions`; what is asked and answered is read and made by `api_shapes`;
-all that is done is done by the driver. One middleware, in `api_http`, makes every error one shape.
+It knows no HTTP library, and no clock but that of the loop it waits on: a request goes in, an
+answer comes out (`api_requests`). Transactions are `api_transactions`; what is asked and answered
+is read and made by `api_shapes`; all that is done is done by the driver. Every failure becomes an
+answer here, in one place, and has the shape of `api_errors`; an unforeseen one is logged with its
+traceback and told without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from coordinator import openapi
-from coordinator.api_errors import ApiError
-from coordinator.api_http import (
-    JSON_HEADERS,
-    Routes,
-    answer_errors,
+from coordinator.api_errors import ApiError, refusal, too_large
+from coordinator.api_requests import (
+    Answer,
+    Endpoint,
+    Request,
     encode,
-    expect,
+    error_answer,
     json_answer,
     read_query,
 )
-from coordinator.api_transactions import Transactions
+from coordinator.api_transactions import ONE, TRANSACTIONS, Transactions
 from coordinator.driver import Driver
+from coordinator.errors import CoordinatorError
 from coordinator.ids import IdMaker
 from coordinator.log import ReplicatedLog
 from coordinator.machine import Machine
@@ -34,6 +39,8 @@ from coordinator.settings import Limits, Timings
 
 ClusterStatus = Mapping[str, Any]
 """The answer of GET /v1/cluster: cluster, self, leader, term, nodes."""
+
+LOG = logging.getLogger("assent.api")
 
 
 class Check(NamedTuple):
@@ -43,40 +50,113 @@ class Check(NamedTuple):
     detail: str
 
 
-def build_application(
-    driver: Driver,
-    machine: Machine,
-    log: ReplicatedLog,
-    *,
-    node: str,
-    apis: Mapping[str, str],
-    limits: Limits,
-    timings: Timings,
-    now_ms: Callable[[], int],
-    random: Random,
-    status: Callable[[], ClusterStatus],
-    checks: Callable[[], Mapping[str, Check]],
-    registry: CollectorRegistry,
-) -> web.Application:
-    """The application of one node, ready for a runner.
+class Api:
+    """The API of one node.
 
     `apis`: node id to the URL of its API, read anew each time; `checks`: the readiness checklist,
     by name; `registry`: what /metrics shows.
     """
-    application = web.Application(
-        middlewares=[answer_errors], client_max_size=limits.batch_body_bytes
-    )
-    transactions = Transactions(
-        driver, machine, log, node, apis, limits, timings, now_ms, IdMaker(now_ms, random)
-    )
-    about = _About(status, checks, registry)
-    router = application.router
-    for method, path, answer in (*transactions.routes(), *about.routes()):
-        if method == "GET":
-            router.add_get(path, answer, expect_handler=expect)
-        else:
-            router.add_route(method, path, answer, expect_handler=expect)
-    return application
+
+    def __init__(
+        self,
+        driver: Driver,
+        machine: Machine,
+        log: ReplicatedLog,
+        *,
+        node: str,
+        apis: Mapping[str, str],
+        limits: Limits,
+        timings: Timings,
+        now_ms: Callable[[], int],
+        random: Random,
+        status: Callable[[], ClusterStatus],
+        checks: Callable[[], Mapping[str, Check]],
+        registry: CollectorRegistry,
+    ) -> None:
+        transactions = Transactions(
+            driver, machine, log, node, apis, limits, timings, now_ms, IdMaker(now_ms, random)
+        )
+        about = _About(status, checks, registry)
+        self.endpoints = (*transactions.endpoints(), *about.endpoints())
+        self._fixed: dict[str, dict[str, Endpoint]] = {}
+        """By path and method."""
+        self._of_one: dict[str, dict[str, Endpoint]] = {}
+        """Those about one transaction: by what follows its id in the path, and by method."""
+        for endpoint in self.endpoints:
+            rest = endpoint.path.removeprefix(ONE)
+            calls = self._fixed if rest == endpoint.path else self._of_one
+            by_method = calls.setdefault(rest, {})
+            by_method[endpoint.method] = endpoint
+            if endpoint.method == "GET":
+                by_method["HEAD"] = endpoint
+
+    def respond(self, request: Request) -> Answer | Awaitable[Answer]:
+        """The answer to a request whose body is there, at once where nothing is waited for."""
+        try:
+            endpoint, transaction_id = self._endpoint(request)
+            if endpoint.admit is not None:
+                endpoint.admit(request, transaction_id)
+            if len(request.body) > endpoint.body_bytes > 0:
+                raise too_large("The body", len(request.body), endpoint.body_bytes)
+            answer = endpoint.answer(request, transaction_id)
+        except Exception as error:
+            return _answer_of(error, request)
+        return answer if isinstance(answer, Answer) else _awaited(answer, request)
+
+    def admit(self, request: Request) -> Answer | int:
+        """For a request whose body has not come: the answer if none of it is needed for that, or
+        how many bytes of it may be read and handed to `respond`.
+        """
+        try:
+            endpoint, transaction_id = self._endpoint(request)
+            if endpoint.admit is not None:
+                endpoint.admit(request, transaction_id)
+        except Exception as error:
+            return _answer_of(error, request)
+        return endpoint.body_bytes
+
+    def _endpoint(self, request: Request) -> tuple[Endpoint, str]:
+        """What answers the request, and the id in its path."""
+        transaction_id = ""
+        by_method = self._fixed.get(request.path)
+        if by_method is None:
+            # Decoded part by part: a slash that is encoded belongs to an id, if to a bad one.
+            parts = [unquote(part) for part in request.path.split("/")]
+            if "/".join(parts[:3]) == TRANSACTIONS and len(parts) > 3 and parts[3]:
+                transaction_id = parts[3]
+                by_method = self._of_one.get("".join(f"/{part}" for part in parts[4:]))
+        if by_method is None:
+            what = f"There is nothing at {request.path[:200]}; /openapi.json lists what is there."
+            raise ApiError(404, "not_found", what)
+        endpoint = by_method.get(request.method)
+        if endpoint is None:
+            allowed = ", ".join(sorted(by_method))
+            raise ApiError(
+                405,
+                "method_not_allowed",
+                f"{request.path[:200]} takes {allowed}, not {request.method[:20]}.",
+                headers={"Allow": allowed},
+            )
+        return endpoint, transaction_id
+
+
+async def _awaited(answer: Awaitable[Answer], request: Request) -> Answer:
+    try:
+        return await answer
+    except Exception as error:
+        return _answer_of(error, request)
+
+
+def _answer_of(error: Exception, request: Request) -> Answer:
+    """The one place where a failure becomes an answer."""
+    match error:
+        case ApiError():
+            return error_answer(error)
+        case CoordinatorError():
+            return error_answer(refusal(error))
+    LOG.error("%s %s failed; this is a defect", request.method, request.path, exc_info=error)
+    what = "The node failed on this request; its log says how."
+    return error_answer(ApiError(500, "internal_error", what))
 
 
 class _About:
@@ -91,26 +171,26 @@ class _About:
         self._status = status
         self._checks = checks
         self._registry = registry
-        self._openapi = encode(openapi.document()).encode("ascii")
+        self._openapi = Answer(200, encode(openapi.document()).encode("ascii"))
 
-    def routes(self) -> Routes:
+    def endpoints(self) -> tuple[Endpoint, ...]:
         return (
-            ("GET", "/v1/cluster", self.cluster),
-            ("GET", "/healthz", self.healthz),
-            ("GET", "/readyz", self.readyz),
-            ("GET", "/metrics", self.metrics),
-            ("GET", "/openapi.json", self.openapi),
+            Endpoint("GET", "/v1/cluster", self.cluster),
+            Endpoint("GET", "/healthz", self.healthz),
+            Endpoint("GET", "/readyz", self.readyz),
+            Endpoint("GET", "/metrics", self.metrics),
+            Endpoint("GET", "/openapi.json", self.openapi),
         )
 
-    async def cluster(self, request: web.Request) -> web.Response:
+    def cluster(self, request: Request, _: str) -> Answer:
         read_query(request, ())
         return json_answer(200, self._status())
 
-    async def healthz(self, _: web.Request) -> web.Response:
+    def healthz(self, _: Request, __: str) -> Answer:
         """The process lives and its event loop turns."""
         return json_answer(200, {"status": "ok"})
 
-    async def readyz(self, _: web.Request) -> web.Response:
+    def readyz(self, _: Request, __: str) -> Answer:
         """200 if every line of the checklist is ticked, else 503."""
         found = self._checks()
         failing = [name for name, check in found.items() if not check.ok]
@@ -123,9 +203,8 @@ class _About:
         )
         return json_answer(503, {**answer, **error.body()})
 
-    async def metrics(self, _: web.Request) -> web.Response:
-        body = generate_latest(self._registry)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    def metrics(self, _: Request, __: str) -> Answer:
+        return Answer(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
-    async def openapi(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._openapi, headers=JSON_HEADERS)
+    def openapi(self, _: Request, __: str) -> Answer:
+        return self._openapi

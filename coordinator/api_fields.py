@@ -183,10 +183,10 @@ def listed(words: Iterable[str]) -> str:
 # --- reading queries ------------------------------------------------------------------------------
 
 
-def read_query(pairs: Mapping[str, str], allowed: tuple[str, ...]) -> dict[str, str]:
-    """The parameters of a query. `pairs` is a multidict: `len` counts a repeated name twice."""
+def read_query(pairs: Iterable[tuple[str, str]], allowed: tuple[str, ...]) -> dict[str, str]:
+    """The parameters of a query, out of its names and values."""
     query: dict[str, str] = {}
-    for name, value in pairs.items():
+    for name, value in pairs:
         if name not in allowed:
             known = f"known here: {', '.join(allowed)}" if allowed else "none is known here"
             raise bad_field(cut(name), f"unknown parameter; {known}")

@@ -1,74 +1,47 @@
-"""How the API uses aiohttp: errors become answers in one place, bodies are read within limits.
+"""The API over HTTP: bodies are read within limits, answers are written. All that knows aiohttp.
 
-The one middleware is `answer_errors`; with `error_answer` every error has the shape of
-`api_errors`, and an unforeseen one is logged with its traceback and told without it. What is no
-HTTP never gets as far as the middleware: `Runner` has it answered in the same shape.
+aiohttp's low-level server, without its router, applications and middlewares, which would cost as
+much again. An answer leaves in one write. What is no HTTP is answered in the API's one shape.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+import re
+import time
+from email.utils import formatdate
+from http import HTTPStatus
 
-from aiohttp import web
+from aiohttp import EMPTY_PAYLOAD, HttpVersion10, web
+from aiohttp.abc import AbstractStreamWriter
 
-from coordinator import api_fields
-from coordinator.api_errors import ApiError, bad_field, refusal, too_large
-from coordinator.errors import CoordinatorError
-from coordinator.ids import is_valid_id
+from coordinator.api import Api
+from coordinator.api_errors import ApiError, too_large
+from coordinator.api_requests import Answer, Request, error_answer
 
 BODY_TIMEOUT_S = 30.0
 """For a whole body to arrive; a client that sends a byte a minute is not waited for longer."""
 
-JSON_HEADERS = {"Content-Type": "application/json"}
-_JSON_TYPES = ("application/json", "application/octet-stream")
-"""Octet-stream is what some client libraries call bytes of which they know nothing."""
-
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Routes = tuple[tuple[str, str, Answer], ...]
-"""(method, path, what answers) of each call."""
-
-encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 LOG = logging.getLogger("assent.api")
 
-
-@web.middleware
-async def answer_errors(request: web.Request, handler: Answer) -> web.StreamResponse:
-    """The one place where a failure becomes an answer."""
-    try:
-        return await handler(request)
-    except ApiError as error:
-        return error_answer(error)
-    except CoordinatorError as error:
-        return error_answer(refusal(error))
-    except web.HTTPException as error:
-        return error_answer(_of_aiohttp(request, error))
-    except Exception:
-        LOG.exception("%s %s failed; this is a defect", request.method, request.path)
-        return error_answer(
-            ApiError(500, "internal_error", "The node failed on this request; its log says how.")
-        )
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def _of_aiohttp(request: web.Request, error: web.HTTPException) -> ApiError:
-    match error:
-        case web.HTTPNotFound():
-            path = request.path[:200]
-            return ApiError(
-                404, "not_found", f"There is nothing at {path}; /openapi.json lists what is there."
-            )
-        case web.HTTPMethodNotAllowed():
-            allowed = ", ".join(sorted(error.allowed_methods))
-            return ApiError(
-                405,
-                "method_not_allowed",
-                f"{request.path} takes {allowed}, not {request.method}.",
-                headers={"Allow": allowed},
-            )
-    return ApiError(error.status, "bad_request", f"The request was refused: {error.reason}.")
+def runner(api: Api, *, shutdown_timeout_s: float) -> web.ServerRunner:
+    """What serves the API, on the sites that are made with it."""
+    return web.ServerRunner(_Server(api), shutdown_timeout=shutdown_timeout_s)
+
+
+class _Server(web.Server):
+    def __init__(self, api: Api) -> None:
+        super().__init__(functools.partial(_handle, api))
+
+    def __call__(self) -> web.RequestHandler:
+        loop = asyncio.get_running_loop()
+        # aiohttp takes "no access log" for it, and says otherwise in its types.
+        return _Connection(self, loop=loop, access_log=None)  # type: ignore[arg-type]
 
 
 class _Connection(web.RequestHandler):
@@ -93,112 +66,128 @@ class _Connection(web.RequestHandler):
             LOG.debug("%s sent what is no HTTP: %r", request.remote, exc)
             first_line = (message or "it cannot be read").strip().split("\n", 1)[0].rstrip(": ")
             what = f"This is no HTTP request: {first_line[:200]}; the connection is closed."
-            response = error_answer(ApiError(400, "bad_request", what))
+            error = ApiError(400, "bad_request", what)
         else:
             LOG.error("a request ended with %d; this is a defect", status, exc_info=exc)
             what = "The node failed on this request; its log says how."
-            response = error_answer(ApiError(status, "internal_error", what))
-        response.force_close()
-        return response
+            error = ApiError(status, "internal_error", what)
+        return _Response(request, error_answer(error), closes=True)
 
 
-class _Server(web.Server):
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+async def _handle(api: Api, http: web.BaseRequest) -> web.StreamResponse:
+    """One request. A body that did not come with the head is read only where it is needed: to be
+    sent to the leader, nobody has to send 16 MiB first.
+    """
+    target = http.raw_path
+    if not target.startswith("/"):  # "GET http://host/path HTTP/1.1", as proxies are asked
+        target = http.rel_url.raw_path_qs
+    path, _, query = target.partition("#")[0].partition("?")
+    request = Request(http.method, path, query, http.headers)
+    try:
+        if "Expect" in http.headers:
+            await _continue(http)
+        if not http.content.is_eof():
+            admitted = api.admit(request)
+            if isinstance(admitted, Answer):
+                return _Response(http, admitted)
+            if admitted:
+                request = request._replace(body=await _read_body(http, admitted))
+        elif http.content is not EMPTY_PAYLOAD:
+            request = request._replace(body=_read_at_once(http))
+    except ApiError as error:
+        return _Response(http, error_answer(error), closes=error.status == 408)
+    answer = api.respond(request)
+    return _Response(http, answer if isinstance(answer, Answer) else await answer)
 
 
-class Runner(web.AppRunner):
-    """A runner whose every answer has the API's shapes."""
-
-    __slots__ = ()
-
-    async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
-        return _Server(
-            made.request_handler,
-            request_factory=made.request_factory,
-            handler_cancellation=made.handler_cancellation,
-            **made._kwargs,
-        )
-
-
-async def expect(request: web.Request) -> web.StreamResponse | None:
+async def _continue(http: web.BaseRequest) -> None:
     """Answers `Expect: 100-continue`, which curl sends before large bodies."""
-    if request.headers.get("Expect", "").lower() != "100-continue":
-        return error_answer(
-            ApiError(417, "expectation_failed", "Expect: only 100-continue is understood.")
-        )
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0  # aiohttp: what was written so far is no part of the answer
-    return None
+    if http.headers["Expect"].lower() != "100-continue":
+        what = "Expect: only 100-continue is understood."
+        raise ApiError(417, "expectation_failed", what)
+    await http.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    http.writer.output_size = 0  # aiohttp: what was written so far is no part of the answer
 
 
-async def read_body(request: web.Request, limit: int) -> bytes:
+async def _read_body(http: web.BaseRequest, limit: int) -> bytes:
     """The whole body, at most `limit` bytes of it; raises ApiError."""
-    announced = request.content_length
+    announced = http.content_length
     if announced is not None and announced > limit:
         raise too_large("The body", announced, limit)
+    body = bytearray()
     try:
-        if request.content.is_eof():  # it came with the head, as small ones do: nothing to wait for
-            body = request.content.read_nowait()
-        else:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                body = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large("The body", limit + 1, limit) from None
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while len(body) <= limit and (piece := await http.content.readany()):
+                body += piece
     except TimeoutError:
         what = f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s; send it again."
-        raise ApiError(408, "body_timeout", what, headers={"Connection": "close"}) from None
-    except (
-        Exception
-    ) as error:  # whatever aiohttp raises here, it is the client's body or connection
-        LOG.debug("%s %s: body: %r", request.method, request.path, error)
-        what = "The body broke off, or its encoding is damaged; send it again."
-        raise ApiError(400, "unreadable_body", what) from None
+        raise ApiError(408, "body_timeout", what) from None
+    except Exception as error:
+        raise _unreadable(http, error) from None
     if len(body) > limit:
         raise too_large("The body", len(body), limit)
-    return body
+    return bytes(body)
 
 
-def require_json(request: web.Request) -> None:
-    """Refuses a body that says it is something else.
+def _read_at_once(http: web.BaseRequest) -> bytes:
+    """A body that has come with its head, as small ones do."""
+    try:
+        return http.content.read_nowait()
+    except Exception as error:
+        raise _unreadable(http, error) from None
 
-    `curl -d` calls every body a form, so that is let pass, but not from a browser (which says where
-    from): no other site's page shall begin transactions through its visitor.
+
+def _unreadable(http: web.BaseRequest, error: Exception) -> ApiError:
+    """Whatever aiohttp raises while it reads, it is the client's body or connection."""
+    LOG.debug("%s %s: body: %r", http.method, http.path, error)
+    what = "The body broke off, or its encoding is damaged; send it again."
+    return ApiError(400, "unreadable_body", what)
+
+
+class _Response(web.StreamResponse):
+    """An answer as aiohttp wants it. Head and body leave in one write, and what aiohttp's own does
+    for cookies, compression and chunks, which costs as much as the rest of the request, does not
+    happen.
     """
-    kind = request.headers.get("Content-Type", "application/json").split(";", 1)[0].strip().lower()
-    if kind in _JSON_TYPES or kind.endswith("+json"):
-        return
-    if kind == "application/x-www-form-urlencoded" and "Origin" not in request.headers:
-        return
-    raise ApiError(
-        415,
-        "unsupported_media_type",
-        f"The body is called {kind[:100]!r}; send JSON with Content-Type: application/json.",
+
+    def __init__(self, http: web.BaseRequest, answer: Answer, *, closes: bool = False) -> None:
+        super().__init__(status=answer.status)
+        self._http = http
+        self._answer = answer
+        self._keeps = http.keep_alive and not closes
+
+    @property
+    def keep_alive(self) -> bool:
+        return self._keeps
+
+    async def prepare(self, _: web.BaseRequest) -> AbstractStreamWriter:
+        return self._http.writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        assert not data
+        http, answer = self._http, self._answer
+        head = _head(answer.status, answer.content_type, int(time.time()))
+        if answer.headers:
+            head += "".join(f"{name}: {_safe(value)}\r\n" for name, value in answer.headers.items())
+        if not self._keeps:
+            head += "Connection: close\r\n"
+        elif http.version == HttpVersion10:
+            head += "Connection: keep-alive\r\n"
+        head += f"Content-Length: {len(answer.body)}\r\n\r\n"
+        body = b"" if http.method == "HEAD" else answer.body
+        await http.writer.write(head.encode("utf-8", "surrogateescape") + body)
+
+
+@functools.lru_cache(maxsize=64)
+def _head(status: int, content_type: str, unix_s: int) -> str:
+    """What answers of the same second have in common. RFC 9110, section 6.6.1, wants the date."""
+    return (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        f"Content-Type: {content_type}\r\nDate: {formatdate(unix_s, usegmt=True)}\r\n"
     )
 
 
-def read_query(request: web.Request, allowed: tuple[str, ...]) -> dict[str, str]:
-    return api_fields.read_query(request.query, allowed) if "?" in request.raw_path else {}
-
-
-def id_of(request: web.Request) -> str:
-    transaction_id = request.match_info["id"]
-    if not is_valid_id(transaction_id):
-        raise bad_field("id", api_fields.ID_RULE)
-    return transaction_id
-
-
-def json_answer(status: int, value: Mapping[str, Any]) -> web.Response:
-    return text_answer(status, encode(value))
-
-
-def text_answer(status: int, text: str) -> web.Response:
-    """`text` is JSON already, in ASCII."""
-    return web.Response(status=status, body=text.encode("ascii"), headers=JSON_HEADERS)
-
-
-def error_answer(error: ApiError) -> web.Response:
-    response = json_answer(error.status, error.body())
-    response.headers.update(error.headers)
-    return response
+def _safe(value: str) -> str:
+    if _CONTROL.search(value):
+        raise ValueError(f"control characters in a header: {value[:200]!r}")
+    return value

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
-
-from aiohttp import web
 
 from coordinator import api_fields, api_shapes
 from coordinator.api_errors import (
@@ -29,14 +27,14 @@ from coordinator.api_errors import (
     refusal,
     too_large,
 )
-from coordinator.api_http import (
-    JSON_HEADERS,
-    Routes,
+from coordinator.api_requests import (
+    Answer,
+    Endpoint,
+    Request,
     encode,
-    id_of,
     json_answer,
-    read_body,
     read_query,
+    require_id,
     require_json,
     text_answer,
 )
@@ -44,10 +42,14 @@ from coordinator.api_shapes import Submission, show
 from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError, NotAllowed, UnknownTransaction
 from coordinator.facts import Mode, Outcome, Transaction
+from coordinator.live import Waiting
 from coordinator.log import LogError, ReplicatedLog
 from coordinator.machine import Machine
 from coordinator.plan import Wait
 from coordinator.settings import Limits, Timings
+
+TRANSACTIONS = "/v1/transactions"
+ONE = TRANSACTIONS + "/{id}"
 
 WAIT_MARGIN_MS = 5_000
 """A POST waits for its transaction's timeout and this, to hear of the decision; then 202."""
@@ -67,7 +69,7 @@ class _Begun(NamedTuple):
     """An element of a batch, begun at `since`, a time of the event loop."""
 
     submission: Submission
-    future: asyncio.Future[Transaction]
+    future: Waiting
     since: float
 
 
@@ -96,48 +98,53 @@ class Transactions:
         self._now_ms = now_ms
         self._make_id = make_id
 
-    def routes(self) -> Routes:
-        one = "/v1/transactions/{id:[^/]+}"
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        small, large = self._limits.body_bytes, self._limits.batch_body_bytes
         return (
-            ("POST", "/v1/transactions", self.submit),
-            ("GET", "/v1/transactions", self.page),
-            ("GET", one, self.get),
-            ("GET", one + "/decision", self.decision),
-            ("POST", one + "/resolve", self.resolve),
-            ("POST", one + "/retry", self.retry),
-            ("POST", one + "/branches", self.not_interactive),
-            ("POST", one + "/commit", self.not_interactive),
-            ("POST", one + "/rollback", self.not_interactive),
+            Endpoint("POST", TRANSACTIONS, self.submit, self.admit_submit, large),
+            Endpoint("GET", TRANSACTIONS, self.page),
+            Endpoint("GET", ONE, self.get),
+            Endpoint("GET", ONE + "/decision", self.decision),
+            Endpoint("POST", ONE + "/resolve", self.resolve, self.admit_resolve, small),
+            Endpoint("POST", ONE + "/retry", self.retry, self.admit_retry, small),
+            Endpoint("POST", ONE + "/branches", self.not_interactive),
+            Endpoint("POST", ONE + "/commit", self.not_interactive),
+            Endpoint("POST", ONE + "/rollback", self.not_interactive),
         )
 
     # --- beginning ---
 
-    async def submit(self, request: web.Request) -> web.Response:
-        """POST /v1/transactions: one, or a batch."""
+    def admit_submit(self, request: Request, _: str) -> None:
+        """Asked again when the body is there, for leadership may have gone while it came: the last
+        moment to say 307, when no id is made yet.
+        """
         read_query(request, ())
         self._require_leader(request)
         require_json(request)
-        body = await read_body(request, self._limits.batch_body_bytes)
+
+    def submit(self, request: Request, _: str) -> Awaitable[Answer]:
+        """POST /v1/transactions: one, or a batch."""
+        body = request.body
         if len(body) > self._limits.body_bytes and not api_fields.is_batch(body):
             raise too_large("The body", len(body), self._limits.body_bytes)
         value = api_fields.decode_json(body)
-        # Leadership may have gone while the body came. Last moment to say 307: no id is made yet.
-        self._require_leader(request)
         traceparent = api_shapes.read_traceparent(request.headers.get("traceparent"))
         if isinstance(value, dict) and "transactions" in value:
-            return await self._submit_batch(value, traceparent)
+            return self._submit_batch(api_shapes.read_batch(value, self._limits), traceparent)
         submission = self._read(value, traceparent)
+        return self._submitted(request, submission, self._begin(submission))
+
+    async def _submitted(self, request: Request, submission: Submission, future: Waiting) -> Answer:
         try:
-            transaction = await self._finish(submission, self._begin(submission))
+            transaction = await self._finish(submission, future)
         except LogError as error:
             if submission.named:
                 self._redirect(request)
             raise log_refusal(error, submission.plan.id, named=submission.named) from error
         return text_answer(_status_of(transaction, submission.wait), self._show(transaction))
 
-    async def _submit_batch(self, value: Any, traceparent: str | None) -> web.Response:
+    async def _submit_batch(self, elements: list[Any], traceparent: str | None) -> Answer:
         """All are begun before one is waited for, so that they share log entries and calls."""
-        elements = api_shapes.read_batch(value, self._limits)
         begun = [self._begin_element(element, traceparent) for element in elements]
         try:
             answers = [
@@ -158,9 +165,7 @@ class Transactions:
         now = asyncio.get_running_loop().time()
         return _Begun(submission, self._begin(submission), now)
 
-    async def _answer_of(
-        self, submission: Submission, future: asyncio.Future[Transaction], since: float
-    ) -> str:
+    async def _answer_of(self, submission: Submission, future: Waiting, since: float) -> str:
         """The JSON in a batch's place. Never a 307: each element has an answer of its own."""
         waited = asyncio.get_running_loop().time() - since
         try:
@@ -183,11 +188,11 @@ class Transactions:
             traceparent=traceparent,
         )
 
-    def _begin(self, submission: Submission) -> asyncio.Future[Transaction]:
+    def _begin(self, submission: Submission) -> Waiting:
         return self._driver.submit(submission.plan, submission.wait)
 
     async def _finish(
-        self, submission: Submission, future: asyncio.Future[Transaction], waited: float = 0.0
+        self, submission: Submission, future: Waiting, waited: float = 0.0
     ) -> Transaction:
         """The transaction once what is waited for is there, or as it is when the wait ran out."""
         bound = (submission.plan.timeout_ms + WAIT_MARGIN_MS) / 1000 - waited
@@ -201,10 +206,10 @@ class Transactions:
 
     # --- reading ---
 
-    async def get(self, request: web.Request) -> web.Response:
+    async def get(self, request: Request, transaction_id: str) -> Answer:
         """GET /v1/transactions/{id}: current, after `wait_ms` or its end; or `stale`, at once."""
         query = read_query(request, ("wait_ms", "stale"))
-        transaction_id = id_of(request)
+        require_id(transaction_id)
         wait_ms = api_fields.query_number(query, "wait_ms", 0, 0, self._timings.max_timeout_ms)
         if api_fields.query_flag(query, "stale"):
             if "wait_ms" in query:
@@ -218,7 +223,7 @@ class Transactions:
         return text_answer(200, self._show(transaction))
 
     async def _wait_for_end(
-        self, request: web.Request, transaction_id: str, wait_ms: int
+        self, request: Request, transaction_id: str, wait_ms: int
     ) -> Transaction:
         future = self._driver.wait_for_end(transaction_id)
         try:
@@ -227,7 +232,7 @@ class Transactions:
             self._leadership_lost(request, error)
         return settled or self._known(transaction_id)
 
-    async def page(self, request: web.Request) -> web.Response:
+    async def page(self, request: Request, _: str) -> Answer:
         """GET /v1/transactions: newest first, with the backlog of each participant."""
         query = read_query(request, _LIST_QUERY)
         states = api_fields.query_states(query)
@@ -256,7 +261,7 @@ class Transactions:
         }
         rows = await self._rows(page.transactions)
         text = '{"transactions":[' + ",".join(rows) + "]," + encode(rest)[1:]
-        return web.Response(body=text.encode("ascii"), headers=JSON_HEADERS)
+        return text_answer(200, text)
 
     async def _rows(self, transactions: tuple[Transaction, ...]) -> list[str]:
         """Each transaction as JSON, with turns for the event loop in between."""
@@ -270,10 +275,10 @@ class Transactions:
                 await asyncio.sleep(0)
         return rows
 
-    async def decision(self, request: web.Request) -> web.Response:
+    async def decision(self, request: Request, transaction_id: str) -> Answer:
         """GET /v1/transactions/{id}/decision: a participant in doubt (PROTOCOL, 5)."""
         query = read_query(request, ("branch_id", "fingerprint"))
-        transaction_id = id_of(request)
+        require_id(transaction_id)
         branch_id = api_fields.query_id(query, "branch_id")
         fingerprint = api_fields.query_id(query, "fingerprint")
         self._require_leader(request)
@@ -288,14 +293,13 @@ class Transactions:
 
     # --- an operator's calls ---
 
-    async def resolve(self, request: web.Request) -> web.Response:
-        """POST /v1/transactions/{id}/resolve: force an abort, or say what became of a branch."""
-        read_query(request, ())
-        transaction_id = id_of(request)
-        self._require_leader(request)
+    def admit_resolve(self, request: Request, transaction_id: str) -> None:
+        self.admit_retry(request, transaction_id)
         require_json(request)
-        body = await read_body(request, self._limits.body_bytes)
-        asked = api_shapes.read_resolve(api_fields.decode_json(body))
+
+    async def resolve(self, request: Request, transaction_id: str) -> Answer:
+        """POST /v1/transactions/{id}/resolve: force an abort, or say what became of a branch."""
+        asked = api_shapes.read_resolve(api_fields.decode_json(request.body))
         if asked.outcome is Outcome.COMMIT:
             await self._barrier(request)
             self._known(transaction_id)
@@ -317,13 +321,14 @@ class Transactions:
             raise log_refusal(error, transaction_id) from error
         return text_answer(200, self._show(transaction))
 
-    async def retry(self, request: web.Request) -> web.Response:
-        """POST /v1/transactions/{id}/retry: call its participants now, not after the pause."""
+    def admit_retry(self, request: Request, transaction_id: str) -> None:
         read_query(request, ())
-        transaction_id = id_of(request)
+        require_id(transaction_id)
         self._require_leader(request)
-        body = await read_body(request, self._limits.body_bytes)
-        if body and api_fields.decode_json(body) != {}:
+
+    async def retry(self, request: Request, transaction_id: str) -> Answer:
+        """POST /v1/transactions/{id}/retry: call its participants now, not after the pause."""
+        if request.body and api_fields.decode_json(request.body) != {}:
             raise bad_field("body", "must be empty or {}")
         await self._barrier(request)  # a deposed leader must not say "unknown"
         try:
@@ -332,10 +337,10 @@ class Transactions:
             self._leadership_lost(request, error)
         return text_answer(200, self._show(transaction))
 
-    async def not_interactive(self, request: web.Request) -> web.Response:
+    async def not_interactive(self, request: Request, transaction_id: str) -> Answer:
         """POST .../branches, /commit, /rollback: not for a one-shot transaction."""
         read_query(request, ())
-        transaction_id = id_of(request)
+        require_id(transaction_id)
         await self._barrier(request)
         transaction = self._known(transaction_id)
         if transaction.mode is Mode.INTERACTIVE:
@@ -350,28 +355,26 @@ class Transactions:
 
     # --- leadership and what is known ---
 
-    def _require_leader(self, request: web.Request) -> None:
+    def _require_leader(self, request: Request) -> None:
         """Raises the 307 or 503 of a node that does not lead."""
         if self._log.epoch is None:
             self._redirect(request)
             raise no_leader()
 
-    def _redirect(self, request: web.Request) -> None:
+    def _redirect(self, request: Request) -> None:
         """Raises the 307 to another node that leads, if one was heard of."""
         leader = self._log.leader
         if leader is None or leader == self._node or leader not in self._apis:
             return
-        target = request.raw_path
-        if not target.startswith("/"):  # "GET http://host/path HTTP/1.1", as proxies are asked
-            target = request.rel_url.raw_path_qs
-        raise not_leader(self._apis[leader].rstrip("/") + target, leader)
+        query = f"?{request.query}" if request.query else ""
+        raise not_leader(f"{self._apis[leader].rstrip('/')}{request.path}{query}", leader)
 
-    def _leadership_lost(self, request: web.Request, error: LogError) -> NoReturn:
+    def _leadership_lost(self, request: Request, error: LogError) -> NoReturn:
         """For requests that change nothing, or may be repeated at will."""
         self._redirect(request)
         raise log_refusal(error, None) from error
 
-    async def _barrier(self, request: web.Request) -> None:
+    async def _barrier(self, request: Request) -> None:
         """What is read after this is current. The log ends every barrier when leadership goes."""
         self._require_leader(request)
         try:
@@ -396,7 +399,7 @@ class Transactions:
         return show(transaction, progress)
 
 
-async def _settled(future: asyncio.Future[Transaction], seconds: float) -> Transaction | None:
+async def _settled(future: Waiting, seconds: float) -> Transaction | None:
     """What `future` gives within this time, else None: then nobody waits for it any more."""
     if future.done():
         return future.result()

@@ -25,7 +25,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
-from coordinator.api import Check, build_application
+from coordinator import api_http
+from coordinator.api import Api, Check
 from coordinator.api_shapes import read_submission
 from coordinator.driver import Driver, Figures
 from coordinator.facts import Effect, Transaction
@@ -165,7 +166,7 @@ class ScriptedDriver:
 
 
 class ApiNode:
-    """A node under test; `application` is what `build_application` made."""
+    """A node under test."""
 
     def __init__(self, limits: Limits, timings: Timings, scripted: ScriptedDriver | None) -> None:
         self.limits = limits
@@ -191,7 +192,7 @@ class ApiNode:
         self.metrics.watch(self.driver.figures, lambda: LogFigures(3, 7, 7, 4096, 5))
         self.apis = {"n1": "http://127.0.0.1:8101", "n2": "http://127.0.0.1:8102"}
         self.checks = {"leader": Check(True, "n1 leads")}
-        self.application = build_application(
+        self.api = Api(
             self.driver if scripted is None else cast(Driver, scripted),
             self.machine,
             self.log,
@@ -279,8 +280,10 @@ async def api_node(
     services = web.Application()
     services.router.add_post("/{kind}/{operation}", node.services.answer)
     async with (
-        _served(services) as node.services.url,
-        _served(node.application) as node.url,
+        _served(
+            web.AppRunner(services, access_log=None, shutdown_timeout=0.1)
+        ) as node.services.url,
+        _served(api_http.runner(node.api, shutdown_timeout_s=0.1)) as node.url,
         aiohttp.ClientSession() as node.session,
     ):
         await node.gateway.start()
@@ -294,8 +297,7 @@ async def api_node(
 
 
 @contextlib.asynccontextmanager
-async def _served(application: web.Application) -> AsyncIterator[str]:
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+async def _served(runner: web.BaseRunner) -> AsyncIterator[str]:
     await runner.setup()
     listening = socket.create_server(("127.0.0.1", 0))
     try:

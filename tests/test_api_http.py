@@ -1,4 +1,4 @@
-"""What is no HTTP is answered in the API's own shape, and fills no log."""
+"""How the API is carried over HTTP: connections, bodies, and what is no HTTP."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import asyncio
 import json
 import logging
 import re
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
 
 import pytest
-from aiohttp import web
 
-from coordinator.api_http import Runner, answer_errors
-from tests.api_rig import error_of, run
+from coordinator import api_http
+from coordinator.settings import Limits
+from tests.api_rig import ApiNode, api_node, error_of, run
 
 NO_HTTP = {
     "no request line": b"hello\r\n\r\n",
@@ -30,21 +32,27 @@ NO_HTTP = {
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[str, int]]:
-    async def answer(_: web.Request) -> web.Response:
-        return web.json_response({})
+async def connected(
+    **more: Any,
+) -> AsyncIterator[tuple[ApiNode, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A node that leads, and a connection to it."""
+    async with api_node(**more) as node:
+        host, port = node.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            yield node, reader, writer
+        finally:
+            writer.close()
 
-    application = web.Application(middlewares=[answer_errors])
-    application.router.add_get("/", answer)
-    runner = Runner(application, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    listening = socket.create_server(("127.0.0.1", 0))
-    try:
-        await web.SockSite(runner, listening).start()
-        yield listening.getsockname()[:2]
-    finally:
-        await runner.cleanup()
-        listening.close()
+
+async def read_answer(
+    reader: asyncio.StreamReader, *, has_body: bool = True
+) -> tuple[str, dict[str, str], bytes]:
+    """(status line, headers by their names in lower case, body) of the next answer."""
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()[:-1]
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    length = int(headers["content-length"]) if has_body else 0
+    return first, headers, await reader.readexactly(length)
 
 
 @pytest.mark.parametrize("what", NO_HTTP)
@@ -52,11 +60,9 @@ def test_what_is_no_http_is_answered_in_the_one_shape(
     what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
-        async with serving() as (host, port):
-            reader, writer = await asyncio.open_connection(host, port)
+        async with connected() as (_, reader, writer):
             writer.write(NO_HTTP[what])
             answered = await reader.read()  # to the end: the connection is closed
-            writer.close()
             head, body = answered.rsplit(b"\r\n\r\n", 1)
             assert re.search(rb"HTTP/1\.[01] 400 Bad Request", head)
             assert b"application/json" in head
@@ -69,14 +75,113 @@ def test_what_is_no_http_is_answered_in_the_one_shape(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_the_runner_serves_as_any_other() -> None:
+def test_a_connection_serves_many_requests_also_such_as_wait_in_line() -> None:
     async def test() -> None:
-        async with serving() as (host, port):
-            reader, writer = await asyncio.open_connection(host, port)
+        async with connected() as (_, reader, writer):
             for _ in range(2):
-                writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-                assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
-                await reader.readuntil(b"\r\n\r\n{}")
-            writer.close()
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n" * 3)
+                for _ in range(3):
+                    first, headers, body = await read_answer(reader)
+                    assert first == "HTTP/1.1 200 OK"
+                    assert (headers["content-type"], body) == (
+                        "application/json",
+                        b'{"status":"ok"}',
+                    )
+                    assert "connection" not in headers
+                    age = datetime.now(UTC) - parsedate_to_datetime(headers["date"])
+                    assert abs(age.total_seconds()) < 60
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("head", "stays", "said"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close", False, "close"),
+        (b"GET /healthz HTTP/1.0", False, "close"),
+        (b"GET /healthz HTTP/1.0\r\nConnection: keep-alive", True, "keep-alive"),
+        (b"GET http://elsewhere/healthz HTTP/1.1\r\nHost: elsewhere", True, None),
+        (b"GET /healthz#part HTTP/1.1\r\nHost: h", True, None),
+    ],
+)
+def test_a_connection_stays_as_long_as_the_client_asked(
+    head: bytes, stays: bool, said: str | None
+) -> None:
+    async def test() -> None:
+        async with connected() as (_, reader, writer):
+            writer.write(head + b"\r\n\r\n")
+            first, headers, _ = await read_answer(reader)
+            assert (first, headers.get("connection")) == ("HTTP/1.1 200 OK", said)
+            if stays:
+                writer.write(head + b"\r\n\r\n")
+                await read_answer(reader)
+            else:
+                assert await reader.read() == b""
+
+    run(test())
+
+
+def test_head_is_answered_without_the_body_and_with_its_length() -> None:
+    async def test() -> None:
+        async with connected() as (_, reader, writer):
+            for _ in range(2):
+                writer.write(b"HEAD /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+                first, headers, _ = await read_answer(reader, has_body=False)
+                assert (first, headers["content-length"]) == ("HTTP/1.1 200 OK", "15")
+
+    run(test())
+
+
+def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_http, "BODY_TIMEOUT_S", 0.01)
+
+    async def test() -> None:
+        async with connected() as (_, reader, writer):
+            head = b"POST /v1/transactions HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n{"
+            writer.write(head)
+            first, headers, body = await read_answer(reader)
+            assert (first, headers["connection"]) == ("HTTP/1.1 408 Request Timeout", "close")
+            assert error_of(json.loads(body))["code"] == "body_timeout"
+
+    run(test())
+
+
+@pytest.mark.parametrize("leader", ["n2", None])
+def test_a_node_that_does_not_lead_says_so_before_the_body_has_come(leader: str | None) -> None:
+    async def test() -> None:
+        async with connected() as (node, reader, writer):
+            node.log.follow(leader)
+            head = b"POST /v1/transactions HTTP/1.1\r\nHost: h\r\nContent-Length: 10000000\r\n\r\n"
+            writer.write(head)
+            first, _, _ = await read_answer(reader)
+            assert first.split()[1] == ("307" if leader else "503")
+
+    run(test())
+
+
+def test_a_body_that_is_announced_too_large_is_not_waited_for() -> None:
+    async def test() -> None:
+        async with connected(limits=Limits(body_bytes=100, batch_body_bytes=200)) as (_, r, writer):
+            for path, limit in (("", 200), ("/t-1/resolve", 100), ("/t-1/retry", 100)):
+                head = f"POST /v1/transactions{path} HTTP/1.1\r\nHost: h\r\nContent-Length: "
+                writer.write(f"{head}{limit + 1}\r\n\r\n".encode())
+                first, _, body = await read_answer(r)
+                assert first.startswith("HTTP/1.1 413")
+                assert error_of(json.loads(body))["details"] == {"limit_bytes": limit}
+                writer.write(b" " * (limit + 1))  # it is read and thrown away
+
+    run(test())
+
+
+def test_no_header_can_be_smuggled_into_an_answer() -> None:
+    """The parser lets no control character pass; if one comes all the same, nothing is sent."""
+
+    async def test() -> None:
+        async with connected() as (node, reader, writer):
+            node.apis["n2"] = "http://h\r\nSet-Cookie: a=b"
+            node.log.follow("n2")
+            writer.write(b"GET /v1/transactions HTTP/1.1\r\nHost: h\r\n\r\n")
+            answered = await reader.read()
+            assert b"Set-Cookie" not in answered
 
     run(test())

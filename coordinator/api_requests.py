@@ -1,0 +1,106 @@
+"""What the API is asked and what it answers, whoever carries it. Pure.
+
+Nothing here knows how a request came. `api_http` carries them over HTTP; a test or a simulation
+may hand them over as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+from coordinator import api_fields
+from coordinator.api_errors import ApiError, bad_field
+from coordinator.ids import is_valid_id
+
+JSON = "application/json"
+_JSON_TYPES = (JSON, "application/octet-stream")
+"""Octet-stream is what some client libraries call bytes of which they know nothing."""
+
+encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+
+class Request(NamedTuple):
+    """A call. `path` and `query` are as they came, percent-encoded; `headers` finds a name in
+    whatever case it is asked for.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+class Answer(NamedTuple):
+    """`headers` are those besides type and length of the body."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: Mapping[str, str] = {}
+
+
+Answers = Callable[[Request, str], Answer | Awaitable[Answer]]
+"""Answers a request, at once or later; the second argument is the `{id}` of the path. Raises."""
+
+
+class Endpoint(NamedTuple):
+    """One call: `path` may have one `{id}`.
+
+    `admit` raises what can be said without the body, before and again after the body is read;
+    `body_bytes`: how much of a body is read, 0 for a call that has none.
+    """
+
+    method: str
+    path: str
+    answer: Answers
+    admit: Callable[[Request, str], None] | None = None
+    body_bytes: int = 0
+
+
+def json_answer(status: int, value: Mapping[str, Any]) -> Answer:
+    return text_answer(status, encode(value))
+
+
+def text_answer(status: int, text: str) -> Answer:
+    """`text` is JSON already, in ASCII."""
+    return Answer(status, text.encode("ascii"))
+
+
+def error_answer(error: ApiError) -> Answer:
+    return Answer(error.status, encode(error.body()).encode("ascii"), JSON, error.headers)
+
+
+def require_json(request: Request) -> None:
+    """Refuses a body that says it is something else.
+
+    `curl -d` calls every body a form, so that is let pass, but not from a browser (which says where
+    from): no other site's page shall begin transactions through its visitor.
+    """
+    kind = request.headers.get("Content-Type", JSON)
+    if kind == JSON:
+        return
+    kind = kind.split(";", 1)[0].strip().lower()
+    if kind in _JSON_TYPES or kind.endswith("+json"):
+        return
+    if kind == "application/x-www-form-urlencoded" and "Origin" not in request.headers:
+        return
+    raise ApiError(
+        415,
+        "unsupported_media_type",
+        f"The body is called {kind[:100]!r}; send JSON with Content-Type: application/json.",
+    )
+
+
+def read_query(request: Request, allowed: tuple[str, ...]) -> dict[str, str]:
+    if not request.query:
+        return {}
+    return api_fields.read_query(parse_qsl(request.query, keep_blank_values=True), allowed)
+
+
+def require_id(transaction_id: str) -> None:
+    if not is_valid_id(transaction_id):
+        raise bad_field("id", api_fields.ID_RULE)
