@@ -84,14 +84,18 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_uniq
 # --- values of fields -----------------------------------------------------------------------------
 
 
-def object_of(value: Any, path: str, known: tuple[str, ...]) -> dict[str, Any]:
+Known = Mapping[str, None]
+"""The fields that an object may have, in the order in which they are told."""
+
+
+def object_of(value: Any, path: str, known: Known) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise bad_field(path, "must be an object")
-    for name in value:
-        if name not in known:
-            where = cut(name) if path == "body" else f"{path}.{cut(name)}"
-            raise bad_field(where, f"unknown field; known here: {', '.join(known)}")
-    return value
+    if value.keys() <= known.keys():
+        return value
+    unknown = next(name for name in value if name not in known)
+    where = cut(unknown) if path == "body" else f"{path}.{cut(unknown)}"
+    raise bad_field(where, f"unknown field; known here: {', '.join(known)}")
 
 
 def whole_number(fields: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
@@ -105,9 +109,10 @@ def one_of(fields: Mapping[str, Any], name: str, kind: type[Word], default: Word
     if name not in fields:
         return default
     value = fields[name]
-    if value not in list(kind):
-        raise bad_field(name, f"must be one of {listed(kind)}")
-    return kind(value)
+    try:
+        return kind(value)
+    except ValueError:
+        raise bad_field(name, f"must be one of {listed(kind)}") from None
 
 
 def text_field(fields: Mapping[str, Any], name: str, most: int, prefix: str = "") -> str:
@@ -126,6 +131,8 @@ def url_field(fields: Mapping[str, Any], name: str, prefix: str) -> str:
         raise bad_field(prefix + name, "is missing; prepare, commit and rollback go together")
     if not isinstance(value, str):
         raise bad_field(prefix + name, "must be a URL")
+    if len(value) > MAX_URL_CHARS:
+        raise bad_field(prefix + name, f"must be a URL of at most {MAX_URL_CHARS} characters")
     problem = _problem_of_url(value)
     if problem is not None:
         raise bad_field(prefix + name, problem)
@@ -135,8 +142,6 @@ def url_field(fields: Mapping[str, Any], name: str, prefix: str) -> str:
 @functools.lru_cache(maxsize=1024)
 def _problem_of_url(url: str) -> str | None:
     """What is wrong with a participant's URL. Remembered: a cluster has few participants."""
-    if len(url) > MAX_URL_CHARS:
-        return f"must be a URL of at most {MAX_URL_CHARS} characters"
     if not _URL_CHARS.fullmatch(url):
         return "must be a URL in printable ASCII without spaces; percent-encode the rest"
     try:

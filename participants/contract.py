@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from participants import canonical
+
 DECLARATION_HEADER = "Assent-Participant"
 CONTRACT_VERSION = 1
 PROXY_STATUSES = (502, 503, 504)
@@ -102,19 +104,15 @@ def read_declaration(header: str | None) -> Declaration:
 # --- the coordinator's messages -----------------------------------------------------------------
 
 
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def encode_json(value: Any) -> bytes:
     """JSON with sorted keys and no spaces, ASCII only: the one form that is stored and digested.
 
     Raises BadMessage on what JSON cannot say (NaN, infinities).
     """
     try:
-        text = _ENCODER.encode(value)
+        return canonical.encode(value).encode("ascii")
     except (ValueError, RecursionError) as error:
         raise BadMessage(f"not JSON: {error}") from None
-    return text.encode("ascii")
 
 
 def prepare_body(
@@ -368,11 +366,11 @@ def fingerprint(mode: str, participants: Iterable[tuple[str, str, str, str, byte
     it). Times, metadata and what the client waits for are not part of it: asking again with another
     timeout is the same transaction (PROTOCOL, section 2).
     """
-    digest = hashlib.sha256(_encoded_once(mode))
+    parts = [_encoded_once(mode)]
     for name, prepare_url, commit_url, rollback_url, payload in participants:
-        digest.update(_encoded_once(name, prepare_url, commit_url, rollback_url, len(payload)))
-        digest.update(payload)
-    return digest.hexdigest()
+        parts.append(_encoded_once(name, prepare_url, commit_url, rollback_url, len(payload)))
+        parts.append(payload)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 @functools.lru_cache(maxsize=1024)

@@ -39,6 +39,7 @@ PURE = {
             "table",
         )
     ),
+    "participants/canonical.py",
     "participants/contract.py",
     "participants/branch.py",
     "participants/messages.py",
