@@ -45,6 +45,7 @@ from coordinator.facts import Mode, Outcome, Transaction
 from coordinator.live import Waiting
 from coordinator.log import LogError, ReplicatedLog
 from coordinator.machine import Machine
+from coordinator.patience import Patience
 from coordinator.plan import Wait
 from coordinator.settings import Limits, Timings
 
@@ -97,6 +98,7 @@ class Transactions:
         self._timings = timings
         self._now_ms = now_ms
         self._make_id = make_id
+        self._patience = Patience()
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         small, large = self._limits.body_bytes, self._limits.batch_body_bytes
@@ -196,7 +198,7 @@ class Transactions:
     ) -> Transaction:
         """The transaction once what is waited for is there, or as it is when the wait ran out."""
         bound = (submission.plan.timeout_ms + WAIT_MARGIN_MS) / 1000 - waited
-        settled = await _settled(future, bound)
+        settled = await self._patience.settled(future, bound)
         if settled is not None:
             return settled
         present = self._machine.get(submission.plan.id)
@@ -227,7 +229,7 @@ class Transactions:
     ) -> Transaction:
         future = self._driver.wait_for_end(transaction_id)
         try:
-            settled = await _settled(future, min(wait_ms, MAX_WAIT_MS) / 1000)
+            settled = await self._patience.settled(future, min(wait_ms, MAX_WAIT_MS) / 1000)
         except LogError as error:
             self._leadership_lost(request, error)
         return settled or self._known(transaction_id)
@@ -397,22 +399,6 @@ class Transactions:
         if transaction.finished_ms is None:
             progress = self._driver.progress(transaction.id)
         return show(transaction, progress)
-
-
-async def _settled(future: Waiting, seconds: float) -> Transaction | None:
-    """What `future` gives within this time, else None: then nobody waits for it any more."""
-    if future.done():
-        return future.result()
-    timer = asyncio.get_running_loop().call_later(max(seconds, 0), future.cancel)
-    try:
-        return await future
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise  # whoever waits is cancelled, and `future` with it
-        return None
-    finally:
-        timer.cancel()
 
 
 def _largest(backlog: Mapping[str, int]) -> dict[str, int]:
