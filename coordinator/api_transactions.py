@@ -61,7 +61,8 @@ MAX_WAIT_MS = 60_000
 DEFAULT_PAGE = 100
 BACKLOG_SHOWN = 50
 BRANCHES_PER_TURN = 500
-"""Branches shown in a list before the event loop gets a turn: some milliseconds."""
+"""Branches shown in a list, or begun in a batch, before the event loop gets a turn: some
+milliseconds."""
 
 _LIST_QUERY = ("state", "participant", "older_than_ms", "limit", "after", "stale")
 
@@ -147,8 +148,16 @@ class Transactions:
 
     async def _submit_batch(self, elements: list[Any], traceparent: str | None) -> Answer:
         """All are begun before one is waited for, so that they share log entries and calls."""
-        begun = [self._begin_element(element, traceparent) for element in elements]
+        begun: list[_Begun | ApiError] = []
+        branches = 0
         try:
+            for element in elements:
+                each = self._begin_element(element, traceparent)
+                begun.append(each)
+                branches += 1 if isinstance(each, ApiError) else len(each.submission.plan.branches)
+                if branches >= BRANCHES_PER_TURN:
+                    branches = 0
+                    await asyncio.sleep(0)
             answers = [
                 encode(each.body()) if isinstance(each, ApiError) else await self._answer_of(*each)
                 for each in begun

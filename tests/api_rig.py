@@ -16,7 +16,7 @@ import io
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from random import Random
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from yarl import URL
 
 from coordinator import api_http
 from coordinator.api import Api, Check
+from coordinator.api_requests import Answer
 from coordinator.api_shapes import read_submission
 from coordinator.driver import Driver, Figures
 from coordinator.facts import Effect, Transaction
@@ -306,6 +307,11 @@ async def _served(runner: web.BaseRunner) -> AsyncIterator[str]:
     finally:
         await runner.cleanup()
         listening.close()
+
+
+async def answered(answer: Answer | Awaitable[Answer]) -> Answer:
+    """The answer, waited for where it must be."""
+    return answer if isinstance(answer, Answer) else await answer
 
 
 def error_of(answer: Any) -> dict[str, Any]:

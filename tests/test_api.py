@@ -12,10 +12,12 @@ import pytest
 
 from coordinator import api_transactions, errors, ids
 from coordinator.api import Check
+from coordinator.api_requests import Request
 from coordinator.api_shapes import MAX_AHEAD_MS
+from coordinator.api_transactions import BRANCHES_PER_TURN
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from coordinator.settings import Limits, Timings
-from tests.api_rig import ScriptedDriver, api_node, error_of, now_ms, run
+from tests.api_rig import ScriptedDriver, answered, api_node, error_of, now_ms, run
 
 PATH = "/v1/transactions"
 
@@ -206,6 +208,25 @@ def test_a_body_without_a_length_is_measured_while_it_comes() -> None:
             assert response.status == 413
             assert error_of(answer)["code"] == "body_too_large"
             await node.passes()
+
+    run(test())
+
+
+def test_a_large_batch_lets_others_have_their_turn() -> None:
+    async def test() -> None:
+        driver = ScriptedDriver()
+        driver.outcome = lambda _plan: errors.AtCapacity("full")
+        async with api_node(scripted=driver) as node:
+            body = {"transactions": [node.body(id=f"t-{i}") for i in range(1_000)]}
+            request = Request("POST", PATH, "", {}, json.dumps(body).encode())
+            answering = asyncio.ensure_future(answered(node.api.respond(request)))
+            turns = 0
+            while not answering.done():
+                await asyncio.sleep(0)
+                turns += 1
+            assert answering.result().status == 200
+            assert len(driver.submitted) == 1_000
+            assert turns > 1_000 // BRANCHES_PER_TURN
 
     run(test())
 

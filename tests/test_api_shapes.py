@@ -54,6 +54,39 @@ def refused(value: Any, field: str, status: int = 400, **limits: int) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
+def test_a_participant_that_was_read_before_is_judged_as_if_for_the_first_time() -> None:
+    good = {"name": "a", "url": "http://h"}
+    bad: list[tuple[Any, str]] = [
+        ({"name": "\n", "url": "http://h"}, ".name"),
+        ({"name": None, "url": "http://h"}, ".name"),
+        ({"name": "a" * 201, "url": "http://h"}, ".name"),
+        ({"name": "a", "url": "http://h?x=1"}, ".url"),
+        ({"name": "a", "url": "ftp://h"}, ".url"),
+        ({"name": "a", "url": "http://h/" + "x" * 2_000}, ".url"),
+        ({"name": "b", "url": "http://h", "pay": 1}, ".pay"),
+        ({"name": "b", "url": "http://h", "commit": "http://h/c"}, ".commit"),
+    ]
+    for _ in range(2):
+        plan = read({"participants": [good, {"url": "http://h"}]}).plan
+        assert [branch.name for branch in plan.branches] == ["a", "h"]
+        for participant, field in bad:
+            refused({"participants": [participant]}, f"participants[0]{field}")
+            refused({"participants": [good, participant]}, f"participants[1]{field}")
+
+
+def test_what_is_too_long_is_not_remembered() -> None:
+    """Else a client could fill the memory of the node with URLs of a megabyte each."""
+    remembered = (api_shapes._remembered_place, api_fields._problem_of_url)
+    read(one(name="a", url="http://h"))
+    before = [function.cache_info().currsize for function in remembered]
+    for number in range(5):
+        long = f"http://h/{number}" + "x" * 2_000
+        refused(one(name="a", url=long), "participants[0].url")
+        refused(one(url=long), "participants[0].url")
+        refused(one(**{**EXPLICIT, "prepare": long}), "participants[0].prepare")
+    assert [function.cache_info().currsize for function in remembered] == before
+
+
 def test_the_least_body_has_the_defaults() -> None:
     plan, wait, named = read(one(url="http://127.0.0.1:9002/stock/"))
     assert (plan.id, named, wait) == ("made-1", False, Wait.DECISION)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from participants import contract, messages
+from participants import canonical, contract, messages
 from participants.branch import End
 from participants.contract import (
     PLAIN,
@@ -356,3 +356,23 @@ def test_answers_of_a_batch_that_are_failures_of_all(answers: Any) -> None:
 def test_a_batch_call_that_fails_is_a_failure_of_each(status: int) -> None:
     body = json.dumps({"answers": [{"status": 200, "body": {"vote": "yes"}}] * 2}).encode()
     assert all(isinstance(a, Failed) for a in contract.read_batch_answers(status, body, ASKED))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, True, 0, -1, 10**30, 0.1, -1e300, "", "\u00e9\u2028\x00\"\\/", "\ud800", [], {},
+        {"b": [1, {"z": None, "a": [True]}], "a": {"\u00e9": "x"}, "": ""}, [[], [{}], "x"],
+    ],
+)  # fmt: skip
+def test_the_one_form_of_json_is_that_of_the_standard_library(value: Any) -> None:
+    expected = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    assert encode_json(value) == expected.encode("ascii")
+    assert canonical._ENCODER.encode(value) == expected  # where there is no encoder in C
+
+
+def test_a_circle_is_no_json() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    with pytest.raises(BadMessage):
+        encode_json(circle)
