@@ -82,21 +82,22 @@ async def _handle(api: Api, http: web.BaseRequest) -> web.StreamResponse:
     if not target.startswith("/"):  # "GET http://host/path HTTP/1.1", as proxies are asked
         target = http.rel_url.raw_path_qs
     path, _, query = target.partition("#")[0].partition("?")
-    request = Request(http.method, path, query, http.headers)
+    content = http.content
     try:
         if "Expect" in http.headers:
             await _continue(http)
-        if not http.content.is_eof():
-            admitted = api.admit(request)
+        body = b""
+        if not content.is_eof():
+            admitted = api.admit(Request(http.method, path, query, http.headers))
             if isinstance(admitted, Answer):
                 return _Response(http, admitted)
             if admitted:
-                request = request._replace(body=await _read_body(http, admitted))
-        elif http.content is not EMPTY_PAYLOAD:
-            request = request._replace(body=_read_at_once(http))
+                body = await _read_body(http, admitted)
+        elif content is not EMPTY_PAYLOAD:
+            body = _read_at_once(http)
     except ApiError as error:
         return _Response(http, error_answer(error), closes=error.status == 408)
-    answer = api.respond(request)
+    answer = api.respond(Request(http.method, path, query, http.headers, body))
     return _Response(http, answer if isinstance(answer, Answer) else await answer)
 
 
