@@ -74,8 +74,8 @@ ALLOWED_IN_PURE = {
 }
 CLOCKS = {"now", "utcnow", "today"}
 
-KNOW_AIOHTTP = {"coordinator/api_http.py", "coordinator/courier.py"}
-"""The API's shell and the call to a participant: everything else speaks of requests and answers."""
+KNOW_AIOHTTP = {"coordinator/api_http.py", "coordinator/courier.py", "coordinator/resolver.py"}
+"""What speaks HTTP: everything else speaks of requests and answers."""
 
 MAX_LINES = 440
 LONGER = {
