@@ -476,6 +476,48 @@ def test_nothing_leaves_a_follower_before_its_disk_has_it(
     run(scenario())
 
 
+def test_nothing_leaves_a_follower_between_its_write_and_a_sync_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            follower.syncs.quick_s = float("inf")
+            order: list[str] = []
+            journal, start = follower._journal, follower._journal.start_sync
+            stream = follower.transport._outbound[leader.node]
+            write = stream.write
+
+            def start_sync() -> Callable[[], None] | None:
+                job = start()
+                if job is None:
+                    return None
+                order.append("written")
+
+                def synced() -> None:
+                    job()
+                    order.append("synced")
+
+                return synced
+
+            def speak(frames: bytes) -> None:
+                order.append("spoke")
+                write(frames)
+
+            monkeypatch.setattr(journal, "start_sync", start_sync)
+            monkeypatch.setattr(stream, "write", speak)
+            for text in "bcd":
+                await nodes.put(text)
+            await until(lambda: follower.status().last == leader.status().last)
+            assert order.count("written") >= 3, "the follower synced in place"
+            after = {order[at + 1] for at, event in enumerate(order) if event == "written"}
+            assert after == {"synced"}
+            assert order[order.index("synced") + 1] == "spoke", "its answer leaves at once"
+
+    run(scenario())
+
+
 def test_a_leader_does_not_count_itself_before_its_own_sync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -527,6 +569,7 @@ def hold_syncs(monkeypatch: pytest.MonkeyPatch, nodes: Cluster, but: str) -> Gat
 
     for name, replica in nodes.replicas.items():
         if name != but:
+            replica.syncs.quick_s = 0.0  # in place it would hold up all nodes of this process
             journal, start = replica._journal, replica._journal.start_sync
             monkeypatch.setattr(
                 journal, "start_sync", lambda start=start: (job := start()) and held(job)

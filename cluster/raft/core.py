@@ -326,8 +326,13 @@ class RaftCore(Elections, Snapshots, LibraryFields, SyncObj):  # type: ignore[mi
         """All that is in the journal now is durable when `sync_ended` comes."""
         self._syncing_to = self.journal.last_index
 
-    def sync_ended(self) -> None:
-        self.durable_index = max(self.durable_index, self._syncing_to)
+    def sync_ended(self) -> bool:
+        """Whether that makes a quorum, so that a tick can commit more."""
+        before, self.durable_index = self.durable_index, max(self.durable_index, self._syncing_to)
+        if self.durable_index == before or self.role is not Role.LEADER:
+            return False
+        held = sum(self.match_index(peer) > self.commit for peer in self.peers)
+        return 1 + held >= self.quorum
 
     @property
     def is_behind(self) -> bool:

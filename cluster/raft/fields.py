@@ -16,6 +16,7 @@ from cluster.raft.members import Configurations, decode_members
 from cluster.raft.state import NEVER, RaftState, Role
 
 _LEADER: Final = Role.LEADER.value
+_ROLES: Final = {role.value: role for role in Role}
 
 
 class LibraryFields(RaftState):
@@ -43,7 +44,7 @@ class LibraryFields(RaftState):
 
     @property
     def role(self) -> Role:
-        return Role(self._SyncObj__raftState)
+        return _ROLES[self._SyncObj__raftState]
 
     def leads(self, term: int | None) -> bool:
         """Whether this replica is the leader of `term`; asked several times a transaction."""

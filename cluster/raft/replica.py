@@ -32,6 +32,7 @@ from cluster.raft.entries import encode_group
 from cluster.raft.proposals import Barriers, ProposalLimits, Proposals, Told, fail_future
 from cluster.raft.state import CoreLimits, Role
 from cluster.raft.status import PeerStatus, ReplicaStats, ReplicaStatus, unknown_status
+from cluster.raft.syncing import Syncs
 from cluster.raft.transport import Address, Transport, TransportLimits
 from cluster.raft.wire import Append, RaftMessage, SnapshotPiece
 from cluster.settings import RaftTimings
@@ -88,6 +89,7 @@ class Replica:
         self.on_fatal: Callable[[BaseException], None] = _ignore
         self.fatal: BaseException | None = None
         self.stats = ReplicaStats()
+        self.syncs = Syncs()
         self._limits = limits or ReplicaLimits()
         self._timings = timings or RaftTimings()
         self._members = tuple(sorted(peers))
@@ -209,7 +211,8 @@ class Replica:
 
     def propose(self, command: bytes, epoch: int, done: Done) -> None:
         """Ask for a command to enter the log; `done` gets the machine's result or a LogError."""
-        if self._is_over or self.epoch is None or self.epoch != epoch:
+        core = self._core
+        if core is None or self._is_over or epoch != self._epoch or not core.leads(epoch):
             refusal = NotLeader(f"{self.node} does not lead epoch {epoch}")
             asyncio.get_running_loop().call_soon(self._tell, done, refusal)
             return
@@ -390,24 +393,27 @@ class Replica:
 
     def _release(self, core: RaftCore) -> None:
         """To the disk, then to the peers; a step again if that makes more possible."""
-        self._journal.write()
         job = self._journal.start_sync()
         core.sync_started()
-        if job is None:
-            before = core.durable_index
-            core.sync_ended()
-            self.transport.flush()
-            if core.is_behind or core.durable_index > before or self._barriers.want_round:
-                self._kick()
-            else:
-                self._caught_up.set()
-            return
-        if core.role is Role.LEADER:
-            self.transport.flush(only=_TRAVEL_EARLY)
-        self._sync = asyncio.get_running_loop().run_in_executor(None, job)
-        self._sync.add_done_callback(self._synced)
+        if job is not None:
+            leads = core.role is Role.LEADER
+            if leads:
+                self.transport.flush(only=_TRAVEL_EARLY)
+            self._sync = self.syncs.run(job, leads=leads)
+            if self._sync is not None:
+                self._sync.add_done_callback(self._synced)
+                return
+            self._journal.after_sync()
+            self.stats.syncs += 1
+        counts = core.sync_ended()
+        self.transport.flush()
+        if core.is_behind or counts or self._barriers.want_round:
+            self._kick()
+        else:
+            self._caught_up.set()
 
     def _synced(self, sync: asyncio.Future[None]) -> None:
+        """A sync in a thread is over; what arrived meanwhile is the next step's."""
         self._sync = None
         if self._is_over:
             sync.exception()
@@ -426,10 +432,11 @@ class Replica:
         self._kick()
 
     def _set_timer(self, core: RaftCore) -> None:
+        """Set earlier when it must be, never later: what is due moves with every message."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         due = min(max(core.next_due, now) + _TIMER_S, now + 1.0)
-        if self._timer is None or abs(self._timer_at - due) > _TIMER_S:
+        if self._timer is None or self._timer_at > due + _TIMER_S:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = due

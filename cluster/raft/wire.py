@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import msgpack
@@ -194,7 +194,7 @@ def encode(message: Message) -> bytes:
             _pack_entries(message.entries),
         )
     else:
-        fields = astuple(message)
+        fields = [getattr(message, name) for name in message.__slots__]
     body: bytes = msgpack.packb((number, *fields))
     if len(body) > MAX_FRAME_BYTES:
         raise BadFrame(

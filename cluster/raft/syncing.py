@@ -1,0 +1,42 @@
+"""Where the journal's syncs run: a follower's in place while the disk is quick, others in a thread.
+
+Rules
+- A leader has clients and participants to talk to while it syncs, so its syncs run in a thread. A
+  follower has nothing else to do, and no step may run during a sync: its loop waits for the sync
+  itself. A thread costs it as much processor time as the sync (measured: 217 against 107 us, eight
+  switches of context against four).
+- A disk is quick while its syncs take less than `quick_s` on the average of the latest ones. One
+  that gets slow holds the loop up until the average says so; from then on only the log waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+QUICK_S: Final = 0.01
+"""Ten times what a good disk takes. A client that asks a follower is late by no more than that."""
+_LATEST: Final = 16
+
+
+class Syncs:
+    """The syncs of one journal, one at a time."""
+
+    def __init__(self, quick_s: float = QUICK_S) -> None:
+        """With `quick_s` 0 all run in a thread."""
+        self.quick_s = quick_s
+        self._average_s = 0.0
+
+    def run(self, job: Callable[[], None], *, leads: bool) -> asyncio.Future[None] | None:
+        """Run `job` at once, and raise what it raises; or give the future of its end."""
+        loop = asyncio.get_running_loop()
+        if not leads and self._average_s < self.quick_s:
+            self._timed(job, loop)
+            return None
+        return loop.run_in_executor(None, self._timed, job, loop)
+
+    def _timed(self, job: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+        began = loop.time()
+        job()
+        self._average_s += (loop.time() - began - self._average_s) / _LATEST

@@ -1,0 +1,85 @@
+"""Syncs run in place on a follower with a quick disk, and in a thread everywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from cluster.raft.syncing import Syncs
+
+
+class Disk:
+    """Jobs that take as long as they are told, by the loop's clock."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.threads: list[int] = []
+        monkeypatch.setattr(loop, "time", lambda: self.now)
+
+    def job(self, takes_s: float) -> Callable[[], None]:
+        def work() -> None:
+            self.now += takes_s
+            self.threads.append(threading.get_ident())
+
+        return work
+
+    @property
+    def last_in_place(self) -> bool:
+        return self.threads[-1] == threading.get_ident()
+
+
+async def sync(syncs: Syncs, disk: Disk, takes_s: float, *, leads: bool = False) -> bool:
+    """One sync; whether it ran in place."""
+    under_way = syncs.run(disk.job(takes_s), leads=leads)
+    if under_way is not None:
+        await under_way
+    assert disk.last_in_place == (under_way is None)
+    return under_way is None
+
+
+def test_a_follower_syncs_in_place_and_a_leader_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        disk = Disk(asyncio.get_running_loop(), monkeypatch)
+        syncs = Syncs(quick_s=0.01)
+        assert await sync(syncs, disk, 0.001)
+        assert not await sync(syncs, disk, 0.001, leads=True)
+        assert not await sync(Syncs(quick_s=0.0), disk, 0.001)
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_disk_is_waited_for_in_a_thread_until_it_is_quick_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        disk = Disk(asyncio.get_running_loop(), monkeypatch)
+        syncs = Syncs(quick_s=0.01)
+        assert await sync(syncs, disk, 0.1)
+        assert await sync(syncs, disk, 0.1), "one slow sync makes no slow disk"
+        assert not await sync(syncs, disk, 0.1)
+        quick = [await sync(syncs, disk, 0.001) for _ in range(40)]
+        assert quick == sorted(quick), "once it is quick, it stays so"
+        assert not quick[0]
+        assert quick[-1]
+
+    asyncio.run(scenario())
+
+
+def test_a_sync_in_place_raises_what_its_job_raises() -> None:
+    def fails() -> None:
+        raise OSError("torn")
+
+    async def scenario() -> None:
+        with pytest.raises(OSError, match="torn"):
+            Syncs().run(fails, leads=False)
+        under_way = Syncs().run(fails, leads=True)
+        assert under_way is not None
+        with pytest.raises(OSError, match="torn"):
+            await under_way
+
+    asyncio.run(scenario())
