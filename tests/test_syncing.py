@@ -12,12 +12,14 @@ from cluster.raft.syncing import Syncs
 
 
 class Disk:
-    """Jobs that take as long as they are told, by the loop's clock."""
+    """Jobs that take as long as they are told, by a clock of its own."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.now = 0.0
         self.threads: list[int] = []
-        monkeypatch.setattr(loop, "time", lambda: self.now)
+
+    def syncs(self, quick_s: float) -> Syncs:
+        return Syncs(quick_s, now=lambda: self.now)
 
     def job(self, takes_s: float) -> Callable[[], None]:
         def work() -> None:
@@ -40,25 +42,21 @@ async def sync(syncs: Syncs, disk: Disk, takes_s: float, *, leads: bool = False)
     return under_way is None
 
 
-def test_a_follower_syncs_in_place_and_a_leader_in_a_thread(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_follower_syncs_in_place_and_a_leader_in_a_thread() -> None:
     async def scenario() -> None:
-        disk = Disk(asyncio.get_running_loop(), monkeypatch)
-        syncs = Syncs(quick_s=0.01)
+        disk = Disk()
+        syncs = disk.syncs(0.01)
         assert await sync(syncs, disk, 0.001)
         assert not await sync(syncs, disk, 0.001, leads=True)
-        assert not await sync(Syncs(quick_s=0.0), disk, 0.001)
+        assert not await sync(disk.syncs(0.0), disk, 0.001)
 
     asyncio.run(scenario())
 
 
-def test_a_slow_disk_is_waited_for_in_a_thread_until_it_is_quick_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_slow_disk_is_waited_for_in_a_thread_until_it_is_quick_again() -> None:
     async def scenario() -> None:
-        disk = Disk(asyncio.get_running_loop(), monkeypatch)
-        syncs = Syncs(quick_s=0.01)
+        disk = Disk()
+        syncs = disk.syncs(0.01)
         assert await sync(syncs, disk, 0.1)
         assert await sync(syncs, disk, 0.1), "one slow sync makes no slow disk"
         assert not await sync(syncs, disk, 0.1)

@@ -12,6 +12,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -23,20 +24,22 @@ _LATEST: Final = 16
 class Syncs:
     """The syncs of one journal, one at a time."""
 
-    def __init__(self, quick_s: float = QUICK_S) -> None:
-        """With `quick_s` 0 all run in a thread."""
+    def __init__(
+        self, quick_s: float = QUICK_S, *, now: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """With `quick_s` 0 all run in a thread. Not by the loop's clock: uvloop's stands still."""
         self.quick_s = quick_s
+        self._now = now
         self._average_s = 0.0
 
     def run(self, job: Callable[[], None], *, leads: bool) -> asyncio.Future[None] | None:
         """Run `job` at once, and raise what it raises; or give the future of its end."""
-        loop = asyncio.get_running_loop()
         if not leads and self._average_s < self.quick_s:
-            self._timed(job, loop)
+            self._timed(job)
             return None
-        return loop.run_in_executor(None, self._timed, job, loop)
+        return asyncio.get_running_loop().run_in_executor(None, self._timed, job)
 
-    def _timed(self, job: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
-        began = loop.time()
+    def _timed(self, job: Callable[[], None]) -> None:
+        began = self._now()
         job()
-        self._average_s += (loop.time() - began - self._average_s) / _LATEST
+        self._average_s += (self._now() - began - self._average_s) / _LATEST

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import traceback
 import zlib
 from collections.abc import Awaitable, Callable
@@ -159,8 +160,8 @@ class NodeHost(Host):
             now_ms=self.now_ms,
             random=Random(f"{world.environment.seed} {self.name} {process.number}"),
         )
-        if world.environment.sync_mean_s >= QUICK_S:  # a job in place takes no time here
-            self.node.replica.syncs.quick_s = 0.0
+        is_slow = world.environment.sync_mean_s >= QUICK_S  # a job in place takes no time here
+        self.node.replica.syncs.quick_s = 0.0 if is_slow else math.inf
         return await self.node.run()
 
     def ended(self, code: int, why: str) -> None:
