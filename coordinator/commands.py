@@ -11,15 +11,26 @@ from the nodes that do know it. So `decode` raises and nobody catches that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import msgpack
 
 from coordinator.facts import Branch, Effect, Mode
+from coordinator.packed import (
+    letters_of,
+    pack_bits,
+    pack_branches,
+    pack_reasons,
+    unpack_bits,
+    unpack_branches,
+    unpack_reasons,
+    votes_of,
+    with_payloads,
+)
 from participants.contract import Vote
 
-COMMAND_VERSION = 1
+COMMAND_VERSION = 2
 
 
 class UnknownCommand(Exception):
@@ -28,8 +39,7 @@ class UnknownCommand(Exception):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Epoch:
+class Epoch(NamedTuple):
     """A leadership begins. Its number is the Raft term, so it only grows."""
 
     epoch: int
@@ -37,8 +47,7 @@ class Epoch:
     node: str
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(NamedTuple):
     """Record a transaction: closed if one-shot, open if interactive."""
 
     epoch: int
@@ -51,8 +60,7 @@ class Begin:
     metadata: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Enlist:
+class Enlist(NamedTuple):
     """Add a branch to an open transaction."""
 
     epoch: int
@@ -61,8 +69,7 @@ class Enlist:
     branch: Branch
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(NamedTuple):
     """End enlisting; from now on prepares may leave."""
 
     epoch: int
@@ -70,8 +77,7 @@ class Close:
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Decide:
+class Decide(NamedTuple):
     """The votes as the leader has them; the machine derives the outcome, nobody proposes one."""
 
     epoch: int
@@ -82,8 +88,7 @@ class Decide:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(NamedTuple):
     """Abort an id that nobody began, so that an inquiry may be answered (PROTOCOL, section 5)."""
 
     epoch: int
@@ -91,8 +96,7 @@ class Refuse:
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledge:
+class Acknowledge(NamedTuple):
     """Branches have finished the outcome; a bit each."""
 
     epoch: int
@@ -101,8 +105,7 @@ class Acknowledge:
     branches: int
 
 
-@dataclass(frozen=True, slots=True)
-class Resolve:
+class Resolve(NamedTuple):
     """End an undecided transaction (no branch) or a branch of a decided one by hand."""
 
     epoch: int
@@ -114,8 +117,7 @@ class Resolve:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(NamedTuple):
     """Move the horizon, which only grows, and remove what finished before it."""
 
     epoch: int
@@ -138,86 +140,97 @@ KINDS: dict[int, type[Command]] = {
     9: Forget,
 }
 _NUMBERS = {kind: number for number, kind in KINDS.items()}
-_VOTE_LETTERS = {
-    Vote.YES: "Y",
-    Vote.NO: "N",
-    Vote.READ_ONLY: "R",
-    Vote.UNSENT: "S",
-    Vote.UNKNOWN: "U",
-}
-_VOTES = {letter: vote for vote, letter in _VOTE_LETTERS.items()}
 
 
 def encode(command: Command) -> bytes:
     """The command as the log holds it."""
-    head = [_NUMBERS[type(command)], COMMAND_VERSION, command.epoch, command.now_ms]
-    packed: bytes = msgpack.packb(head + _fields_of(command))
+    packed: bytes = msgpack.packb((_NUMBERS[type(command)], COMMAND_VERSION, *_fields_of(command)))
     return packed
 
 
-def _fields_of(command: Command) -> list[Any]:
+def _fields_of(command: Command) -> tuple[Any, ...]:
+    """Branches are packed apart from their payloads: they recur, and are unpacked once."""
     match command:
-        case Decide(id=id_, votes=votes, vote_reasons=reasons, reason=reason):
-            return [id_, "".join([_VOTE_LETTERS[vote] for vote in votes]), reasons, reason]
         case Begin():
-            return [
-                command.id,
-                command.fingerprint,
-                command.mode,
-                command.branches,
-                command.deadline_ms,
-                command.metadata,
-            ]
+            return (
+                *command[:4],
+                command.mode is Mode.INTERACTIVE,
+                pack_branches(command.branches),
+                [branch.payload for branch in command.branches],
+                *command[6:],
+            )
+        case Decide():
+            reasons = pack_reasons(command.vote_reasons, len(command.votes))
+            return (*command[:3], letters_of(command.votes), reasons, command.reason)
         case Acknowledge():
-            return [command.id, _bits_to_bytes(command.branches)]
-        case Refuse(id=id_) | Close(id=id_):
-            return [id_]
-        case Resolve():
-            return [command.id, command.branch_id, command.effect, command.actor, command.reason]
-        case Forget(horizon_ms=horizon_ms):
-            return [horizon_ms]
-        case Epoch(node=node):
-            return [node]
-        case Enlist(id=id_, branch=branch):
-            return [id_, branch]
+            return (*command[:3], pack_bits(command.branches))
+        case _:
+            return command
 
 
 def decode(packed: bytes) -> Command:
     """The command in bytes from the log; raises UnknownCommand, upon which the node stops."""
     try:
-        number, version, epoch, now_ms, *fields = msgpack.unpackb(packed, use_list=False)
+        number, version, *fields = msgpack.unpackb(packed, use_list=False)
         if version != COMMAND_VERSION:
             raise UnknownCommand(
                 f"command version {version!r}: this program knows {COMMAND_VERSION}"
             )
-        return _command(KINDS[number], epoch, now_ms, fields)
+        return _DECODERS[number](*fields)
     except UnknownCommand:
         raise
     except Exception as error:  # whatever the bytes are, they are not a command of ours
         raise UnknownCommand(f"not a command: {packed[:60]!r}: {error!r}") from error
 
 
-def _command(kind: type[Command], epoch: int, now_ms: int, fields: list[Any]) -> Command:
-    if kind is Decide:
-        id_, letters, reasons, reason = fields
-        return Decide(epoch, now_ms, id_, tuple([_VOTES[v] for v in letters]), reasons, reason)
-    if kind is Begin:
-        id_, fingerprint, mode, branches, deadline_ms, metadata = fields
-        recorded = tuple([Branch(*branch) for branch in branches])
-        return Begin(epoch, now_ms, id_, fingerprint, Mode(mode), recorded, deadline_ms, metadata)
-    if kind is Acknowledge:
-        id_, branches = fields
-        return Acknowledge(epoch, now_ms, id_, int.from_bytes(branches, "little"))
-    if kind is Resolve:
-        id_, branch_id, effect, actor, reason = fields
-        known = None if effect is None else Effect(effect)
-        return Resolve(epoch, now_ms, id_, branch_id, known, actor, reason)
-    if kind is Enlist:
-        id_, branch = fields
-        return Enlist(epoch, now_ms, id_, Branch(*branch))
-    return kind(epoch, now_ms, *fields)
+def _begin(
+    epoch: int,
+    now_ms: int,
+    id_: str,
+    fingerprint: str,
+    is_interactive: bool,
+    branches: bytes,
+    payloads: tuple[bytes, ...],
+    deadline_ms: int,
+    metadata: bytes,
+) -> Begin:
+    mode = Mode.INTERACTIVE if is_interactive else Mode.ONE_SHOT
+    recorded = with_payloads(unpack_branches(branches), payloads)
+    return Begin(epoch, now_ms, id_, fingerprint, mode, recorded, deadline_ms, metadata)
 
 
-def _bits_to_bytes(bits: int) -> bytes:
-    """A transaction may have 256 branches, and msgpack's integers end at 64 bits."""
-    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+def _decide(
+    epoch: int,
+    now_ms: int,
+    id_: str,
+    letters: str,
+    reasons: tuple[str | None, ...] | None,
+    reason: str | None,
+) -> Decide:
+    votes = votes_of(letters)
+    return Decide(epoch, now_ms, id_, votes, unpack_reasons(reasons, len(votes)), reason)
+
+
+def _acknowledge(epoch: int, now_ms: int, id_: str, branches: int | bytes) -> Acknowledge:
+    return Acknowledge(epoch, now_ms, id_, unpack_bits(branches))
+
+
+def _resolve(
+    epoch: int, now_ms: int, id_: str, branch_id: str | None, effect: str | None, *by: str
+) -> Resolve:
+    known = None if effect is None else Effect(effect)
+    return Resolve(epoch, now_ms, id_, branch_id, known, *by)
+
+
+def _enlist(epoch: int, now_ms: int, id_: str, branch: tuple[Any, ...]) -> Enlist:
+    return Enlist(epoch, now_ms, id_, Branch(*branch))
+
+
+_DECODERS: dict[int, Callable[..., Command]] = {
+    **KINDS,
+    _NUMBERS[Begin]: _begin,
+    _NUMBERS[Enlist]: _enlist,
+    _NUMBERS[Decide]: _decide,
+    _NUMBERS[Acknowledge]: _acknowledge,
+    _NUMBERS[Resolve]: _resolve,
+}

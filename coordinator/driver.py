@@ -39,9 +39,10 @@ from coordinator.gateway import Gateway
 from coordinator.inquiry import Decision, answer_inquiry
 from coordinator.live import Live, Progress, Waiting, is_reached
 from coordinator.log import FateUnknown, LogError, NotLeader, ReplicatedLog
-from coordinator.machine import Applied, Machine, record_of
+from coordinator.machine import Applied, Machine
 from coordinator.moves import Refusal
 from coordinator.plan import Plan, Wait
+from coordinator.records import record_of
 from coordinator.settings import Limits, Timings
 from coordinator.steps import Steps
 from coordinator.talks import Talks

@@ -156,9 +156,12 @@ class Transaction(NamedTuple):
         return not self.fingerprint
 
 
+_WILLING = frozenset((Vote.YES, Vote.READ_ONLY))
+
+
 def everyone_can_commit(votes: tuple[Vote, ...], branch_count: int) -> bool:
     """I3: commit only if every branch of the record voted YES or READ_ONLY."""
-    return len(votes) == branch_count and all(v is Vote.YES or v is Vote.READ_ONLY for v in votes)
+    return len(votes) == branch_count and _WILLING.issuperset(votes)
 
 
 def needs_phase_two(transaction: Transaction) -> int:

@@ -95,3 +95,24 @@ class StateMachine(Protocol):
         """Replace the state by what `chunks` gave; raises ValueError, state unchanged, if it
         cannot.
         """
+
+    def restoring(self) -> Restoring:
+        """The same beside a state that is in use, in pieces and in a thread."""
+
+
+class Restoring(Protocol):
+    """A state that is being built from a snapshot; the machine's own stays until `finish`."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next chunk; may be called in a thread. Raises ValueError if it is none."""
+
+    def finish(self) -> None:
+        """Put the state in the place of the machine's own, at once; on the machine's thread.
+
+        Raises ValueError, the machine's state unchanged, if something is missing.
+        """
+
+    def release(self) -> Iterator[None]:
+        """Let go of the state that is not the machine's (before `finish` what was built, after it
+        what was replaced), little by little; in a thread, for together it can take long.
+        """

@@ -5,6 +5,9 @@ never raises on a command that it knows; a refusal is a returned value. The same
 bytes on every node (I9). What a command may do to a transaction is the table in `moves`; this file
 does it.
 
+Unfinished transactions are tuples, for they are touched several times; finished ones are bytes in
+a table, unpacked when one is asked for.
+
 Kept here: I2 an outcome never changes, I3 commit only on every vote, I6 what is forgotten and what
 is never run twice.
 """
@@ -12,7 +15,9 @@ is never run twice.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import msgpack
@@ -32,24 +37,32 @@ from coordinator.commands import (
     encode,
 )
 from coordinator.facts import (
-    Branch,
-    Mode,
-    Outcome,
-    Resolution,
     State,
     Transaction,
-    everyone_can_commit,
     outstanding,
     state_of,
 )
 from coordinator.ids import time_of
-from coordinator.indexes import Indexes, Shared
+from coordinator.indexes import Backlog
 from coordinator.moves import MOVES, Move, Refusal, phase_of
-from coordinator.snapshot_facts import TransactionReader
-from coordinator.table import Table, View
-from participants.contract import Vote
+from coordinator.packed import (
+    pack_finished,
+    pack_recurring_branches,
+    pack_unfinished,
+    unpack_finished,
+    unpack_unfinished,
+)
+from coordinator.records import (
+    aborted_by_hand,
+    acknowledged,
+    branch_ended_by_hand,
+    decided,
+    record_of,
+    refused,
+)
+from coordinator.table import NEVER, Block, Found, Table, block_fields
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 CHUNK_TRANSACTIONS = 200
 UNFINISHED_STATES = frozenset((State.ACTIVE, State.PREPARING, State.COMMITTING, State.ABORTING))
 PAGE_SCAN = 5_000
@@ -94,7 +107,8 @@ class MachineView(NamedTuple):
     """What a snapshot is made of; `chunks` uses it up."""
 
     header: tuple[Any, ...]
-    shards: View[Transaction]
+    unfinished: list[Transaction]
+    finished: dict[int, Block]
 
 
 class Machine:
@@ -105,12 +119,9 @@ class Machine:
         self.leader = ""
         self.horizon_ms = 0
         self._sequence = 0
-        self._table: Table[Transaction] = Table()
-        self._indexes = Indexes()
-        self._shared_branches: Shared[tuple[Branch, ...]] = Shared()
-        self._shared_votes: Shared[tuple[Vote, ...]] = Shared()
-        self._shared_reasons: Shared[tuple[str | None, ...]] = Shared()
-        self._shared_metadata: Shared[bytes] = Shared()
+        self._unfinished: dict[str, Transaction] = {}  # in the order of beginning
+        self._finished = Table()
+        self._backlog = Backlog()
 
     # --- the log's side ---
 
@@ -131,64 +142,43 @@ class Machine:
             return Refusal.STALE_EPOCH
         if isinstance(command, Forget):
             return self._forget(command)
-        transaction = self._table.get(command.id)
-        expired = transaction is None and self._is_expired(command.id)
-        move = MOVES[type(command)][phase_of(transaction, expired=expired)]
-        return self._move(move, command, transaction)
+        standing = self.get(command.id)
+        expired = standing is None and self._is_expired(command.id)
+        move = MOVES[type(command)][phase_of(standing, expired=expired)]
+        return self._move(move, command, standing)
 
     def _is_expired(self, transaction_id: str) -> bool:
-        time_ms = time_of(transaction_id)
+        time_ms = _time_of(transaction_id)
         return time_ms is not None and time_ms < self.horizon_ms
 
-    def _move(
-        self,
-        move: Move,
-        command: Begin | Enlist | Close | Decide | Refuse | Acknowledge | Resolve,
-        standing: Transaction | None,
-    ) -> Result:
-        match move:
-            case Move.REFUSE_UNKNOWN:
-                return Refusal.UNKNOWN
-            case Move.REFUSE_EXPIRED:
-                return Refusal.EXPIRED
-            case Move.REFUSE_CLOSED:
-                return Refusal.CLOSED
-            case Move.REFUSE_UNDECIDED:
-                return Refusal.UNDECIDED
-            case Move.RECORD:
-                assert isinstance(command, Begin)
-                return self._put(None, record_of(command, self._next_sequence()))
-            case Move.RECORD_REFUSAL:
-                assert isinstance(command, Refuse)
-                return self._put(None, _refused(command, self._next_sequence()))
-        assert standing is not None
-        match move:
-            case Move.UNCHANGED:
-                return Applied(standing, changed=False)
-            case Move.COMPARE:
-                assert isinstance(command, Begin)
-                if command.fingerprint != standing.fingerprint:
-                    return Refusal.CONFLICT
-                return Applied(standing, changed=False)
-            case Move.ADD_BRANCH:
-                assert isinstance(command, Enlist)
-                return self._enlist(command, standing)
-            case Move.CLOSE:
-                return self._put(standing, standing._replace(closed=True))
-            case Move.DECIDE:
-                assert isinstance(command, Decide)
-                return self._put(standing, _decided(command, standing))
-            case Move.ACKNOWLEDGE:
-                assert isinstance(command, Acknowledge)
-                return self._acknowledge(command, standing)
-            case Move.RESOLVE_WHOLE:
-                assert isinstance(command, Resolve)
-                if command.branch_id is not None:
-                    return Refusal.UNDECIDED
-                return self._put(standing, _aborted_by_hand(command, standing))
-            case Move.RESOLVE_BRANCH:
-                assert isinstance(command, Resolve)
-                return self._resolve_branch(command, standing)
+    def _move(self, move: Move, command: Command, standing: Transaction | None) -> Result:
+        refusal = _REFUSALS.get(move)
+        return refusal or _MOVES[move](self, command, standing)
+
+    def _record(self, command: Begin, _standing: None) -> Result:
+        return self._put(None, record_of(command, self._next_sequence()))
+
+    def _record_refusal(self, command: Refuse, _standing: None) -> Result:
+        return self._put(None, refused(command, self._next_sequence()))
+
+    def _compare(self, command: Begin, standing: Transaction) -> Result:
+        if command.fingerprint != standing.fingerprint:
+            return Refusal.CONFLICT
+        return Applied(standing, changed=False)
+
+    def _unchanged(self, _command: Command, standing: Transaction) -> Result:
+        return Applied(standing, changed=False)
+
+    def _close(self, _command: Close, standing: Transaction) -> Result:
+        return self._put(standing, standing._replace(closed=True))
+
+    def _decide(self, command: Decide, standing: Transaction) -> Result:
+        return self._put(standing, decided(command, standing))
+
+    def _resolve_whole(self, command: Resolve, standing: Transaction) -> Result:
+        if command.branch_id is not None:
+            return Refusal.UNDECIDED
+        return self._put(standing, aborted_by_hand(command, standing))
 
     def _next_sequence(self) -> int:
         self._sequence += 1
@@ -197,23 +187,19 @@ class Machine:
     def _put(self, before: Transaction | None, after: Transaction) -> Applied:
         # I2, whoever wrote the move: an outcome once fixed never changes.
         assert before is None or before.outcome is None or after.outcome is before.outcome, after.id
-        if after.outcome is not None and (before is None or before.outcome is None):
-            after = self._compact(after)
-        self._table.put(after.id, after)
-        self._indexes.changed(before, after)
-        return Applied(after, changed=True)
+        self._store(before, after)
+        return Applied(after, True)
 
-    def _compact(self, decided: Transaction) -> Transaction:
-        """The same, holding less: phase two names only ids, so a payload is not kept beyond the
-        decision.
-        """
-        bare = tuple([_bare(*branch[:6], branch.repeatable) for branch in decided.branches])
-        return decided._replace(
-            branches=self._shared_branches(bare),
-            votes=self._shared_votes(decided.votes),
-            vote_reasons=self._shared_reasons(decided.vote_reasons),
-            metadata=self._shared_metadata(decided.metadata),
-        )
+    def _store(self, before: Transaction | None, after: Transaction) -> None:
+        self._backlog.changed(before, after)
+        if after.finished_ms is None:
+            self._unfinished[after.id] = after
+            return
+        if before is not None:
+            del self._unfinished[after.id]
+        branches = pack_recurring_branches(after.branches)
+        forget_ms = _forgettable_at(after)
+        self._finished.put(after.id, after.sequence, forget_ms, branches, pack_finished(after))
 
     def _enlist(self, command: Enlist, standing: Transaction) -> Result:
         for branch in standing.branches:
@@ -224,11 +210,9 @@ class Machine:
         return self._put(standing, standing._replace(branches=branches))
 
     def _acknowledge(self, command: Acknowledge, standing: Transaction) -> Result:
-        added = command.branches & outstanding(standing)
-        if not added:
+        if not command.branches & outstanding(standing):
             return Applied(standing, changed=False)
-        after = standing._replace(acknowledged=standing.acknowledged | added)
-        return self._put(standing, _finished_if_done(after, command.now_ms))
+        return self._put(standing, acknowledged(command, standing))
 
     def _resolve_branch(self, command: Resolve, standing: Transaction) -> Result:
         if command.branch_id is None:
@@ -241,53 +225,46 @@ class Machine:
             return Refusal.NO_SUCH_BRANCH
         if not outstanding(standing) >> positions[0] & 1:
             return Refusal.BRANCH_FINISHED
-        after = standing._replace(resolutions=(*standing.resolutions, _resolution(command)))
-        return self._put(standing, _finished_if_done(after, command.now_ms))
+        return self._put(standing, branch_ended_by_hand(command, standing))
 
     def _forget(self, command: Forget) -> Result:
         """I6. The horizon only grows; what was resolved by hand stays for ever."""
         self.horizon_ms = max(self.horizon_ms, command.horizon_ms)
-        gone = self._indexes.take_before(self.horizon_ms)
-        for transaction_id in gone:
-            transaction = self._table.get(transaction_id)
-            assert transaction is not None
-            assert transaction.finished_ms is not None
-            self._table.remove(transaction_id)
-            self._indexes.removed(transaction)
-        return Forgot(self.horizon_ms, len(gone))
+        return Forgot(self.horizon_ms, self._finished.forget_before(self.horizon_ms))
 
     # --- reading ---
 
     def get(self, transaction_id: str) -> Transaction | None:
-        return self._table.get(transaction_id)
+        transaction = self._unfinished.get(transaction_id)
+        if transaction is None:
+            found = self._finished.get(transaction_id)
+            return None if found is None else _unpacked(found)
+        return transaction
 
     def is_expired(self, transaction_id: str) -> bool:
         """Whether the id is not remembered and its time lies before the horizon."""
-        return self._table.get(transaction_id) is None and self._is_expired(transaction_id)
+        return self._is_expired(transaction_id) and self.get(transaction_id) is None
 
     def unfinished(self) -> Iterator[Transaction]:
         """In the order in which they began."""
-        for transaction_id in self._indexes.unfinished:
-            transaction = self._table.get(transaction_id)
-            assert transaction is not None
-            yield transaction
+        yield from self._unfinished.values()
 
     @property
     def unfinished_count(self) -> int:
-        return len(self._indexes.unfinished)
+        return len(self._unfinished)
 
     @property
     def remembered_count(self) -> int:
         """Finished transactions and refusals that are still known."""
-        return len(self._table) - len(self._indexes.unfinished)
+        return len(self._finished)
 
     def backlog(self) -> dict[str, int]:
         """Unfinished branches by participant."""
-        return self._indexes.backlog
+        return self._backlog.counts
 
     def horizon_that_forgets(self, count: int) -> int:
         """The horizon that would forget about the `count` oldest finished transactions; 0: none."""
-        return self._indexes.horizon_after(count)
+        return self._finished.horizon_after(count)
 
     def page(
         self,
@@ -308,158 +285,127 @@ class Machine:
             before = min(before, int(after[:MAX_SEQUENCE_DIGITS]))
         found: list[Transaction] = []
         unfinished_only = states is not None and states <= UNFINISHED_STATES
-        ids = self._indexes.newest_first(before, unfinished_only=unfinished_only)
-        for looked_at, transaction_id in enumerate(ids, 1):
-            transaction = self._table.get(transaction_id)
-            assert transaction is not None
+        newest_first = self._newest_first(before, unfinished_only=unfinished_only)
+        for looked_at, transaction in enumerate(newest_first, 1):
             if _matches(transaction, states, participant, created_before_ms):
                 found.append(transaction)
             if len(found) == limit or looked_at == PAGE_SCAN:
                 return Page(tuple(found), str(transaction.sequence))
         return Page(tuple(found), None)
 
+    def _newest_first(self, before: int, *, unfinished_only: bool) -> Iterator[Transaction]:
+        """Those whose sequence number is below `before`."""
+        newest = reversed(self._unfinished.values())
+        unfinished = itertools.dropwhile(lambda t: t.sequence >= before, newest)
+        if unfinished_only:
+            return unfinished
+        finished = map(_unpacked, self._finished.newest_first(before))
+        return heapq.merge(unfinished, finished, key=lambda t: -t.sequence)
+
     # --- snapshots ---
 
     def view(self) -> MachineView:
         header = (SNAPSHOT_VERSION, self.epoch, self.leader, self.horizon_ms, self._sequence)
-        return MachineView((*header, len(self._table)), self._table.view())
+        counts = (len(self._unfinished), len(self._finished))
+        unfinished = list(self._unfinished.values())
+        return MachineView((*header, *counts), unfinished, self._finished.view())
 
     def chunks(self, view: object) -> Iterator[bytes]:
+        """The header; then the unfinished, `[nil, [transaction, ...]]`; then the finished, block by
+        block: `[number, block]`.
+        """
         assert isinstance(view, MachineView)
         yield msgpack.packb(view.header)
-        part: list[Transaction] = []
-        shards = view.shards
-        shards.reverse()
-        while shards:
-            # Let go of one by one: all at once, at the end, is 50 ms in which no thread runs.
-            for transaction in shards.pop().values():
-                part.append(transaction)
-                if len(part) == CHUNK_TRANSACTIONS:
-                    yield msgpack.packb(part)
-                    part = []
-        if part:
-            yield msgpack.packb(part)
+        for start in range(0, len(view.unfinished), CHUNK_TRANSACTIONS):
+            part = view.unfinished[start : start + CHUNK_TRANSACTIONS]
+            yield msgpack.packb((None, [pack_unfinished(each) for each in part]))
+        for number in sorted(view.finished):
+            # Let go of one by one: all at once, at the end, no thread would run for long.
+            yield msgpack.packb((number, block_fields(view.finished.pop(number))))
+
+    def restoring(self) -> Restoring:
+        return Restoring(self)
 
     def restore(self, chunks: Iterable[bytes]) -> None:
-        pieces = iter(chunks)
+        restoring = self.restoring()
+        for chunk in chunks:
+            restoring.feed(chunk)
+        restoring.finish()
+
+
+class Restoring:
+    """Implements `log.Restoring`: a second machine, which takes the first one's place when it is
+    complete.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._built = Machine()
+        self._counts: tuple[int, int] | None = None
+
+    def feed(self, chunk: bytes) -> None:
         try:
-            header = msgpack.unpackb(next(pieces), use_list=False)
-            version, epoch, leader, horizon_ms, sequence, count = header
-            if version != SNAPSHOT_VERSION:
-                raise ValueError(
-                    f"snapshot version {version!r}: this program knows {SNAPSHOT_VERSION}"
-                )
-            table: Table[Transaction] = Table()
-            read = 0
-            transaction_of = TransactionReader()
-            for piece in pieces:
-                for fields in msgpack.unpackb(piece, use_list=False):
-                    transaction = transaction_of(fields)
-                    table.put(transaction.id, transaction)
-                    read += 1
-            indexes = Indexes.of(table)
-            if not read == len(table) == len(indexes.by_sequence) == count:
-                raise ValueError(f"snapshot of {count} transactions holds {read}")
-        except StopIteration:
-            raise ValueError("a snapshot without a header") from None
+            fields = msgpack.unpackb(chunk, use_list=False)
+            if self._counts is None:
+                self._read_header(*fields)
+            else:
+                self._read_part(*fields)
         except ValueError:
             raise
         except Exception as error:  # whatever the bytes are, they are not a snapshot of ours
             raise ValueError(f"not a snapshot of this machine: {error!r}") from error
-        self.epoch, self.leader, self.horizon_ms = epoch, leader, horizon_ms
-        self._sequence, self._table, self._indexes = sequence, table, indexes
+
+    def _read_header(self, version: object, *fields: Any) -> None:
+        if version != SNAPSHOT_VERSION:
+            raise ValueError(f"snapshot version {version!r}: this program knows {SNAPSHOT_VERSION}")
+        built = self._built
+        built.epoch, built.leader, built.horizon_ms, built._sequence, *counts = fields
+        unfinished, finished = counts
+        self._counts = unfinished, finished
+
+    def _read_part(self, number: int | None, part: tuple[Any, ...]) -> None:
+        if number is not None:
+            self._built._finished.load(number, part)
+            return
+        for fields in part:
+            transaction = unpack_unfinished(fields)
+            self._built._unfinished[transaction.id] = transaction
+            self._built._backlog.changed(None, transaction)
+
+    def finish(self) -> None:
+        built = self._built
+        counts = len(built._unfinished), len(built._finished)
+        if self._counts != counts or not built._finished.is_whole():
+            raise ValueError(f"a snapshot of {self._counts} transactions holds {counts}")
+        replaced = dict(vars(self._machine))
+        vars(self._machine).update(vars(built))
+        vars(built).update(replaced)
+
+    def release(self) -> Iterator[None]:
+        built, self._built = self._built, Machine()
+        yield from built._finished.release()
+        while built._unfinished:
+            built._unfinished.popitem()
+            yield
 
 
-# --- what the moves make: pure functions of record and command ------------------------------------
+# --- helpers ---
 
 
-def record_of(command: Begin, sequence: int) -> Transaction:
-    """The record that `Begin` makes."""
-    return Transaction(
-        id=command.id,
-        sequence=sequence,
-        fingerprint=command.fingerprint,
-        mode=command.mode,
-        branches=command.branches,
-        metadata=command.metadata,
-        created_ms=command.now_ms,
-        deadline_ms=command.deadline_ms,
-        closed=command.mode is Mode.ONE_SHOT,
-    )
+def _forgettable_at(finished: Transaction) -> int:
+    """Its end or the time in its id, whichever is later."""
+    assert finished.finished_ms is not None
+    if finished.resolutions:
+        return NEVER
+    return max(finished.finished_ms, _time_of(finished.id) or 0)
 
 
-def _refused(command: Refuse, sequence: int) -> Transaction:
-    return Transaction(
-        id=command.id,
-        sequence=sequence,
-        fingerprint="",
-        mode=Mode.ONE_SHOT,
-        branches=(),
-        metadata=b"{}",
-        created_ms=command.now_ms,
-        deadline_ms=command.now_ms,
-        closed=True,
-        outcome=Outcome.ABORT,
-        reason="a participant asked for the outcome before the transaction was begun",
-        decided_ms=command.now_ms,
-        finished_ms=command.now_ms,
-    )
+_time_of = functools.lru_cache(maxsize=4096)(time_of)
+"""Remembered: asked for twice in a transaction's short life, and it takes a microsecond."""
 
 
-def _decided(command: Decide, standing: Transaction) -> Transaction:
-    count = len(standing.branches)
-    votes = (command.votes + (Vote.UNKNOWN,) * count)[:count]
-    reasons = (command.vote_reasons + (None,) * count)[:count]
-    commits = standing.closed and everyone_can_commit(votes, count)
-    after = standing._replace(
-        closed=True,
-        votes=votes,
-        vote_reasons=reasons,
-        outcome=Outcome.COMMIT if commits else Outcome.ABORT,
-        reason=None if commits else command.reason,
-        decided_ms=command.now_ms,
-    )
-    return _finished_if_done(after, command.now_ms)
-
-
-def _aborted_by_hand(command: Resolve, standing: Transaction) -> Transaction:
-    count = len(standing.branches)
-    after = standing._replace(
-        closed=True,
-        votes=(Vote.UNKNOWN,) * count,
-        vote_reasons=(None,) * count,
-        outcome=Outcome.ABORT,
-        reason=f"aborted by {command.actor}: {command.reason}",
-        decided_ms=command.now_ms,
-        resolutions=(*standing.resolutions, _resolution(command)),
-    )
-    return _finished_if_done(after, command.now_ms)
-
-
-@functools.lru_cache(maxsize=10_000)
-def _bare(
-    branch_id: str,
-    name: str,
-    url: str | None,
-    prepare_url: str,
-    commit_url: str,
-    rollback_url: str,
-    repeatable: bool,
-) -> Branch:
-    """A branch without its payload. Remembered: most transactions are at the same services."""
-    return Branch(branch_id, name, url, prepare_url, commit_url, rollback_url, b"", repeatable)
-
-
-def _resolution(command: Resolve) -> Resolution:
-    return Resolution(
-        command.branch_id, command.effect, command.actor, command.reason, command.now_ms
-    )
-
-
-def _finished_if_done(transaction: Transaction, now_ms: int) -> Transaction:
-    if outstanding(transaction):
-        return transaction
-    return transaction._replace(finished_ms=now_ms)
+def _unpacked(found: Found) -> Transaction:
+    return unpack_finished(*found)
 
 
 def _matches(
@@ -475,3 +421,23 @@ def _matches(
     return participant is None or any(
         participant in (b.name, b.url, b.prepare_url) for b in transaction.branches
     )
+
+
+_REFUSALS = {
+    Move.REFUSE_UNKNOWN: Refusal.UNKNOWN,
+    Move.REFUSE_EXPIRED: Refusal.EXPIRED,
+    Move.REFUSE_CLOSED: Refusal.CLOSED,
+    Move.REFUSE_UNDECIDED: Refusal.UNDECIDED,
+}
+_MOVES: dict[Move, Callable[..., Result]] = {
+    Move.RECORD: Machine._record,
+    Move.COMPARE: Machine._compare,
+    Move.ADD_BRANCH: Machine._enlist,
+    Move.CLOSE: Machine._close,
+    Move.DECIDE: Machine._decide,
+    Move.RECORD_REFUSAL: Machine._record_refusal,
+    Move.ACKNOWLEDGE: Machine._acknowledge,
+    Move.RESOLVE_WHOLE: Machine._resolve_whole,
+    Move.RESOLVE_BRANCH: Machine._resolve_branch,
+    Move.UNCHANGED: Machine._unchanged,
+}

@@ -21,7 +21,7 @@ from coordinator.commands import (
 from coordinator.facts import Outcome, Transaction
 
 
-class Phase(enum.Enum):
+class Phase(enum.StrEnum):
     """Where an id stands, as far as commands care."""
 
     ABSENT = "absent"
@@ -34,7 +34,7 @@ class Phase(enum.Enum):
     FINISHED = "finished"
 
 
-class Move(enum.Enum):
+class Move(enum.StrEnum):
     """What the machine does."""
 
     RECORD = "record the transaction"

@@ -1,73 +1,214 @@
-"""A table whose view costs microseconds, however large it is: sharded, copied on write. Pure.
+"""The finished transactions, as bytes: by id, by number, by when each may be forgotten. Pure.
 
-A snapshot is written by a thread while the table goes on changing. Taking a view hands out the
-shards as they are; the first write to a shard after that copies this one shard. Values must be
-immutable. The order of entries is the same on every node that applied the same log, and stays so
-through `view` and reload.
+A snapshot is written by a thread while the table goes on changing. Transactions lie in blocks, in
+the order in which they began. Taking a view hands out the blocks as they are; the first write to a
+block after that copies this one block. What finishes or is forgotten lies in few blocks, so this
+costs little, and a block is a piece of a snapshot as it is.
+
+Nothing here depends on the order in which anything was put, so the same log gives the same bytes.
 """
 
 from __future__ import annotations
 
-import functools
+import struct
 import zlib
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, NamedTuple
 
-Value = TypeVar("Value")
+from coordinator.indexes import Timeline
 
-SHARDS = 8192
-"""At a million entries a shard holds 122, and copying one takes 3 microseconds. One step of the log
-writes to as many as a thousand keys (Forget, a full group), each in a shard of its own: right after
-a view that is 3 ms. With 1,024 shards it was 50 ms, measured, and 200 ms with cold caches.
+BLOCK = 128
+"""Transactions of a block: about 24 KB with three branches each."""
+
+SHARDS = 1024
+"""The ids are in so many dicts: growing one of all ids would stall the loop for 50 ms at a million,
+growing one of a thousand takes some microseconds.
 """
 
-View = list[dict[str, Value]]
+NEVER = (1 << 63) - 1
+"""The time at which what was resolved by hand may be forgotten."""
+
+_HEAD = struct.Struct(">qqH")
+"""What a record begins with: sequence number, when it may be forgotten, which of its block's
+branches are its own.
+"""
 
 
-@functools.lru_cache(maxsize=4096)
-def shard_of(key: str) -> int:
-    """Remembered: a transaction is looked up some ten times in its short life."""
-    return zlib.crc32(key.encode()) % SHARDS
+class Found(NamedTuple):
+    """A finished transaction, packed as `packed.pack_finished` and `pack_branches` do it."""
+
+    id: str
+    sequence: int
+    branches: bytes
+    packed: bytes
 
 
-class Table(Generic[Value]):
-    """str -> Value."""
+class Block:
+    """A run of sequence numbers. A full block is never written to, but copied for it.
+
+    Full, it is of tuples: those of strings and bytes are none of the collector's business.
+    """
+
+    __slots__ = ("branches", "count", "ids", "records")
+
+    def __init__(
+        self,
+        branches: list[bytes],
+        ids: list[str | None] | tuple[str | None, ...],
+        records: list[bytes | None] | tuple[bytes | None, ...],
+        count: int,
+    ) -> None:
+        self.branches = branches
+        self.ids = ids
+        self.records = records
+        self.count = count
+
+
+class Table:
+    """See the file's docstring."""
 
     def __init__(self) -> None:
-        # All shards are one empty dict at first, copied like any that a view holds.
-        self._shards: list[dict[str, Value]] = [{}] * SHARDS
-        self._shared = bytearray(b"\x01" * SHARDS)  # 1: held elsewhere, too; copy before writing
+        self._blocks: dict[int, Block] = {}
+        self._writable: set[int] = set()  # blocks of lists that no view holds
+        # All shards are one empty dict at first, replaced when it is to be written to.
+        self._shards: list[dict[str, bytes]] = [{}] * SHARDS
+        self._timeline = Timeline()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def get(self, key: str) -> Value | None:
-        return self._shards[shard_of(key)].get(key)
+    def get(self, transaction_id: str) -> Found | None:
+        record = self._shards[zlib.crc32(transaction_id.encode()) % SHARDS].get(transaction_id)
+        if record is None:
+            return None
+        sequence, _, place = _HEAD.unpack_from(record)
+        block = self._blocks[sequence // BLOCK]
+        return Found(transaction_id, sequence, block.branches[place], record[_HEAD.size :])
 
-    def put(self, key: str, value: Value) -> None:
-        shard = self._writable(shard_of(key))
-        before = len(shard)
-        shard[key] = value
-        self._count += len(shard) - before
+    def put(
+        self, transaction_id: str, sequence: int, forget_ms: int, branches: bytes, packed: bytes
+    ) -> None:
+        """Add a transaction, which is not there yet. `forget_ms`: NEVER, or from when on it may
+        go.
+        """
+        number, slot = divmod(sequence, BLOCK)
+        block = self._block(number)
+        known = block.branches
+        if branches in known:
+            place = known.index(branches)
+        else:
+            place = len(known)
+            known.append(branches)
+        record = _HEAD.pack(sequence, forget_ms, place) + packed
+        assert block.ids[slot] is None, (transaction_id, block.ids[slot])
+        block.ids[slot], block.records[slot] = transaction_id, record  # type: ignore[index]
+        block.count += 1
+        if block.count == BLOCK:
+            self._writable.discard(number)
+            block.ids, block.records = tuple(block.ids), tuple(block.records)
+        self._index(transaction_id, sequence, forget_ms, record)
 
-    def remove(self, key: str) -> None:
-        """Raises KeyError if the key is not there."""
-        del self._writable(shard_of(key))[key]
+    def _block(self, number: int) -> Block:
+        """The block, to be written to."""
+        block = self._blocks.get(number)
+        if block is not None and number in self._writable:
+            return block
+        if block is None:
+            block = Block([], [None] * BLOCK, [None] * BLOCK, 0)
+        else:
+            block = Block(list(block.branches), list(block.ids), list(block.records), block.count)
+        self._blocks[number] = block
+        self._writable.add(number)
+        return block
+
+    def _index(self, transaction_id: str, sequence: int, forget_ms: int, record: bytes) -> None:
+        number = zlib.crc32(transaction_id.encode()) % SHARDS
+        if not self._shards[number]:
+            self._shards[number] = {}
+        self._shards[number][transaction_id] = record
+        if forget_ms != NEVER:
+            self._timeline.add(forget_ms, sequence)
+        self._count += 1
+
+    def forget_before(self, horizon_ms: int) -> int:
+        """Remove what may be forgotten before the time; how many went."""
+        gone = self._timeline.take_before(horizon_ms)
+        for sequence in gone:
+            self._remove(sequence)
+        return len(gone)
+
+    def _remove(self, sequence: int) -> None:
+        number, slot = divmod(sequence, BLOCK)
+        block = self._block(number)
+        transaction_id = block.ids[slot]
+        assert transaction_id is not None, sequence
+        block.ids[slot] = block.records[slot] = None  # type: ignore[index]
+        block.count -= 1
+        if not block.count:
+            del self._blocks[number]
+            self._writable.discard(number)
+        del self._shards[zlib.crc32(transaction_id.encode()) % SHARDS][transaction_id]
         self._count -= 1
 
-    def _writable(self, number: int) -> dict[str, Value]:
-        if self._shared[number]:
-            self._shards[number] = dict(self._shards[number])
-            self._shared[number] = 0
-        return self._shards[number]
+    def horizon_after(self, count: int) -> int:
+        """The horizon that would forget about the `count` oldest; 0: there are none."""
+        return self._timeline.time_after(count)
 
-    def view(self) -> View[Value]:
-        """The shards as they are now; nobody writes to them any more. The list is the caller's."""
-        self._shared = bytearray(b"\x01" * SHARDS)
-        return list(self._shards)
+    def newest_first(self, before: int) -> Iterator[Found]:
+        """Those whose sequence number is below `before`; the table must not change meanwhile."""
+        for number in sorted(self._blocks, reverse=True):
+            if number * BLOCK >= before:
+                continue
+            block = self._blocks[number]
+            for slot in range(min(BLOCK, before - number * BLOCK) - 1, -1, -1):
+                transaction_id, record = block.ids[slot], block.records[slot]
+                if transaction_id is None or record is None:
+                    continue
+                sequence, _, place = _HEAD.unpack_from(record)
+                branches = block.branches[place]
+                yield Found(transaction_id, sequence, branches, record[_HEAD.size :])
 
-    def values(self) -> Iterator[Value]:
-        """Every value, shard by shard; the table must not change meanwhile."""
-        for shard in self._shards:
-            yield from shard.values()
+    # --- snapshots ---
+
+    def view(self) -> dict[int, Block]:
+        """The blocks as they are now; nobody writes to them any more. The dict is the caller's."""
+        self._writable.clear()
+        return dict(self._blocks)
+
+    def load(self, number: int, block: tuple[Any, ...]) -> None:
+        """Add a block as `block_fields` gave it. Whatever is raised, it is none of ours."""
+        branches, ids, records = block
+        before = self._count
+        if number in self._blocks or not len(ids) == len(records) == BLOCK:
+            raise ValueError(f"block {number} is there twice, or is none")
+        for slot, (transaction_id, record) in enumerate(zip(ids, records, strict=True)):
+            if record is None:
+                continue
+            sequence, forget_ms, place = _HEAD.unpack_from(record)
+            if sequence != number * BLOCK + slot or place >= len(branches):
+                raise ValueError(f"record {slot} of block {number} says {sequence}, {place}")
+            self._index(transaction_id, sequence, forget_ms, record)
+        self._blocks[number] = Block(list(branches), ids, records, self._count - before)
+
+    def is_whole(self) -> bool:
+        """Whether every id is there once."""
+        return sum(map(len, self._shards)) == self._count
+
+    def release(self) -> Iterator[None]:
+        """Let go of everything little by little: a million at once would be a stall.
+
+        For a table that is not used any more; it is empty when the iterator has ended.
+        """
+        self._timeline = Timeline()
+        while self._blocks:
+            self._blocks.popitem()
+            yield
+        while self._shards:
+            self._shards.pop()
+            yield
+
+
+def block_fields(block: Block) -> tuple[Any, ...]:
+    """The block, ready for msgpack."""
+    return block.branches, block.ids, block.records

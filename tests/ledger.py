@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import msgpack
 
@@ -54,11 +55,36 @@ class Ledger:
             yield msgpack.packb(lines[at : at + 100])
 
     def restore(self, chunks: Iterable[bytes]) -> None:
-        epoch, *pages = (msgpack.unpackb(chunk) for chunk in chunks)
-        if not isinstance(epoch, int):
+        restoring = self.restoring()
+        for chunk in chunks:
+            restoring.feed(chunk)
+        restoring.finish()
+
+    def restoring(self) -> LedgerRestoring:
+        return LedgerRestoring(self)
+
+
+class LedgerRestoring:
+    """Implements `log.Restoring`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._chunks: list[Any] = []
+
+    def feed(self, chunk: bytes) -> None:
+        fields = msgpack.unpackb(chunk)
+        if not isinstance(fields, list if self._chunks else int):
             raise ValueError("not a ledger")
-        self._epoch = epoch
-        self.lines = [line for page in pages for line in page]
+        self._chunks.append(fields)
+
+    def finish(self) -> None:
+        epoch, *pages = self._chunks
+        self._ledger._epoch = epoch
+        self._ledger.lines = [line for page in pages for line in page]
+
+    def release(self) -> Iterator[None]:
+        self._chunks.clear()
+        return iter(())
 
 
 def put(epoch: int, text: str) -> bytes:

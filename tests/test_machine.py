@@ -13,10 +13,10 @@ from random import Random
 import pytest
 
 from coordinator import machine as machine_module
+from coordinator import records as records_module
 from coordinator.commands import Command, Decide, Epoch, Forget, Refuse, encode
 from coordinator.facts import Outcome, State, Transaction, outstanding, state_of
 from coordinator.ids import uuid7
-from coordinator.indexes import UNUSED_RUN, Indexes
 from coordinator.machine import Forgot, Machine
 from coordinator.moves import MOVES, Refusal
 from participants.contract import Vote
@@ -40,17 +40,18 @@ YES = Vote.YES
 
 
 def derived(machine: Machine) -> tuple[object, ...]:
-    return _as_tuple(machine._indexes)
+    """All that a machine keeps so that it need not search."""
+    table = machine._finished
+    timeline = table._timeline
+    times = [(second, list(timeline._keys[second])) for second in timeline._seconds]
+    by_id = {key: record for shard in table._shards for key, record in shard.items()}
+    return list(machine._unfinished), machine.backlog(), times, by_id, len(table)
 
 
 def derived_anew(machine: Machine) -> tuple[object, ...]:
-    return _as_tuple(Indexes.of(machine._table))
-
-
-def _as_tuple(indexes: Indexes) -> tuple[object, ...]:
-    unfinished = list(indexes.unfinished.items())
-    by_sequence = list(indexes.by_sequence.items())
-    return unfinished, by_sequence, indexes.backlog, indexes._finished
+    again = Machine()
+    again.restore(snapshot(machine))
+    return derived(again)
 
 
 # --- determinism ----------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def test_no_command_in_any_state_raises_or_breaks_an_invariant(seed: int) -> Non
 def test_the_watch_notices_a_machine_that_commits_without_every_vote(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine_module, "everyone_can_commit", lambda votes, _count: bool(votes))
+    monkeypatch.setattr(records_module, "everyone_can_commit", lambda votes, _count: bool(votes))
     commands, watched = RandomCommands(0), Watched()
     with pytest.raises(AssertionError, match="I3"):
         watched.run(commands, 2_000)
@@ -367,7 +368,7 @@ def test_the_unfinished_beyond_one_scan_are_all_listed(monkeypatch: pytest.Monke
 
 def test_records_left_behind_by_forgetting_are_listed_after_a_long_gap() -> None:
     machine = led_machine(begin("first"), begin("second"))
-    for number in range(2 * UNUSED_RUN):
+    for number in range(1_000):
         machine.step(Refuse(EPOCH, 500, f"r{number}"))
     machine.step(begin("last"))
     machine.step(forget(501))

@@ -7,7 +7,6 @@ whether the state changes, stays, or refuses; whatever does not change leaves th
 from __future__ import annotations
 
 import typing
-from dataclasses import replace
 
 import pytest
 
@@ -174,7 +173,7 @@ def test_a_command_of_another_epoch_is_refused_and_changes_nothing(
 ) -> None:
     machine, transaction_id = machine_in(phase)
     before = snapshot(machine)
-    command = replace(_about(COMMANDS[name], transaction_id), epoch=epoch)
+    command = _about(COMMANDS[name], transaction_id)._replace(epoch=epoch)
     assert machine.step(command) is Refusal.STALE_EPOCH
     assert snapshot(machine) == before
 
@@ -198,7 +197,7 @@ def test_an_epoch_only_grows() -> None:
 
 def _about(command: Command, transaction_id: str) -> Command:
     assert isinstance(command, Begin | Enlist | Close | Decide | Refuse | Acknowledge | Resolve)
-    return replace(command, id=transaction_id)
+    return command._replace(id=transaction_id)
 
 
 # --- what the changing cells do -------------------------------------------------------------------

@@ -5,14 +5,15 @@ What is not a snapshot of this machine is refused, and then nothing has changed.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import struct
 from random import Random
 
 import msgpack
 import pytest
 
 from coordinator.commands import Begin, Forget
-from coordinator.machine import Applied, Machine
+from coordinator.machine import SNAPSHOT_VERSION, Applied, Machine
+from coordinator.table import BLOCK
 from participants.contract import Vote
 from tests.builders import (
     EPOCH,
@@ -69,17 +70,30 @@ def test_a_restored_machine_gives_the_next_transaction_a_new_sequence_number() -
 
 
 def _header(chunks: list[bytes], **changed: object) -> list[bytes]:
-    names = ("version", "epoch", "leader", "horizon_ms", "sequence", "count")
+    names = ("version", "epoch", "leader", "horizon_ms", "sequence", "unfinished", "finished")
     values = dict(zip(names, msgpack.unpackb(chunks[0]), strict=True))
     return [msgpack.packb(list((values | changed).values())), *chunks[1:]]
 
 
 def _transaction_with(position: int, value: object) -> bytes:
     machine = led_machine(begin(), decide((YES, YES)), resolve("1"))
-    (fields,) = msgpack.unpackb(snapshot(machine)[1])
+    _, (fields,) = msgpack.unpackb(snapshot(machine)[1])
     fields[position] = value
-    packed: bytes = msgpack.packb([fields])
+    packed: bytes = msgpack.packb([None, [fields]])
     return packed
+
+
+def _block(**changed: object) -> list[bytes]:
+    """A snapshot of one finished transaction, its block changed."""
+    header, chunk = snapshot(led_machine(begin(), decide((Vote.NO, Vote.UNSENT))))
+    number, block = msgpack.unpackb(chunk)
+    names = ("branches", "ids", "records")
+    fields = dict(zip(names, block, strict=True), number=number) | changed
+    return [header, msgpack.packb([fields.pop("number"), list(fields.values())])]
+
+
+def _record(sequence: int, branches: int) -> list[bytes | None]:
+    return [None, struct.pack(">qqH", sequence, 1, branches), *[None] * (BLOCK - 2)]
 
 
 WRONG_FIELDS: list[tuple[int, object]] = [
@@ -94,21 +108,32 @@ WRONG_FIELDS: list[tuple[int, object]] = [
     (15, [["1", "exploded", "ann", "why", 1]]),
 ]
 GOOD = snapshot(busy_machine())
+ONE = snapshot(led_machine(begin()))
 DAMAGED: dict[str, list[bytes]] = {
     "nothing": [],
     "foreign": [b"{}", b"garbage"],
-    "another version": _header(GOOD, version=2),
+    "another version": _header(GOOD, version=SNAPSHOT_VERSION + 1),
     "no header": GOOD[1:],
     "last piece missing": GOOD[:-1],
     "a piece twice": [*GOOD, GOOD[-1]],
-    "count too high": _header(GOOD, count=10**6),
+    "more unfinished": _header(GOOD, unfinished=10**6),
+    "more finished": _header(GOOD, finished=10**6),
     "half a piece": [*GOOD[:-1], GOOD[-1][:-5]],
     "header alone is short": [msgpack.packb([1, 2, 3])],
-    "not a list": [*_header(GOOD, count=1)[:1], msgpack.packb(7)],
-    "not a transaction": [*_header(GOOD, count=1)[:1], msgpack.packb([[1, 2]])],
+    "not a list": [*ONE[:1], msgpack.packb(7)],
+    "not a transaction": [*ONE[:1], msgpack.packb([None, [[1, 2]]])],
+    "a finished one among the unfinished": [*ONE[:1], _transaction_with(16, 5)],
+    "a block too short": _block(ids=["t"]),
+    "a record without an id": _block(ids=[None] * BLOCK),
+    "a number for an id": _block(ids=[1] * BLOCK),
+    "a record of another place": _block(records=_record(2, 0)),
+    "a record of unknown branches": _block(records=_record(1, 1)),
+    "a record too short": _block(records=[None, b"", *[None] * (BLOCK - 2)]),
+    "a block of another number": _block(number=1),
+    "a block without a number": _block(number="0"),
     **{
         f"field {position} is {value!r}": [
-            *_header(GOOD, count=1)[:1],
+            *ONE[:1],
             _transaction_with(position, value),
         ]
         for position, value in WRONG_FIELDS
@@ -151,7 +176,7 @@ def test_equal_content_gives_equal_bytes_whatever_objects_it_was_made_of() -> No
     together = led_machine()
     one = begin("t0", of=2)
     for number in range(3):
-        shared: Begin = replace(one, id=f"t{number}")
+        shared: Begin = one._replace(id=f"t{number}")
         together.step(shared)
     for number in range(3):
         for machine in (apart, together):

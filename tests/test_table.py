@@ -1,88 +1,164 @@
-"""coordinator/table.py: a view costs nothing, stays as it was, and the order survives a reload."""
+"""coordinator/table.py: a view costs nothing and stays as it was; indexes never drift apart."""
 
 from __future__ import annotations
 
+import gc
 from random import Random
 
+import msgpack
 import pytest
 
-from coordinator.table import SHARDS, Table, shard_of
+from coordinator.table import BLOCK, NEVER, Block, Found, Table, block_fields
 
 
-def filled(count: int) -> Table[int]:
-    table: Table[int] = Table()
-    for number in range(count):
-        table.put(f"key-{number}", number)
+def put(table: Table, sequence: int, *, forget_ms: int = 0, branches: bytes = b"here") -> None:
+    table.put(f"id-{sequence}", sequence, forget_ms or sequence, branches, b"%d" % sequence)
+
+
+def filled(count: int) -> Table:
+    table = Table()
+    for sequence in range(count):
+        put(table, sequence)
     return table
 
 
-def test_what_was_put_is_got_replaced_and_removed() -> None:
+def content(view: dict[int, Block]) -> list[bytes]:
+    return [msgpack.packb(block_fields(view[number])) for number in sorted(view)]
+
+
+def test_what_was_put_is_got_and_what_was_forgotten_is_not() -> None:
     table = filled(10)
-    table.put("key-3", 33)
-    table.remove("key-4")
-    assert (table.get("key-3"), table.get("key-4"), table.get("key-5")) == (33, None, 5)
-    assert len(table) == len(list(table.values())) == 9
+    assert table.get("id-3") == Found("id-3", 3, b"here", b"3")
+    assert table.forget_before(4) == 4
+    assert [table.get("id-3"), table.get("stranger")] == [None, None]
+    assert len(table) == len(list(table.newest_first(BLOCK))) == 6
 
 
-def test_removing_what_is_not_there_is_an_error_and_leaves_the_count() -> None:
-    table = filled(3)
-    with pytest.raises(KeyError):
-        table.remove("stranger")
-    assert len(table) == 3
+def test_each_has_the_branches_that_it_came_with() -> None:
+    table = Table()
+    for sequence in range(300):
+        put(table, sequence, branches=b"at %d" % (sequence % 7))
+    for sequence in range(300):
+        found = table.get(f"id-{sequence}")
+        assert found is not None
+        assert found.branches == b"at %d" % (sequence % 7)
+
+
+def test_the_newest_come_first_whatever_order_they_finished_in() -> None:
+    table, sequences = Table(), list(range(1, 5 * BLOCK, 3))
+    Random(1).shuffle(sequences)
+    for sequence in sequences:
+        put(table, sequence)
+    before = 3 * BLOCK + 5
+    listed = [found.sequence for found in table.newest_first(before)]
+    assert listed == sorted([s for s in sequences if s < before], reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_oldest_go_first_however_times_wander(seed: int) -> None:
+    random, table = Random(seed), Table()
+    times = {
+        n: random.choice((-5, 900, 1_024, 70_000)) + random.randrange(3_000) for n in range(400)
+    }
+    for sequence, time_ms in times.items():
+        put(table, sequence, forget_ms=time_ms)
+    put(table, 1_000, forget_ms=NEVER)
+    left = dict(times)
+    while left:
+        count = random.randrange(1, 40)
+        horizon_ms = table.horizon_after(count)
+        assert horizon_ms == sorted(left.values())[:count][-1] + 1
+        gone = [n for n, time_ms in left.items() if time_ms < horizon_ms]
+        assert table.forget_before(horizon_ms) == len(gone)
+        for sequence in gone:
+            del left[sequence]
+            assert table.get(f"id-{sequence}") is None
+        assert sorted(f.sequence for f in table.newest_first(999)) == sorted(left)
+    assert (len(table), table.horizon_after(5)) == (1, 0)
+    assert table.forget_before(NEVER) == 0
 
 
 def test_a_view_stays_as_it_was_while_the_table_goes_on() -> None:
-    random = Random(1)
-    table = filled(5_000)
-    views = []
-    for _ in range(4):
-        views.append((table.view(), sorted(table.values())))
-        for _ in range(2_000):
-            key = f"key-{random.randrange(7_000)}"
-            if random.random() < 0.3 and table.get(key) is not None:
-                table.remove(key)
-            else:
-                table.put(key, random.randrange(10**6))
-    for view, values in views:
-        assert sorted(value for shard in view for value in shard.values()) == values
+    random, table = Random(1), Table()
+    waiting, views = list(range(5_000)), []
+    for _ in range(6):
+        views.append((table.view(), content(table.view())))
+        for _ in range(700):
+            put(table, waiting.pop(random.randrange(min(len(waiting), 300))))
+        table.forget_before(table.horizon_after(200))
+    for view, expected in views:
+        assert content(view) == expected
 
 
-def test_only_the_shard_that_is_written_is_copied() -> None:
-    table = filled(5_000)
+def test_only_the_block_that_is_written_is_copied_and_once_for_a_view() -> None:
+    table = Table()
+    for sequence in range(0, 10 * BLOCK, 2):
+        put(table, sequence)
     view = table.view()
-    table.put("key-7", -1)
-    table.put("key-7", -2)
-    shards = zip(view, table.view(), strict=True)
-    copied = [number for number, (old, new) in enumerate(shards) if old is not new]
-    assert copied == [shard_of("key-7")]
+    put(table, 3 * BLOCK + 1)
+    once = table._blocks[3]
+    put(table, 3 * BLOCK + 3)
+    assert table._blocks[3] is once
+    assert [n for n, block in view.items() if table._blocks[n] is not block] == [3]
 
 
-def test_a_shard_is_copied_once_for_a_view_however_often_it_is_written() -> None:
-    table = filled(10)
-    table.view()
-    table.put("key-7", -1)
-    once = table._shards[shard_of("key-7")]
-    table.put("key-7", -2)
-    assert table._shards[shard_of("key-7")] is once
+def test_a_block_goes_with_its_last_transaction() -> None:
+    table = filled(3 * BLOCK)
+    table.forget_before(2 * BLOCK)
+    assert list(table._blocks) == [2]
+    put(table, 5 * BLOCK)
+    assert sorted(table._blocks) == [2, 5]
 
 
-def test_the_order_of_values_survives_a_view_and_a_reload() -> None:
-    table = filled(3_000)
-    for number in range(0, 3_000, 7):
-        table.remove(f"key-{number}")
-    for number in range(0, 3_000, 14):
-        table.put(f"key-{number}", number)
-    order = list(table.values())
-    again: Table[int] = Table()
-    for value in order:
-        again.put(f"key-{value}", value)
-    table.view()
-    table.put("key-1", 1)
-    assert list(again.values()) == list(table.values()) == order
+def test_the_bytes_are_the_same_whatever_order_they_finished_in() -> None:
+    ordered, shuffled = filled(1_000), Table()
+    sequences = list(range(1_000))
+    Random(1).shuffle(sequences)
+    for sequence in sequences:
+        put(shuffled, sequence)
+    assert content(ordered.view()) == content(shuffled.view())
 
 
-def test_keys_spread_over_the_shards_the_same_way_everywhere() -> None:
-    # zlib.crc32, not hash(): the number is part of the bytes of a snapshot.
-    assert shard_of("key-1") == 8058
-    used = {shard_of(f"key-{number}") for number in range(20 * SHARDS)}
-    assert len(used) == SHARDS
+def test_a_table_loaded_from_its_blocks_is_the_same_and_goes_on() -> None:
+    table = filled(1_000)
+    table.forget_before(300)
+    again = Table()
+    for number, block in table.view().items():
+        again.load(number, msgpack.unpackb(msgpack.packb(block_fields(block)), use_list=False))
+    assert again.is_whole()
+    for each in (table, again):
+        put(each, 1_000)
+        each.forget_before(310)
+    assert content(again.view()) == content(table.view())
+    assert again.horizon_after(1) == table.horizon_after(1)
+
+
+def test_an_id_that_is_there_twice_makes_a_table_that_is_not_whole() -> None:
+    table = filled(1)
+    again = Table()
+    for number in (0, 1):
+        sequence = number * BLOCK
+        block = Table()
+        block.put("same", sequence, 1, b"", b"")
+        again.load(number, block_fields(block.view()[number]))
+    assert table.is_whole()
+    assert not again.is_whole()
+
+
+def test_the_collector_has_next_to_nothing_to_walk_over() -> None:
+    gc.collect()
+    before = len(gc.get_objects())
+    table = filled(20_000)
+    gc.collect()
+    containers = len(gc.get_objects()) - before
+    table.get("id-1")
+    assert containers < 20_000 / 50
+
+
+def test_what_is_let_go_of_goes_little_by_little() -> None:
+    table = filled(1_000)
+    left = []
+    for _ in table.release():
+        left.append(sum(map(len, table._shards)) + len(table._blocks))
+    assert len(left) > 100
+    assert left[-1] == 0

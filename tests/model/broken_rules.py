@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import coordinator.conversation
 import coordinator.driver
 import coordinator.machine
+import coordinator.records
 import participants.branch
 from coordinator.commands import Begin, Command, Decide, Epoch
 from coordinator.conversation import Conversation, Fate, Leg
@@ -78,7 +78,7 @@ def before_durable(outcome: Outcome) -> Taken:
     def propose_for(original: Any, talks: Talks, live: Live, action: Any, command: Command) -> None:
         talk = live.conversation
         if isinstance(command, Decide) and talk is not None and talk.transaction.sequence:
-            decided = coordinator.machine._decided(command, talk.transaction)
+            decided = coordinator.records.decided(command, talk.transaction)
             if decided.outcome is outcome:
                 talks._applied(live, action, Applied(decided, changed=True))
                 return
@@ -91,9 +91,20 @@ def put_whatever(
     _original: Any, machine: Machine, before: Transaction | None, after: Transaction
 ) -> Applied:
     """`Machine._put` without its own net."""
-    machine._table.put(after.id, after)
-    machine._indexes.changed(before, after)
+    machine._store(before, after)
     return Applied(after, changed=True)
+
+
+def store_over(
+    original: Any, machine: Machine, before: Transaction | None, after: Transaction
+) -> None:
+    """Also over what has finished, which a sound machine never does."""
+    found = machine._finished.get(after.id)
+    if found is not None:
+        machine._finished._remove(found.sequence)
+        if before is not None:
+            machine._unfinished[before.id] = before
+    original(machine, before, after)
 
 
 def silence_is_consent(_original: Any, votes: tuple[Vote, ...], count: int) -> bool:
@@ -102,7 +113,7 @@ def silence_is_consent(_original: Any, votes: tuple[Vote, ...], count: int) -> b
 
 def no_epoch_check(original: Any, machine: Machine, command: Command) -> Result:
     if not isinstance(command, Epoch):
-        command = replace(command, epoch=machine.epoch)
+        command = command._replace(epoch=machine.epoch)
     result: Result = original(machine, command)
     return result
 
@@ -230,7 +241,7 @@ def begun_before_begin(original: Any, driver: Driver, plan: Plan, epoch: int) ->
     """The conversation starts when its Begin is proposed."""
     live: Live = original(driver, plan, epoch)
     command = driver._log.proposed[-1][0]  # type: ignore[attr-defined]
-    driver._talks.begin(live, coordinator.machine.record_of(command, 1), took_over=False)
+    driver._talks.begin(live, coordinator.records.record_of(command, 1), took_over=False)
     return live
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from random import Random
 from typing import Any, NamedTuple, cast
 
@@ -399,10 +398,10 @@ def _timeless(command: Command) -> Command:
     """The command as if proposed at the beginning, and without its texts: nobody acts on either."""
     match command:
         case Begin():
-            return replace(command, now_ms=BEGUN_MS, deadline_ms=BEGUN_MS + TIMEOUT_MS)
+            return command._replace(now_ms=BEGUN_MS, deadline_ms=BEGUN_MS + TIMEOUT_MS)
         case Decide(votes=votes):
-            return replace(command, now_ms=BEGUN_MS, vote_reasons=(None,) * len(votes), reason=None)
+            return command._replace(now_ms=BEGUN_MS, vote_reasons=(None,) * len(votes), reason=None)
         case Acknowledge() | Resolve() | Epoch() | Enlist() | Forget():
-            return replace(command, now_ms=BEGUN_MS)
+            return command._replace(now_ms=BEGUN_MS)
         case _:
-            return replace(command, now_ms=BEGUN_MS)
+            return command._replace(now_ms=BEGUN_MS)

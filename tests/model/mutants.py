@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import coordinator.conversation
 import coordinator.driver
 import coordinator.machine
+import coordinator.records
 import participants.branch
 from coordinator.commands import Begin, Decide, Refuse
 from coordinator.conversation import Conversation
@@ -48,6 +49,7 @@ from tests.model.broken_rules import (
     replaced,
     row_of_any,
     silence_is_consent,
+    store_over,
     together,
     tombstones_kept_for,
     unsent_unless_voted,
@@ -120,6 +122,7 @@ MUTANTS = {
             together(
                 other_move(Decide, _DECIDED, Move.DECIDE),
                 replaced(Machine, "_put", put_whatever),
+                replaced(Machine, "_store", store_over),
             ),
         ),
         Mutant(
@@ -127,14 +130,14 @@ MUTANTS = {
             2,
             ANY_VOTE,
             "I3",
-            replaced(coordinator.machine, "everyone_can_commit", silence_is_consent),
+            replaced(coordinator.records, "everyone_can_commit", silence_is_consent),
         ),
         Mutant(
             "forget-before-acknowledged",
             9,
             FORGETTING,
             "I1",
-            replaced(coordinator.machine, "_finished_if_done", finished_at_once),
+            replaced(coordinator.records, "_finished_if_done", finished_at_once),
         ),
         Mutant(
             "begin-after-forgetting",
@@ -168,7 +171,10 @@ MUTANTS = {
             2,
             THREE_LEADERSHIPS,
             "I4",
-            other_move(Begin, (Phase.REFUSED,), Move.RECORD),
+            together(
+                other_move(Begin, (Phase.REFUSED,), Move.RECORD),
+                replaced(Machine, "_store", store_over),
+            ),
         ),
         Mutant(
             "stale-leader-answers",
@@ -224,6 +230,7 @@ MUTANTS = {
             "I6",
             together(
                 replaced(Machine, "_move", begin_overwrites),
+                replaced(Machine, "_store", store_over),
                 replaced(Driver, "_submit", begin_whatever_stands),
             ),
         ),

@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import coordinator.machine
+import coordinator.records
 import participants.branch
 from cluster.raft.core import RaftCore
 from cluster.raft.replica import Replica
@@ -219,14 +220,13 @@ def _barrier_at_once(original: Any, replica: Replica) -> Any:
 
 def _any_epoch(original: Any, machine: Machine, command: Command) -> Result:
     if not isinstance(command, Epoch):
-        command = replace(command, epoch=machine.epoch)
+        command = command._replace(epoch=machine.epoch)
     return original(machine, command)  # type: ignore[no-any-return]
 
 
 def _last_decision_wins(taken: ExitStack) -> None:
     def put(machine: Machine, before: Transaction | None, after: Transaction) -> Any:
-        machine._table.put(after.id, after)
-        machine._indexes.changed(before, after)
+        machine._store(before, after)
         return coordinator.machine.Applied(after, changed=True)
 
     taken.enter_context(patch.object(Machine, "_put", put))
@@ -237,7 +237,7 @@ def _last_decision_wins(taken: ExitStack) -> None:
 def _acknowledged_all(original: Any, machine: Machine, command: Acknowledge, standing: Any) -> Any:
     """The first acknowledgement is taken for all of them."""
     everybody = (1 << len(standing.branches)) - 1
-    return original(machine, replace(command, branches=everybody), standing)
+    return original(machine, command._replace(branches=everybody), standing)
 
 
 def _silence_is_consent(original: Any, votes: Any, *rest: Any) -> bool:
@@ -300,7 +300,7 @@ def _mutants() -> Iterator[Mutant]:
     yield Mutant(
         "silence-is-consent",
         "all vote",
-        _on(coordinator.machine, "everyone_can_commit", _silence_is_consent),
+        _on(coordinator.records, "everyone_can_commit", _silence_is_consent),
     )
     yield Mutant(
         "no-tombstones", "ended branches are remembered", _on(SimStore, "keep", _no_tombstones)

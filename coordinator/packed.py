@@ -1,0 +1,203 @@
+"""Transactions as bytes: what a finished one is held as, and what a snapshot holds of any. Pure.
+
+A finished transaction is hardly ever looked at again, and there may be a million of them. As bytes
+it weighs half of what its tuples weigh, Python's collector of garbage has nothing in it to walk
+over, and a snapshot copies it instead of packing it. Its branches are apart from it: most are at
+the same services, so they are packed once and held once for many.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import msgpack
+
+from coordinator.facts import Branch, Effect, Mode, Outcome, Resolution, Transaction
+from participants.contract import Vote
+
+REMEMBERED_SHAPES = 2_000
+"""Distinct branches, votes or reasons that are packed and unpacked once as long as they recur."""
+
+_LARGEST_PACKED = (1 << 64) - 1
+_LETTERS = {
+    Vote.YES: "Y",
+    Vote.NO: "N",
+    Vote.READ_ONLY: "R",
+    Vote.UNSENT: "S",
+    Vote.UNKNOWN: "U",
+}
+_VOTES = {letter: vote for vote, letter in _LETTERS.items()}
+_new = tuple.__new__
+
+# --- branches, votes, bits ------------------------------------------------------------------------
+
+
+def pack_branches(branches: tuple[Branch, ...]) -> bytes:
+    """The branches without their payloads."""
+    packed: bytes = msgpack.packb([(*branch[:6], branch[7]) for branch in branches])
+    return packed
+
+
+pack_recurring_branches = functools.lru_cache(REMEMBERED_SHAPES)(pack_branches)
+"""For branches that have no payload any more."""
+
+
+@functools.lru_cache(REMEMBERED_SHAPES)
+def shared_branches(branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
+    """One object for equal ones."""
+    return branches
+
+
+@functools.lru_cache(REMEMBERED_SHAPES)
+def unpack_branches(packed: bytes) -> tuple[Branch, ...]:
+    """What `pack_branches` packed, with empty payloads; one object for all that are packed alike.
+
+    Whatever is raised, these are none of ours.
+    """
+    return tuple([_branch(*fields) for fields in msgpack.unpackb(packed)])
+
+
+def _branch(
+    branch_id: str,
+    name: str,
+    url: str | None,
+    prepare_url: str,
+    commit_url: str,
+    rollback_url: str,
+    repeatable: bool,
+) -> Branch:
+    return Branch(branch_id, name, url, prepare_url, commit_url, rollback_url, b"", repeatable)
+
+
+def with_payloads(bare: tuple[Branch, ...], payloads: Iterable[bytes]) -> tuple[Branch, ...]:
+    """The branches, each with its payload; raises ValueError if there are not as many."""
+    return tuple(
+        [
+            _new(Branch, (*branch[:6], payload, branch[7]))
+            for branch, payload in zip(bare, payloads, strict=True)
+        ]
+    )
+
+
+@functools.lru_cache(REMEMBERED_SHAPES)
+def letters_of(votes: tuple[Vote, ...]) -> str:
+    return "".join([_LETTERS[vote] for vote in votes])
+
+
+@functools.lru_cache(REMEMBERED_SHAPES)
+def votes_of(letters: str) -> tuple[Vote, ...]:
+    """Raises KeyError if a letter stands for no vote."""
+    return tuple([_VOTES[letter] for letter in letters])
+
+
+def pack_reasons(reasons: tuple[str | None, ...], count: int) -> tuple[str | None, ...] | None:
+    """None if none of so many votes has a reason, as nearly always."""
+    return None if reasons == (None,) * count else reasons
+
+
+def unpack_reasons(packed: tuple[str | None, ...] | None, count: int) -> tuple[str | None, ...]:
+    return (None,) * count if packed is None else packed
+
+
+def pack_bits(bits: int) -> int | bytes:
+    """A transaction may have 256 branches, and msgpack's integers end at 64 bits."""
+    if bits <= _LARGEST_PACKED:
+        return bits
+    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+
+
+def unpack_bits(packed: int | bytes) -> int:
+    return packed if isinstance(packed, int) else int.from_bytes(packed, "little")
+
+
+# --- transactions ---------------------------------------------------------------------------------
+
+
+def pack_finished(transaction: Transaction) -> bytes:
+    """All of a finished transaction but its id, its number and its branches."""
+    resolutions = transaction.resolutions
+    packed: bytes = msgpack.packb(
+        (
+            transaction.fingerprint,
+            transaction.mode is Mode.INTERACTIVE,
+            transaction.metadata,
+            transaction.created_ms,
+            transaction.deadline_ms,
+            letters_of(transaction.votes),
+            pack_reasons(transaction.vote_reasons, len(transaction.votes)),
+            transaction.outcome is Outcome.COMMIT,
+            transaction.reason,
+            transaction.decided_ms,
+            pack_bits(transaction.acknowledged),
+            resolutions or None,
+            transaction.finished_ms,
+        )
+    )
+    return packed
+
+
+def unpack_finished(
+    transaction_id: str, sequence: int, branches: bytes, packed: bytes | memoryview
+) -> Transaction:
+    """The transaction that `pack_finished` and `pack_branches` packed."""
+    (
+        fingerprint,
+        is_interactive,
+        metadata,
+        created_ms,
+        deadline_ms,
+        letters,
+        reasons,
+        commits,
+        reason,
+        decided_ms,
+        acknowledged,
+        resolutions,
+        finished_ms,
+    ) = msgpack.unpackb(packed, use_list=False)
+    votes = votes_of(letters)
+    return Transaction(
+        transaction_id,
+        sequence,
+        fingerprint,
+        Mode.INTERACTIVE if is_interactive else Mode.ONE_SHOT,
+        unpack_branches(branches),
+        metadata,
+        created_ms,
+        deadline_ms,
+        True,
+        votes,
+        unpack_reasons(reasons, len(votes)),
+        Outcome.COMMIT if commits else Outcome.ABORT,
+        reason,
+        decided_ms,
+        unpack_bits(acknowledged),
+        () if resolutions is None else _resolutions(resolutions),
+        finished_ms,
+    )
+
+
+def pack_unfinished(transaction: Transaction) -> tuple[Any, ...]:
+    """All of an unfinished transaction, ready for msgpack."""
+    return (*transaction[:14], pack_bits(transaction.acknowledged), *transaction[15:])
+
+
+def unpack_unfinished(fields: tuple[Any, ...]) -> Transaction:
+    """The transaction packed as `fields`; whatever is raised, they are none of ours."""
+    raw = Transaction(*fields)
+    if not isinstance(raw.id, str) or raw.finished_ms is not None:
+        raise ValueError(f"{raw.id!r} does not belong among the unfinished")
+    return raw._replace(
+        mode=Mode(raw.mode),
+        branches=tuple([Branch(*branch) for branch in raw.branches]),
+        votes=tuple([Vote(vote) for vote in raw.votes]),
+        outcome=None if raw.outcome is None else Outcome(raw.outcome),
+        acknowledged=unpack_bits(raw.acknowledged),
+        resolutions=_resolutions(raw.resolutions),
+    )
+
+
+def _resolutions(raw: tuple[Any, ...]) -> tuple[Resolution, ...]:
+    return tuple([Resolution(r[0], None if r[1] is None else Effect(r[1]), *r[2:]) for r in raw])

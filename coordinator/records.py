@@ -1,0 +1,118 @@
+"""The records that the moves make: pure functions of what stands and the command. Pure.
+
+Made several times in a transaction's short life, so they are made in the quickest way: a tuple of
+the fields that stay and those that change, which takes a fifth of the time of `_replace`.
+"""
+
+from __future__ import annotations
+
+from coordinator.commands import Acknowledge, Begin, Decide, Refuse, Resolve
+from coordinator.facts import (
+    Branch,
+    Mode,
+    Outcome,
+    Resolution,
+    Transaction,
+    everyone_can_commit,
+    outstanding,
+)
+from coordinator.packed import shared_branches
+from participants.contract import Vote
+
+
+def record_of(command: Begin, sequence: int) -> Transaction:
+    """The record that `Begin` makes."""
+    return Transaction(
+        id=command.id,
+        sequence=sequence,
+        fingerprint=command.fingerprint,
+        mode=command.mode,
+        branches=command.branches,
+        metadata=command.metadata,
+        created_ms=command.now_ms,
+        deadline_ms=command.deadline_ms,
+        closed=command.mode is Mode.ONE_SHOT,
+    )
+
+
+def refused(command: Refuse, sequence: int) -> Transaction:
+    return Transaction(
+        id=command.id,
+        sequence=sequence,
+        fingerprint="",
+        mode=Mode.ONE_SHOT,
+        branches=(),
+        metadata=b"{}",
+        created_ms=command.now_ms,
+        deadline_ms=command.now_ms,
+        closed=True,
+        outcome=Outcome.ABORT,
+        reason="a participant asked for the outcome before the transaction was begun",
+        decided_ms=command.now_ms,
+        finished_ms=command.now_ms,
+    )
+
+
+def decided(command: Decide, standing: Transaction) -> Transaction:
+    count = len(standing.branches)
+    votes = (command.votes + (Vote.UNKNOWN,) * count)[:count]
+    commits = standing.closed and everyone_can_commit(votes, count)
+    after = Transaction._make(
+        (
+            *standing[:4],
+            _bare(standing.branches),
+            *standing[5:8],
+            True,
+            votes,
+            (command.vote_reasons + (None,) * count)[:count],
+            Outcome.COMMIT if commits else Outcome.ABORT,
+            None if commits else command.reason,
+            command.now_ms,
+            *standing[14:],
+        )
+    )
+    return _finished_if_done(after, command.now_ms)
+
+
+def aborted_by_hand(command: Resolve, standing: Transaction) -> Transaction:
+    count = len(standing.branches)
+    after = standing._replace(
+        branches=_bare(standing.branches),
+        closed=True,
+        votes=(Vote.UNKNOWN,) * count,
+        vote_reasons=(None,) * count,
+        outcome=Outcome.ABORT,
+        reason=f"aborted by {command.actor}: {command.reason}",
+        decided_ms=command.now_ms,
+        resolutions=(*standing.resolutions, _resolution(command)),
+    )
+    return _finished_if_done(after, command.now_ms)
+
+
+def _bare(branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
+    """Without payloads: phase two names only ids, so none is kept beyond the decision."""
+    return shared_branches(tuple([Branch._make((*b[:6], b"", b[7])) for b in branches]))
+
+
+def acknowledged(command: Acknowledge, standing: Transaction) -> Transaction:
+    """`command.branches` are outstanding ones at least."""
+    heard = standing.acknowledged | command.branches & outstanding(standing)
+    after = Transaction._make((*standing[:14], heard, *standing[15:]))
+    return _finished_if_done(after, command.now_ms)
+
+
+def branch_ended_by_hand(command: Resolve, standing: Transaction) -> Transaction:
+    after = standing._replace(resolutions=(*standing.resolutions, _resolution(command)))
+    return _finished_if_done(after, command.now_ms)
+
+
+def _resolution(command: Resolve) -> Resolution:
+    return Resolution(
+        command.branch_id, command.effect, command.actor, command.reason, command.now_ms
+    )
+
+
+def _finished_if_done(transaction: Transaction, now_ms: int) -> Transaction:
+    if outstanding(transaction):
+        return transaction
+    return Transaction._make((*transaction[:-1], now_ms))
