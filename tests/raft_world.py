@@ -154,7 +154,9 @@ class Node:
         self.store = SnapshotStore(directory / "snapshots", disk=disk, cluster="test")
         self.ledger = Ledger()
         if self.store.exists:
-            self.ledger.restore(self.store.load()[1])
+            restoring = self.ledger.restoring()
+            self.store.load(restoring.feed)
+            restoring.finish()
         self.outbox: list[tuple[str, RaftMessage]] = []
         self.jobs: deque[Callable[[], None]] = deque()
         self.pending: dict[int, tuple[int, str]] = {}

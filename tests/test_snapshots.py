@@ -31,6 +31,16 @@ def store(disk: MemoryDisk) -> SnapshotStore:
     return SnapshotStore(HOME, disk=disk, cluster="c")
 
 
+def loaded(snapshots: SnapshotStore) -> tuple[SnapshotMeta, list[bytes]]:
+    given: list[bytes] = []
+    return snapshots.load(given.append), given
+
+
+def received(receiving: Receiving) -> tuple[SnapshotMeta, list[bytes]]:
+    given: list[bytes] = []
+    return receiving.finish(given.append), given
+
+
 def ship(source: SnapshotStore, receiving: Receiving, piece_size: int = 256) -> None:
     sending = source.send()
     offset = 0
@@ -47,16 +57,16 @@ def test_what_was_written_is_loaded_also_after_a_restart(tmp_path: Path) -> None
     assert (snapshots.exists, snapshots.meta) == (False, None)
     assert snapshots.write(meta(), chunks())
     assert (snapshots.exists, snapshots.meta) == (True, meta())
-    assert snapshots.load() == (meta(), chunks())
+    assert loaded(snapshots) == (meta(), chunks())
     again = SnapshotStore(tmp_path / "s", disk=PosixDisk())
     assert again.meta == meta()
-    assert again.load() == (meta(), chunks())
+    assert loaded(again) == (meta(), chunks())
 
 
 def test_a_snapshot_of_nothing_is_a_snapshot() -> None:
     snapshots = store(MemoryDisk())
     assert snapshots.write(meta(), [])
-    assert snapshots.load() == (meta(), [])
+    assert loaded(snapshots) == (meta(), [])
 
 
 def test_the_same_state_gives_the_same_bytes() -> None:
@@ -74,9 +84,9 @@ def test_s6_a_snapshot_never_replaces_a_newer_one() -> None:
     other.write(meta(150), chunks(seed=3))
     receiving = snapshots.receive(KEY)
     ship(other, receiving)
-    assert receiving.finish()[0] == meta(150)
+    assert received(receiving)[0] == meta(150)
     assert receiving.adopt() is False
-    assert snapshots.load() == (meta(200), chunks(seed=2))
+    assert loaded(snapshots) == (meta(200), chunks(seed=2))
 
 
 def test_s9_a_crash_at_any_operation_of_a_write_leaves_the_old_or_the_new_snapshot() -> None:
@@ -94,7 +104,7 @@ def test_s9_a_crash_at_any_operation_of_a_write_leaves_the_old_or_the_new_snapsh
         except PowerCut:
             stops += 1
         for after in (disk.after_kill(), disk.after_power_loss(draw)):
-            found = store(after).load()
+            found = loaded(store(after))
             old, new = (meta(100), chunks(seed=1)), (meta(200), chunks(seed=2))
             assert found == new if finished else found in (old, new)
             assert after.names(HOME) == ["snapshot"], "nothing is left aside"
@@ -117,9 +127,9 @@ def test_s15_a_full_disk_while_writing_leaves_the_old_snapshot() -> None:
             fails += 1
         disk.fail_at = 0
         # Whether the rename got through before the last sync failed or not: whole, and writable.
-        assert store(disk).load() in [(meta(100), chunks(seed=1)), (meta(200), chunks(seed=2))]
+        assert loaded(store(disk)) in [(meta(100), chunks(seed=1)), (meta(200), chunks(seed=2))]
         assert snapshots.write(meta(300), chunks(seed=3))
-        assert snapshots.load() == (meta(300), chunks(seed=3))
+        assert loaded(snapshots) == (meta(300), chunks(seed=3))
     assert fails > 8
 
 
@@ -133,7 +143,7 @@ def test_chunks_that_fail_leave_the_old_snapshot_and_nothing_aside() -> None:
     snapshots.write(meta(100), chunks())
     with pytest.raises(ValueError, match="no more"):
         snapshots.write(meta(200), broken())
-    assert snapshots.load() == (meta(100), chunks())
+    assert loaded(snapshots) == (meta(100), chunks())
     assert disk.names(HOME) == ["snapshot"]
 
 
@@ -146,17 +156,17 @@ def test_s7_every_flipped_bit_and_every_cut_is_refused() -> None:
     for bit in range(len(whole) * 8):
         content[bit // 8] ^= 1 << (bit % 8)
         with pytest.raises(Damaged):
-            snapshots.load()
+            loaded(snapshots)
         content[bit // 8] ^= 1 << (bit % 8)
     for cut in range(len(whole)):
         content[:] = whole[:cut]
         with pytest.raises(Damaged):
-            snapshots.load()
+            loaded(snapshots)
     content[:] = whole + b"\0"
     with pytest.raises(Damaged, match="behind the end"):
-        snapshots.load()
+        loaded(snapshots)
     content[:] = whole
-    assert snapshots.load() == (meta(), chunks(3, 60))
+    assert loaded(snapshots) == (meta(), chunks(3, 60))
 
 
 def test_a_chunk_that_is_left_out_is_noticed_though_every_record_is_good() -> None:
@@ -170,7 +180,7 @@ def test_a_chunk_that_is_left_out_is_noticed_though_every_record_is_good() -> No
     offset = len(content) - end_length - record
     content[offset:] = encode_record(0, offset, end_body)
     with pytest.raises(Damaged, match="does not fit"):
-        snapshots.load()
+        loaded(snapshots)
 
 
 def test_a_damaged_header_stops_the_start() -> None:
@@ -196,10 +206,10 @@ def test_a_shipped_snapshot_is_the_same_there() -> None:
     ship(source, receiving)
     assert target.exists is False, "nothing changes before it is adopted"
     assert receiving.complete
-    assert receiving.finish() == (meta(), chunks(9))
+    assert received(receiving) == (meta(), chunks(9))
     assert receiving.adopt()
     assert target.meta == meta()
-    assert store(target_disk.after_power_loss(random.Random(1))).load() == (meta(), chunks(9))
+    assert loaded(store(target_disk.after_power_loss(random.Random(1)))) == (meta(), chunks(9))
 
 
 def test_a_transfer_keeps_its_file_when_a_newer_snapshot_takes_the_place(tmp_path: Path) -> None:
@@ -213,7 +223,7 @@ def test_a_transfer_keeps_its_file_when_a_newer_snapshot_takes_the_place(tmp_pat
     assert receiving.add(KEY, middle, sending.read_piece(middle, 1 << 20), True)
     sending.close()
     assert sending.meta == meta(100)
-    assert receiving.finish() == (meta(100), chunks(seed=1))
+    assert received(receiving) == (meta(100), chunks(seed=1))
     receiving.discard()
 
 
@@ -231,7 +241,7 @@ def test_pieces_of_another_transfer_or_out_of_order_are_not_taken() -> None:
     assert receiving.received == 100
     assert receiving.add(KEY, 100, sending.read_piece(100, 1 << 20), True)
     assert not receiving.add(KEY, receiving.received, b"more", True), "behind the end"
-    assert receiving.finish() == (meta(), chunks())
+    assert received(receiving) == (meta(), chunks())
 
 
 def test_s7_a_transfer_that_does_not_verify_is_given_up_and_the_old_snapshot_stays() -> None:
@@ -244,11 +254,11 @@ def test_s7_a_transfer_that_does_not_verify_is_given_up_and_the_old_snapshot_sta
     blob[len(blob) // 2] ^= 1
     assert receiving.add(KEY, 0, bytes(blob), True)
     with pytest.raises(Damaged):
-        receiving.finish()
+        received(receiving)
     assert not receiving.add(KEY, len(blob), b"", True)
     with pytest.raises(AssertionError, match="verified"):
         receiving.adopt()
-    assert target.load() == (meta(100), chunks(seed=2))
+    assert loaded(target) == (meta(100), chunks(seed=2))
 
 
 def test_what_a_crash_left_aside_is_removed_at_the_start() -> None:

@@ -138,9 +138,10 @@ class Replica:
         """
         loop = asyncio.get_running_loop()
         if self._snapshots.exists:
-            _, chunks = await loop.run_in_executor(None, self._snapshots.load)
+            restoring = self.machine.restoring()
             try:
-                self.machine.restore(chunks)
+                await loop.run_in_executor(None, self._snapshots.load, restoring.feed)
+                restoring.finish()
             except ValueError as error:
                 raise FailStop(f"the snapshot cannot be restored: {error}") from error
         self._core = RaftCore(

@@ -6,7 +6,8 @@ Rules
 - What the log holds behind an installed snapshot is kept when it continues it (`reconcile`).
 - Every piece is answered with how much is held, so the leader keeps hearing its peer, and sends on
   only as that grows. A transfer has a key; pieces of two are never mixed.
-- Reading, verifying and writing files happen in a thread; only `StateMachine.restore` does not.
+- Reading, verifying and writing files happen in a thread, and so does making a state of a
+  snapshot; that it takes the place of the present one is a step of its own, and costs nothing.
 - A snapshot that cannot be written, or one of our own that cannot be read, stops the node.
 """
 
@@ -24,7 +25,7 @@ from cluster.raft.state import Role
 from cluster.raft.wire import AppendReply, Entry, SnapshotPiece, SnapshotReply
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import Receiving, Sending, SnapshotMeta, SnapshotStore
-from coordinator.log import StateMachine
+from coordinator.log import Restoring, StateMachine
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,23 @@ class Snapshots(Replication):
         )
         if self.receiving is not None and self.receiving.complete and not self.installing:
             self.installing = True
-            self.in_background(self.receiving.finish, self._snapshot_received)
+            self._begin_to_install(self.receiving)
+
+    def _begin_to_install(self, receiving: Receiving) -> None:
+        """Verify what was received, and make a state of it beside the present one."""
+        restoring = self.machine.restoring()
+
+        def take(chunk: bytes) -> None:
+            restoring.feed(chunk)
+            time.sleep(0)  # a chance for the loop's thread to run
+
+        def received(meta: SnapshotMeta | None, error: BaseException | None) -> None:
+            try:
+                self._snapshot_received(restoring, meta, error)
+            finally:
+                self.in_background(lambda: _use_up(restoring.release()), _expect_no_error)
+
+        self.in_background(lambda: receiving.finish(take), received)
 
     def stop_receiving(self) -> None:
         if self.receiving is not None:
@@ -220,7 +237,7 @@ class Snapshots(Replication):
             self.receiving = None
 
     def _snapshot_received(
-        self, verified: tuple[SnapshotMeta, list[bytes]], error: BaseException | None
+        self, restoring: Restoring, meta: SnapshotMeta | None, error: BaseException | None
     ) -> None:
         receiving = self.receiving
         assert receiving is not None
@@ -229,20 +246,22 @@ class Snapshots(Replication):
         if isinstance(error, Damaged | Foreign):
             log.error("%s: a snapshot came damaged and is asked for again: %s", self.node, error)
             return
+        if isinstance(error, ValueError):
+            raise FailStop(f"the leader's snapshot cannot be restored: {error}") from error
         if error is not None:
             raise FailStop(f"a snapshot cannot be received: {error}") from error
-        meta, chunks = verified
+        assert meta is not None
         if meta.last[1] <= self.commit or self.role is not Role.FOLLOWER:
             receiving.discard()
             return
-        self._install(receiving, meta, chunks)
+        self._install(receiving, meta, restoring)
         if self.leader is not None:
             reply = AppendReply(self.term, 0, self.now_ms(), True, meta.last[1] + 1)
             self.send(self.leader, reply)
 
-    def _install(self, receiving: Receiving, meta: SnapshotMeta, chunks: list[bytes]) -> None:
+    def _install(self, receiving: Receiving, meta: SnapshotMeta, restoring: Restoring) -> None:
         try:
-            self.machine.restore(chunks)
+            restoring.finish()
         except ValueError as error:
             receiving.discard()
             raise FailStop(f"the leader's snapshot cannot be restored: {error}") from error
@@ -265,6 +284,16 @@ def _gently(chunks: Iterator[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         yield chunk
         time.sleep(0)
+
+
+def _use_up(steps: Iterator[None]) -> None:
+    for _ in steps:
+        time.sleep(0)
+
+
+def _expect_no_error(_: object, error: BaseException | None) -> None:
+    if error is not None:
+        raise error
 
 
 def reconcile(journal: Journal, meta: SnapshotMeta) -> None:

@@ -5,7 +5,7 @@ Rules:
   leaves the old one or the new one;
 - a snapshot never replaces a newer one (the node's own may be ready after the leader's was
   installed);
-- `load` gives everything or raises `Damaged`: there is no partial snapshot;
+- `load` reads to the end or raises `Damaged`: what it gave until then counts for nothing;
 - pieces of different transfers are never mixed.
 
 The file is a sequence of records (`cluster/storage/records.py`), the same bytes on every node that
@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import msgpack
 
@@ -42,6 +43,9 @@ NAME, WRITING_NAME, RECEIVING_NAME = "snapshot", "snapshot.writing", "snapshot.r
 
 _META, _CHUNK, _END = b"M", b"C", b"E"
 _FILE_NUMBER = 0
+
+Take: TypeAlias = Callable[[bytes], None]
+"""What is done with a chunk, before it is known whether those behind it are whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +114,14 @@ class SnapshotStore:
                 self._remove(aside)
             raise
 
-    def load(self) -> tuple[SnapshotMeta, list[bytes]]:
-        """The snapshot in place, verified to its end. Raises Damaged, Foreign."""
+    def load(self, take: Take) -> SnapshotMeta:
+        """Give the chunks of the snapshot in place to `take`, one after the other.
+
+        Raises Damaged, Foreign, perhaps after some were given; and whatever `take` raises.
+        """
         file = self._disk.open(self._path)
         try:
-            return _decode(file, self._path, self._cluster)
+            return _decode(file, self._path, self._cluster, take)
         finally:
             file.close()
 
@@ -149,8 +156,8 @@ class SnapshotStore:
             self._disk.sync_directory(self._directory)
             return True
 
-    def _verify(self, aside: Path, file: File) -> tuple[SnapshotMeta, list[bytes]]:
-        return _decode(file, aside, self._cluster)
+    def _verify(self, aside: Path, file: File, take: Take) -> SnapshotMeta:
+        return _decode(file, aside, self._cluster, take)
 
     def _remove(self, path: Path) -> None:
         if self._disk.exists(path):
@@ -198,19 +205,20 @@ class Receiving:
         self.complete = is_last
         return True
 
-    def finish(self) -> tuple[SnapshotMeta, list[bytes]]:
-        """Sync and verify the complete file, and give what it holds.
+    def finish(self, take: Take) -> SnapshotMeta:
+        """Sync and verify the complete file, and give its chunks to `take`, one after the other.
 
-        Raises Damaged or Foreign if the file is not what a node writes; it is given up then.
+        Raises Damaged or Foreign if the file is not what a node writes, perhaps after some were
+        given, and whatever `take` raises; the file is given up then.
         """
         assert self.complete, "the last piece is missing"
         try:
             self._file.sync()
-            self._meta, chunks = self._store._verify(self._aside, self._file)
+            self._meta = self._store._verify(self._aside, self._file, take)
         except BaseException:
             self.discard()
             raise
-        return self._meta, chunks
+        return self._meta
 
     def adopt(self) -> bool:
         """Put the verified file in place; False if a newer snapshot has come there meanwhile."""
@@ -277,10 +285,12 @@ def _encode(meta: SnapshotMeta, chunks: Iterable[bytes], cluster: str) -> Iterat
     yield encode_record(_FILE_NUMBER, offset, _END + bytes(msgpack.packb([count, digest.digest()])))
 
 
-def _decode(file: File, path: Path, cluster: str) -> tuple[SnapshotMeta, list[bytes]]:
-    """Everything in the file, if it is complete to the last byte."""
+def _decode(file: File, path: Path, cluster: str, take: Take) -> SnapshotMeta:
+    """Give the chunks to `take`; returns if the file is complete to the last byte."""
     meta, offset = _decode_meta(file, path, cluster)
-    return meta, list(_read_chunks(file, path, offset))
+    for chunk in _read_chunks(file, path, offset):
+        take(chunk)
+    return meta
 
 
 def _read_chunks(file: File, path: Path, offset: int) -> Iterator[bytes]:
