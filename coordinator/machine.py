@@ -60,7 +60,7 @@ from coordinator.records import (
     record_of,
     refused,
 )
-from coordinator.table import NEVER, Block, Found, Table, block_fields
+from coordinator.table import NEVER, Found, Sealed, Table
 
 SNAPSHOT_VERSION = 2
 CHUNK_TRANSACTIONS = 200
@@ -108,7 +108,7 @@ class MachineView(NamedTuple):
 
     header: tuple[Any, ...]
     unfinished: list[Transaction]
-    finished: dict[int, Block]
+    finished: dict[int, Sealed]
 
 
 class Machine:
@@ -321,7 +321,7 @@ class Machine:
             yield msgpack.packb((None, [pack_unfinished(each) for each in part]))
         for number in sorted(view.finished):
             # Let go of one by one: all at once, at the end, no thread would run for long.
-            yield msgpack.packb((number, block_fields(view.finished.pop(number))))
+            yield msgpack.packb((number, view.finished.pop(number)))
 
     def restoring(self) -> Restoring:
         return Restoring(self)

@@ -1,8 +1,8 @@
 """The finished transactions, as bytes: by id, by number, by when each may be forgotten. Pure.
 
 A snapshot is written by a thread while the table goes on changing. Transactions lie in blocks, in
-the order in which they began. Taking a view hands out the blocks as they are; the first write to a
-block after that copies this one block. What finishes or is forgotten lies in few blocks, so this
+the order in which they began. Taking a view seals the blocks and hands them out; the first write to
+a block after that copies this one block. What finishes or is forgotten lies in few blocks, so this
 costs little, and a block is a piece of a snapshot as it is.
 
 Nothing here depends on the order in which anything was put, so the same log gives the same bytes.
@@ -13,12 +13,12 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from coordinator.indexes import Timeline
 
-BLOCK = 128
-"""Transactions of a block: about 24 KB with three branches each."""
+BLOCK = 256
+"""Transactions of a block: about 48 KB with three branches each."""
 
 SHARDS = 1024
 """The ids are in so many dicts: growing one of all ids would stall the loop for 50 ms at a million,
@@ -43,33 +43,33 @@ class Found(NamedTuple):
     packed: bytes
 
 
-class Block:
-    """A run of sequence numbers. A full block is never written to, but copied for it.
+Sealed: TypeAlias = tuple[tuple[bytes, ...], tuple[str | None, ...], tuple[bytes | None, ...]]
+"""A block that nobody writes to: distinct branches; ids and records by slot, None where nothing is.
 
-    Full, it is of tuples: those of strings and bytes are none of the collector's business.
-    """
+Plain tuples, which the collector gives up looking at when it has seen what is in them.
+"""
+
+
+class Block:
+    """A run of sequence numbers that is being written to."""
 
     __slots__ = ("branches", "count", "ids", "records")
 
-    def __init__(
-        self,
-        branches: list[bytes],
-        ids: list[str | None] | tuple[str | None, ...],
-        records: list[bytes | None] | tuple[bytes | None, ...],
-        count: int,
-    ) -> None:
-        self.branches = branches
-        self.ids = ids
-        self.records = records
-        self.count = count
+    def __init__(self, sealed: Sealed = ((), (None,) * BLOCK, (None,) * BLOCK)) -> None:
+        branches, ids, records = sealed
+        self.branches, self.ids, self.records = list(branches), list(ids), list(records)
+        self.count = BLOCK - self.ids.count(None)
+
+    def sealed(self) -> Sealed:
+        return tuple(self.branches), tuple(self.ids), tuple(self.records)
 
 
 class Table:
     """See the file's docstring."""
 
     def __init__(self) -> None:
-        self._blocks: dict[int, Block] = {}
-        self._writable: set[int] = set()  # blocks of lists that no view holds
+        self._blocks: dict[int, Sealed] = {}
+        self._open: dict[int, Block] = {}  # no number is in both
         # All shards are one empty dict at first, replaced when it is to be written to.
         self._shards: list[dict[str, bytes]] = [{}] * SHARDS
         self._timeline = Timeline()
@@ -83,8 +83,10 @@ class Table:
         if record is None:
             return None
         sequence, _, place = _HEAD.unpack_from(record)
-        block = self._blocks[sequence // BLOCK]
-        return Found(transaction_id, sequence, block.branches[place], record[_HEAD.size :])
+        number = sequence // BLOCK
+        block = self._open.get(number)
+        branches = self._blocks[number][0] if block is None else block.branches
+        return Found(transaction_id, sequence, branches[place], record[_HEAD.size :])
 
     def put(
         self, transaction_id: str, sequence: int, forget_ms: int, branches: bytes, packed: bytes
@@ -102,24 +104,18 @@ class Table:
             known.append(branches)
         record = _HEAD.pack(sequence, forget_ms, place) + packed
         assert block.ids[slot] is None, (transaction_id, block.ids[slot])
-        block.ids[slot], block.records[slot] = transaction_id, record  # type: ignore[index]
+        block.ids[slot], block.records[slot] = transaction_id, record
         block.count += 1
         if block.count == BLOCK:
-            self._writable.discard(number)
-            block.ids, block.records = tuple(block.ids), tuple(block.records)
+            self._blocks[number] = self._open.pop(number).sealed()
         self._index(transaction_id, sequence, forget_ms, record)
 
     def _block(self, number: int) -> Block:
         """The block, to be written to."""
-        block = self._blocks.get(number)
-        if block is not None and number in self._writable:
-            return block
+        block = self._open.get(number)
         if block is None:
-            block = Block([], [None] * BLOCK, [None] * BLOCK, 0)
-        else:
-            block = Block(list(block.branches), list(block.ids), list(block.records), block.count)
-        self._blocks[number] = block
-        self._writable.add(number)
+            sealed = self._blocks.pop(number, None)
+            block = self._open[number] = Block() if sealed is None else Block(sealed)
         return block
 
     def _index(self, transaction_id: str, sequence: int, forget_ms: int, record: bytes) -> None:
@@ -143,11 +139,10 @@ class Table:
         block = self._block(number)
         transaction_id = block.ids[slot]
         assert transaction_id is not None, sequence
-        block.ids[slot] = block.records[slot] = None  # type: ignore[index]
+        block.ids[slot] = block.records[slot] = None
         block.count -= 1
         if not block.count:
-            del self._blocks[number]
-            self._writable.discard(number)
+            del self._open[number]
         del self._shards[zlib.crc32(transaction_id.encode()) % SHARDS][transaction_id]
         self._count -= 1
 
@@ -157,39 +152,40 @@ class Table:
 
     def newest_first(self, before: int) -> Iterator[Found]:
         """Those whose sequence number is below `before`; the table must not change meanwhile."""
-        for number in sorted(self._blocks, reverse=True):
+        for number in sorted([*self._blocks, *self._open], reverse=True):
             if number * BLOCK >= before:
                 continue
-            block = self._blocks[number]
+            block = self._open.get(number)
+            branches, ids, records = self._blocks[number] if block is None else block.sealed()
             for slot in range(min(BLOCK, before - number * BLOCK) - 1, -1, -1):
-                transaction_id, record = block.ids[slot], block.records[slot]
+                transaction_id, record = ids[slot], records[slot]
                 if transaction_id is None or record is None:
                     continue
                 sequence, _, place = _HEAD.unpack_from(record)
-                branches = block.branches[place]
-                yield Found(transaction_id, sequence, branches, record[_HEAD.size :])
+                yield Found(transaction_id, sequence, branches[place], record[_HEAD.size :])
 
     # --- snapshots ---
 
-    def view(self) -> dict[int, Block]:
+    def view(self) -> dict[int, Sealed]:
         """The blocks as they are now; nobody writes to them any more. The dict is the caller's."""
-        self._writable.clear()
+        for number, block in self._open.items():
+            self._blocks[number] = block.sealed()
+        self._open.clear()
         return dict(self._blocks)
 
-    def load(self, number: int, block: tuple[Any, ...]) -> None:
-        """Add a block as `block_fields` gave it. Whatever is raised, it is none of ours."""
+    def load(self, number: int, block: Sealed) -> None:
+        """Add a block out of a view. Whatever is raised, it is none of ours."""
         branches, ids, records = block
-        before = self._count
         if number in self._blocks or not len(ids) == len(records) == BLOCK:
             raise ValueError(f"block {number} is there twice, or is none")
         for slot, (transaction_id, record) in enumerate(zip(ids, records, strict=True)):
-            if record is None:
+            if transaction_id is None or record is None:
                 continue
             sequence, forget_ms, place = _HEAD.unpack_from(record)
             if sequence != number * BLOCK + slot or place >= len(branches):
                 raise ValueError(f"record {slot} of block {number} says {sequence}, {place}")
             self._index(transaction_id, sequence, forget_ms, record)
-        self._blocks[number] = Block(list(branches), ids, records, self._count - before)
+        self._blocks[number] = block
 
     def is_whole(self) -> bool:
         """Whether every id is there once."""
@@ -201,14 +197,10 @@ class Table:
         For a table that is not used any more; it is empty when the iterator has ended.
         """
         self._timeline = Timeline()
-        while self._blocks:
-            self._blocks.popitem()
-            yield
+        for parts in (self._blocks, self._open):
+            while parts:
+                parts.popitem()
+                yield
         while self._shards:
             self._shards.pop()
             yield
-
-
-def block_fields(block: Block) -> tuple[Any, ...]:
-    """The block, ready for msgpack."""
-    return block.branches, block.ids, block.records

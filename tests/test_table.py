@@ -8,7 +8,7 @@ from random import Random
 import msgpack
 import pytest
 
-from coordinator.table import BLOCK, NEVER, Block, Found, Table, block_fields
+from coordinator.table import BLOCK, NEVER, Found, Sealed, Table
 
 
 def put(table: Table, sequence: int, *, forget_ms: int = 0, branches: bytes = b"here") -> None:
@@ -22,8 +22,8 @@ def filled(count: int) -> Table:
     return table
 
 
-def content(view: dict[int, Block]) -> list[bytes]:
-    return [msgpack.packb(block_fields(view[number])) for number in sorted(view)]
+def content(view: dict[int, Sealed]) -> list[bytes]:
+    return [msgpack.packb(view[number]) for number in sorted(view)]
 
 
 def test_what_was_put_is_got_and_what_was_forgotten_is_not() -> None:
@@ -96,18 +96,19 @@ def test_only_the_block_that_is_written_is_copied_and_once_for_a_view() -> None:
         put(table, sequence)
     view = table.view()
     put(table, 3 * BLOCK + 1)
-    once = table._blocks[3]
+    once = table._open[3]
     put(table, 3 * BLOCK + 3)
-    assert table._blocks[3] is once
-    assert [n for n, block in view.items() if table._blocks[n] is not block] == [3]
+    assert table._open[3] is once
+    later = table.view()
+    assert [number for number in view if later[number] is not view[number]] == [3]
 
 
 def test_a_block_goes_with_its_last_transaction() -> None:
     table = filled(3 * BLOCK)
     table.forget_before(2 * BLOCK)
-    assert list(table._blocks) == [2]
+    assert list(table.view()) == [2]
     put(table, 5 * BLOCK)
-    assert sorted(table._blocks) == [2, 5]
+    assert sorted(table.view()) == [2, 5]
 
 
 def test_the_bytes_are_the_same_whatever_order_they_finished_in() -> None:
@@ -124,7 +125,7 @@ def test_a_table_loaded_from_its_blocks_is_the_same_and_goes_on() -> None:
     table.forget_before(300)
     again = Table()
     for number, block in table.view().items():
-        again.load(number, msgpack.unpackb(msgpack.packb(block_fields(block)), use_list=False))
+        again.load(number, msgpack.unpackb(msgpack.packb(block), use_list=False))
     assert again.is_whole()
     for each in (table, again):
         put(each, 1_000)
@@ -140,7 +141,7 @@ def test_an_id_that_is_there_twice_makes_a_table_that_is_not_whole() -> None:
         sequence = number * BLOCK
         block = Table()
         block.put("same", sequence, 1, b"", b"")
-        again.load(number, block_fields(block.view()[number]))
+        again.load(number, block.view()[number])
     assert table.is_whole()
     assert not again.is_whole()
 
