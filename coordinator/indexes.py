@@ -78,10 +78,18 @@ class Backlog:
         self.counts: dict[str, int] = {}
 
     def changed(self, before: Transaction | None, after: Transaction) -> None:
-        was = 0 if before is None else _unsettled(before)
-        now = _unsettled(after)
-        if was != now:
+        """Counted are the branches that a participant still has work for: all while undecided."""
+        everybody = (1 << len(after.branches)) - 1
+        now = everybody if after.outcome is None else outstanding(after)
+        if before is None:
+            was = 0
+        elif before.outcome is None:
+            was = (1 << len(before.branches)) - 1
+        else:
+            was = outstanding(before)
+        if was & ~now:
             self._count(after, was & ~now, -1)
+        if now & ~was:
             self._count(after, now & ~was, +1)
 
     def _count(self, transaction: Transaction, branches: int, step: int) -> None:
@@ -97,10 +105,3 @@ class Backlog:
                     del counts[participant]
             branches >>= 1
             position += 1
-
-
-def _unsettled(transaction: Transaction) -> int:
-    """The branches that a participant still has work for: all while undecided."""
-    if transaction.outcome is None:
-        return (1 << len(transaction.branches)) - 1
-    return outstanding(transaction)

@@ -19,6 +19,8 @@ from coordinator.facts import (
 from coordinator.packed import shared_branches
 from participants.contract import Vote
 
+_new = tuple.__new__
+
 
 def record_of(command: Begin, sequence: int) -> Transaction:
     """The record that `Begin` makes."""
@@ -57,7 +59,8 @@ def decided(command: Decide, standing: Transaction) -> Transaction:
     count = len(standing.branches)
     votes = (command.votes + (Vote.UNKNOWN,) * count)[:count]
     commits = standing.closed and everyone_can_commit(votes, count)
-    after = Transaction._make(
+    after = _new(
+        Transaction,
         (
             *standing[:4],
             _bare(standing.branches),
@@ -69,7 +72,7 @@ def decided(command: Decide, standing: Transaction) -> Transaction:
             None if commits else command.reason,
             command.now_ms,
             *standing[14:],
-        )
+        ),
     )
     return _finished_if_done(after, command.now_ms)
 
@@ -91,13 +94,13 @@ def aborted_by_hand(command: Resolve, standing: Transaction) -> Transaction:
 
 def _bare(branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
     """Without payloads: phase two names only ids, so none is kept beyond the decision."""
-    return shared_branches(tuple([Branch._make((*b[:6], b"", b[7])) for b in branches]))
+    return shared_branches(tuple([_new(Branch, (*b[:6], b"", b[7])) for b in branches]))
 
 
 def acknowledged(command: Acknowledge, standing: Transaction) -> Transaction:
     """`command.branches` are outstanding ones at least."""
     heard = standing.acknowledged | command.branches & outstanding(standing)
-    after = Transaction._make((*standing[:14], heard, *standing[15:]))
+    after = _new(Transaction, (*standing[:14], heard, *standing[15:]))
     return _finished_if_done(after, command.now_ms)
 
 
@@ -115,4 +118,4 @@ def _resolution(command: Resolve) -> Resolution:
 def _finished_if_done(transaction: Transaction, now_ms: int) -> Transaction:
     if outstanding(transaction):
         return transaction
-    return Transaction._make((*transaction[:-1], now_ms))
+    return _new(Transaction, (*transaction[:-1], now_ms))
