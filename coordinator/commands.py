@@ -7,6 +7,10 @@ it). Each is idempotent. On the wire a command is a msgpack array `[kind, versio
 
 A node that meets a kind or version it does not know must stop: to refuse it would make it differ
 from the nodes that do know it. So `decode` raises and nobody catches that.
+
+Commands are named tuples, made in a third of the time of a frozen dataclass: every node makes three
+for each transaction. In the log the branches of a `Begin` are bytes of their own, apart from their
+payloads, for most transactions are at the same services: they are unpacked once for all.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import msgpack
 from coordinator.facts import Branch, Effect, Mode
 from coordinator.packed import (
     letters_of,
+    pack,
     pack_bits,
     pack_branches,
     pack_reasons,
@@ -144,8 +149,7 @@ _NUMBERS = {kind: number for number, kind in KINDS.items()}
 
 def encode(command: Command) -> bytes:
     """The command as the log holds it."""
-    packed: bytes = msgpack.packb((_NUMBERS[type(command)], COMMAND_VERSION, *_fields_of(command)))
-    return packed
+    return pack((_NUMBERS[type(command)], COMMAND_VERSION, *_fields_of(command)))
 
 
 def _fields_of(command: Command) -> tuple[Any, ...]:

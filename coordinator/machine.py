@@ -65,7 +65,7 @@ from coordinator.table import NEVER, Found, Sealed, Table
 SNAPSHOT_VERSION = 2
 CHUNK_TRANSACTIONS = 200
 UNFINISHED_STATES = frozenset((State.ACTIVE, State.PREPARING, State.COMMITTING, State.ABORTING))
-PAGE_SCAN = 5_000
+PAGE_SCAN = 1_000
 """Records looked at for one page: about 5 ms, so that a filter that matches little cannot stall the
 loop.
 """

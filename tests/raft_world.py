@@ -271,6 +271,24 @@ class Node:
             self.world.acknowledged[pending[1]] = index
 
 
+def lagging(tmp_path: Path, lines: int = 30) -> tuple[World, Node]:
+    """L leads and has cut its log; B has nothing of it."""
+    world = World(tmp_path, "LAB", limits=CoreLimits(kept_bytes=0, piece_bytes=200))
+    leader = world.elect("L", "A")
+    world.drop("L", "B")
+    for number in range(lines):
+        leader.put(f"line {number}")
+    for _ in range(6):
+        world.pass_rounds("L", "A", rounds=1)
+        world.drop("L", "B")
+    leader.core.forceLogCompaction()
+    leader.step()
+    leader.step()
+    world.drop("L", "B")
+    assert leader.journal.first_index > 20
+    return world, leader
+
+
 def append(
     term: int,
     previous: tuple[int, int],

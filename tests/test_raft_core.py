@@ -18,7 +18,8 @@ from cluster.raft.proposals import Barriers, ProposalLimits, Proposals
 from cluster.raft.state import CoreLimits, Role
 from cluster.raft.wire import AppendReply, PreVote, PreVoteReply, RequestVote, VoteReply
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
-from tests.raft_world import World, append
+from tests.ledger import LedgerRestoring
+from tests.raft_world import Node, World, append, lagging
 
 PROJECT = Path(__file__).parent.parent
 
@@ -397,3 +398,40 @@ def test_random_histories_lose_nothing_and_agree(tmp_path: Path, seed: int) -> N
     assert len(lines[0]) == len(set(lines[0])), f"seed {seed}"
     assert len(world.acknowledged) > 20, f"seed {seed}: little happened"
     assert sum(node.core.role is Role.LEADER for node in world.nodes.values()) == 1
+
+
+def test_a_snapshot_is_made_into_a_state_beside_the_present_one(tmp_path: Path) -> None:
+    world, leader, follower = installing(tmp_path)
+    assert follower.lines == []
+    assert follower.core.commit == 1
+    follower.run_jobs()
+    assert not follower.core.installing
+    assert follower.lines
+    world.pass_rounds(rounds=5)
+    assert follower.lines == leader.lines
+
+
+def test_a_snapshot_that_is_no_state_stops_the_node_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_restoring: LedgerRestoring, _chunk: bytes) -> None:
+        raise ValueError("not a ledger")
+
+    monkeypatch.setattr(LedgerRestoring, "feed", refuse)
+    _, _, follower = installing(tmp_path)
+    with pytest.raises(FailStop, match="cannot be restored: not a ledger"):
+        follower.run_jobs()
+    assert follower.lines == []
+    assert follower.core.commit == 1
+    assert not follower.store.exists
+
+
+def installing(tmp_path: Path) -> tuple[World, Node, Node]:
+    """B has received all of L's snapshot, and what is to be done with it waits in `jobs`."""
+    world, leader = lagging(tmp_path)
+    follower = world.nodes["B"]
+    follower.jobs_run_at_once = False
+    for _ in range(4):
+        world.pass_rounds("L", "B", rounds=1)
+    assert follower.core.installing
+    return world, leader, follower

@@ -183,3 +183,34 @@ def test_equal_content_gives_equal_bytes_whatever_objects_it_was_made_of() -> No
             result = machine.step(decide((YES, YES), f"t{number}"))
             assert isinstance(result, Applied)
     assert snapshot(apart) == snapshot(together)
+
+
+def test_a_machine_goes_on_while_its_next_state_is_built_and_is_replaced_at_once() -> None:
+    machine, other = led_machine(begin("mine")), busy_machine()
+    restoring = machine.restoring()
+    for chunk in snapshot(other):
+        restoring.feed(chunk)
+        machine.step(decide((YES, YES), "mine"))
+    assert record(machine, "mine").outcome is not None
+    assert machine.remembered_count == 0
+    restoring.finish()
+    assert snapshot(machine) == snapshot(other)
+    assert machine.get("mine") is None
+    for _ in restoring.release():
+        pass
+    assert snapshot(machine) == snapshot(other), "what was let go of is the old state"
+    commands = RandomCommands(5, ids=200)
+    for _ in range(500):
+        command = commands()
+        assert machine.step(command) == other.step(command)
+
+
+def test_what_is_let_go_of_before_it_is_finished_leaves_the_state() -> None:
+    machine = led_machine(begin("mine"))
+    before = snapshot(machine)
+    restoring = machine.restoring()
+    for chunk in GOOD[:-1]:
+        restoring.feed(chunk)
+    for _ in restoring.release():
+        pass
+    assert snapshot(machine) == before

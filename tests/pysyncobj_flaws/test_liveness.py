@@ -24,8 +24,8 @@ from cluster.raft.wire import (
     TimeoutNow,
 )
 from tests.ledger import put
-from tests.pysyncobj_flaws.test_safety import lagging, led
-from tests.raft_world import TIMINGS, World, append, pre_vote
+from tests.pysyncobj_flaws.test_safety import led
+from tests.raft_world import TIMINGS, World, append, lagging, pre_vote
 
 
 def test_l1_a_node_that_was_away_deposes_nobody(tmp_path: Path) -> None:

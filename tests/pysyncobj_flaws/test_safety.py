@@ -14,13 +14,13 @@ from cluster.errors import DiskFailed, FailStop, InUse
 from cluster.raft import wire
 from cluster.raft.entries import COMMANDS, MEMBERS, encode_group
 from cluster.raft.members import decode_members, encode_members
-from cluster.raft.state import CoreLimits, Role
+from cluster.raft.state import Role
 from cluster.raft.wire import AppendReply, RequestVote, SnapshotReply, VoteReply
 from cluster.storage.directory import Directory, open_directory
 from cluster.storage.disk import PosixDisk
 from cluster.storage.journal import Journal
 from tests.ledger import put
-from tests.raft_world import Node, World, append, piece
+from tests.raft_world import Node, World, append, lagging, piece
 
 
 def led(tmp_path: Path, names: str = "LAB", **options: object) -> tuple[World, Node]:
@@ -195,24 +195,6 @@ def test_s6_a_snapshot_that_is_overtaken_while_it_is_verified_is_not_installed(
 
 
 FIRST = [(1, 0)]
-
-
-def lagging(tmp_path: Path, lines: int = 30) -> tuple[World, Node]:
-    """L leads and has cut its log; B has nothing of it."""
-    world = World(tmp_path, "LAB", limits=CoreLimits(kept_bytes=0, piece_bytes=200))
-    leader = world.elect("L", "A")
-    world.drop("L", "B")
-    for number in range(lines):
-        leader.put(f"line {number}")
-    for _ in range(6):
-        world.pass_rounds("L", "A", rounds=1)
-        world.drop("L", "B")
-    leader.core.forceLogCompaction()
-    leader.step()
-    leader.step()
-    world.drop("L", "B")
-    assert leader.journal.first_index > 20
-    return world, leader
 
 
 def test_s7_a_snapshot_that_comes_damaged_is_neither_installed_nor_acknowledged(
