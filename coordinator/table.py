@@ -5,7 +5,8 @@ the order in which they began. Taking a view seals the blocks and hands them out
 a block after that copies this one block. What finishes or is forgotten lies in few blocks, so this
 costs little, and a block is a piece of a snapshot as it is.
 
-Nothing here depends on the order in which anything was put, so the same log gives the same bytes.
+The branches of a block stand in the order in which the log brought them, everything else in that of
+the sequence numbers: the same log gives the same bytes.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_a_block_goes_with_its_last_transaction() -> None:
     assert sorted(table.view()) == [2, 5]
 
 
-def test_the_bytes_are_the_same_whatever_order_they_finished_in() -> None:
+def test_the_order_of_transactions_is_that_of_their_numbers_not_of_their_ends() -> None:
     ordered, shuffled = filled(1_000), Table()
     sequences = list(range(1_000))
     Random(1).shuffle(sequences)
