@@ -234,10 +234,10 @@ def _last_decision_wins(taken: ExitStack) -> None:
     taken.enter_context(patch.dict(MOVES[Decide], dict.fromkeys(decided, Move.DECIDE)))
 
 
-def _acknowledged_all(original: Any, machine: Machine, command: Acknowledge, standing: Any) -> Any:
+def _acknowledged_all(original: Any, command: Acknowledge, standing: Any) -> Any:
     """The first acknowledgement is taken for all of them."""
     everybody = (1 << len(standing.branches)) - 1
-    return original(machine, command._replace(branches=everybody), standing)
+    return original(command._replace(branches=everybody), standing)
 
 
 def _silence_is_consent(original: Any, votes: Any, *rest: Any) -> bool:
@@ -295,7 +295,9 @@ def _mutants() -> Iterator[Mutant]:
     )
     yield Mutant("last-decision-wins", "the first decision stands", _last_decision_wins)
     yield Mutant(
-        "acknowledged-by-one", "all acknowledge", _on(Machine, "_acknowledge", _acknowledged_all)
+        "acknowledged-by-one",
+        "all acknowledge",
+        _on(coordinator.machine, "acknowledged", _acknowledged_all),
     )
     yield Mutant(
         "silence-is-consent",
