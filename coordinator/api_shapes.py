@@ -96,9 +96,9 @@ def read_submission(
     fields = object_of(value, "body", _SUBMISSION_FIELDS)
     _read_mode(fields)
     transaction_id = _read_new_id(fields, now_ms)
-    branches = _read_participants(fields, limits)
+    branches, payloads = _read_participants(fields, limits)
     metadata = _read_metadata(fields, limits)
-    size = len(metadata) + sum([len(branch.payload) for branch in branches])
+    size = len(metadata) + sum(map(len, payloads))
     if size > limits.body_bytes:
         raise too_large("The transaction, as JSON in ASCII,", size, limits.body_bytes)
     timeout_ms = whole_number(
@@ -108,13 +108,19 @@ def read_submission(
     wait = one_of(fields, "wait", Wait, Wait.DECISION)
     digest = fingerprint(
         Mode.ONE_SHOT.value,
-        [(b.name, b.prepare_url, b.commit_url, b.rollback_url, b.payload) for b in branches],
+        [
+            (name, prepare_url, commit_url, rollback_url, payload)
+            for (name, _, prepare_url, commit_url, rollback_url), payload in zip(
+                branches, payloads, strict=True
+            )
+        ],
     )
     plan = Plan(
         transaction_id or make_id(),
         digest,
         Mode.ONE_SHOT,
         branches,
+        payloads,
         timeout_ms,
         metadata,
         traceparent,
@@ -172,7 +178,10 @@ def _read_new_id(fields: Mapping[str, Any], now_ms: int) -> str | None:
     return given
 
 
-def _read_participants(fields: Mapping[str, Any], limits: Limits) -> tuple[Planned, ...]:
+def _read_participants(
+    fields: Mapping[str, Any], limits: Limits
+) -> tuple[tuple[Planned, ...], tuple[bytes, ...]]:
+    """Where the branches are wanted, and what each is asked."""
     values = fields.get("participants")
     if not isinstance(values, list) or not values:
         raise bad_field("participants", "must be a list of at least one participant")
@@ -180,7 +189,7 @@ def _read_participants(fields: Mapping[str, Any], limits: Limits) -> tuple[Plann
         raise bad_field(
             "participants", f"has {len(values)} elements, at most {limits.branches} are taken"
         )
-    branches = tuple([_read_participant(v, i) for i, v in enumerate(values)])
+    branches = tuple([_read_place(v, i) for i, v in enumerate(values)])
     seen: dict[str, int] = {}
     for position, branch in enumerate(branches):
         first = seen.setdefault(branch.name, position)
@@ -189,30 +198,22 @@ def _read_participants(fields: Mapping[str, Any], limits: Limits) -> tuple[Plann
                 f"participants[{position}].name",
                 f"is {branch.name!r}, like that of participants[{first}]; give each one a name",
             )
-    return branches
+    return branches, tuple([_read_payload(v, i) for i, v in enumerate(values)])
 
 
-class _Place(NamedTuple):
-    """Who a participant is, and where it is called."""
-
-    name: str
-    url: str | None
-    prepare_url: str
-    commit_url: str
-    rollback_url: str
-
-
-def _read_participant(value: Any, position: int) -> Planned:
-    place = _usual_place(value) or _read_place(value, f"participants[{position}]")
+def _read_payload(value: Mapping[str, Any], position: int) -> bytes:
     try:
-        payload = encode_json(value.get("payload"))
+        return encode_json(value.get("payload"))
     except BadMessage as error:
         raise bad_field(f"participants[{position}].payload", str(error)) from None
-    return Planned(*place, payload)
 
 
-def _usual_place(value: Any) -> _Place | None:
-    """What `_read_place` would say of a participant with name and `url`, if that is in order.
+def _read_place(value: Any, position: int) -> Planned:
+    return _usual_place(value) or _any_place(value, f"participants[{position}]")
+
+
+def _usual_place(value: Any) -> Planned | None:
+    """What `_any_place` would say of a participant with name and `url`, if that is in order.
 
     Remembered, for transactions name the same few again and again: a fifth of the time.
     """
@@ -227,15 +228,15 @@ def _usual_place(value: Any) -> _Place | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _remembered_place(name: str | None, url: str) -> _Place | None:
+def _remembered_place(name: str | None, url: str) -> Planned | None:
     fields = {"url": url} if name is None else {"name": name, "url": url}
     try:
-        return _read_place(fields, "")
+        return _any_place(fields, "")
     except ApiError:
         return None
 
 
-def _read_place(value: Any, path: str) -> _Place:
+def _any_place(value: Any, path: str) -> Planned:
     fields = object_of(value, path, _PARTICIPANT_FIELDS)
     prefix = f"{path}."
     explicit = [name for name in _EXPLICIT if name in fields]
@@ -255,7 +256,7 @@ def _read_place(value: Any, path: str) -> _Place:
         name = text_field(fields, "name", MAX_NAME_CHARS, prefix)
     else:
         name = place_of(url or prepare_url)
-    return _Place(name, url, prepare_url, commit_url, rollback_url)
+    return Planned(name, url, prepare_url, commit_url, rollback_url)
 
 
 def _read_metadata(fields: Mapping[str, Any], limits: Limits) -> bytes:
@@ -357,6 +358,7 @@ def _standing(transaction: Transaction) -> Transaction:
         transaction.fingerprint and "-",
         transaction.mode,
         transaction.branches,
+        (),
         b"",
         0,
         0,

@@ -31,7 +31,6 @@ from coordinator.packed import (
     unpack_branches,
     unpack_reasons,
     votes_of,
-    with_payloads,
 )
 from participants.contract import Vote
 
@@ -61,6 +60,7 @@ class Begin(NamedTuple):
     fingerprint: str
     mode: Mode
     branches: tuple[Branch, ...]
+    payloads: tuple[bytes, ...]
     deadline_ms: int
     metadata: bytes
 
@@ -72,6 +72,7 @@ class Enlist(NamedTuple):
     now_ms: int
     id: str
     branch: Branch
+    payload: bytes
 
 
 class Close(NamedTuple):
@@ -153,14 +154,13 @@ def encode(command: Command) -> bytes:
 
 
 def _fields_of(command: Command) -> tuple[Any, ...]:
-    """Branches are packed apart from their payloads: they recur, and are unpacked once."""
+    """Branches are bytes of their own: they recur, and are packed and unpacked once."""
     match command:
         case Begin():
             return (
                 *command[:4],
                 command.mode is Mode.INTERACTIVE,
                 pack_branches(command.branches),
-                [branch.payload for branch in command.branches],
                 *command[6:],
             )
         case Decide():
@@ -199,8 +199,10 @@ def _begin(
     metadata: bytes,
 ) -> Begin:
     mode = Mode.INTERACTIVE if is_interactive else Mode.ONE_SHOT
-    recorded = with_payloads(unpack_branches(branches), payloads)
-    return Begin(epoch, now_ms, id_, fingerprint, mode, recorded, deadline_ms, metadata)
+    recorded = unpack_branches(branches)
+    if len(payloads) != len(recorded):
+        raise ValueError(f"{len(payloads)} payloads for {len(recorded)} branches")
+    return Begin(epoch, now_ms, id_, fingerprint, mode, recorded, payloads, deadline_ms, metadata)
 
 
 def _decide(
@@ -226,8 +228,8 @@ def _resolve(
     return Resolve(epoch, now_ms, id_, branch_id, known, *by)
 
 
-def _enlist(epoch: int, now_ms: int, id_: str, branch: tuple[Any, ...]) -> Enlist:
-    return Enlist(epoch, now_ms, id_, Branch(*branch))
+def _enlist(epoch: int, now_ms: int, id_: str, branch: tuple[Any, ...], payload: bytes) -> Enlist:
+    return Enlist(epoch, now_ms, id_, Branch(*branch), payload)
 
 
 _DECODERS: dict[int, Callable[..., Command]] = {

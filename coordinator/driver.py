@@ -41,7 +41,7 @@ from coordinator.live import Live, Progress, Waiting, is_reached
 from coordinator.log import FateUnknown, LogError, NotLeader, ReplicatedLog
 from coordinator.machine import Applied, Machine
 from coordinator.moves import Refusal
-from coordinator.plan import Plan, Wait
+from coordinator.plan import Plan, Wait, recorded
 from coordinator.records import record_of
 from coordinator.settings import Limits, Timings
 from coordinator.steps import Steps
@@ -319,13 +319,9 @@ class Driver:
         unfinished = max(len(self._talks.lives), self._machine.unfinished_count)
         self._capacity.check(plan.branches, unfinished, self._machine.backlog())
         now_ms = self._now_ms()
-        branches = tuple(
-            planned.recorded(
-                str(number),
-                repeatable=not self._gateway.declaration(planned.participant).is_plain,
-            )
-            for number, planned in enumerate(plan.branches, 1)
-        )
+        declaration = self._gateway.declaration
+        repeatable = tuple([not declaration(p.participant).is_plain for p in plan.branches])
+        branches = recorded(plan.branches, repeatable)
         command = Begin(
             epoch,
             now_ms,
@@ -333,6 +329,7 @@ class Driver:
             plan.fingerprint,
             plan.mode,
             branches,
+            plan.payloads,
             now_ms + plan.timeout_ms,
             plan.metadata,
         )
@@ -342,7 +339,7 @@ class Driver:
         self._talks.lives[plan.id] = live
         self._capacity.beginning(branches)
         self._log.propose(encoded, epoch, functools.partial(self._begun, live, branches))
-        if all(branch.repeatable for branch in branches):
+        if all(repeatable):
             # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
             # (PROTOCOL, section 3). Soon, and not at once: a log that is too busy says so first.
             self._loop.call_soon(self._begin_early, live, record_of(command, sequence=0))

@@ -81,8 +81,7 @@ class BranchState(enum.StrEnum):
 
 
 class Branch(NamedTuple):
-    """A transaction's part at one participant. `payload` is JSON, and empty once the outcome is
-    decided.
+    """A transaction's part at one participant.
 
     `repeatable`: when it was begun, the participant was known to be built on the SDK: its prepare
     may be sent again, and it inquires when it is in doubt. Otherwise it is a plain one.
@@ -94,7 +93,6 @@ class Branch(NamedTuple):
     prepare_url: str
     commit_url: str
     rollback_url: str
-    payload: bytes
     repeatable: bool
 
     @property
@@ -128,8 +126,10 @@ class Transaction(NamedTuple):
     """Everything recorded of one transaction. Times are Unix milliseconds, as their proposers read
     them.
 
-    `acknowledged` is a bit per branch (bit 0 is the first). `fingerprint` is empty for a refused
-    id. `votes` and `vote_reasons` have an element per branch once decided, and are empty before.
+    `payloads` are JSON, one for each branch; they are empty once the outcome is decided, for phase
+    two names only ids. `acknowledged` is a bit per branch (bit 0 is the first). `fingerprint` is
+    empty for a refused id. `votes` and `vote_reasons` have an element per branch once decided, and
+    are empty before.
     """
 
     id: str
@@ -137,6 +137,7 @@ class Transaction(NamedTuple):
     fingerprint: str
     mode: Mode
     branches: tuple[Branch, ...]
+    payloads: tuple[bytes, ...]
     metadata: bytes
     created_ms: int
     deadline_ms: int

@@ -46,8 +46,8 @@ from coordinator.ids import time_of
 from coordinator.indexes import Backlog
 from coordinator.moves import MOVES, Move, Refusal, phase_of
 from coordinator.packed import (
+    pack_branches,
     pack_finished,
-    pack_recurring_branches,
     pack_unfinished,
     unpack_finished,
     unpack_unfinished,
@@ -197,7 +197,7 @@ class Machine:
             return
         if before is not None:
             del self._unfinished[after.id]
-        branches = pack_recurring_branches(after.branches)
+        branches = pack_branches(after.branches)
         forget_ms = _forgettable_at(after)
         self._finished.put(after.id, after.sequence, forget_ms, branches, pack_finished(after))
 
@@ -207,7 +207,8 @@ class Machine:
                 same = branch.url == command.branch.url
                 return Applied(standing, changed=False) if same else Refusal.CONFLICT
         branches = (*standing.branches, command.branch)
-        return self._put(standing, standing._replace(branches=branches))
+        payloads = (*standing.payloads, command.payload)
+        return self._put(standing, standing._replace(branches=branches, payloads=payloads))
 
     def _acknowledge(self, command: Acknowledge, standing: Transaction) -> Result:
         if not command.branches & outstanding(standing):

@@ -9,7 +9,7 @@ the same services, so they are packed once and held once for many.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -19,6 +19,10 @@ from participants.contract import Vote
 
 REMEMBERED_SHAPES = 2_000
 """Distinct branches, votes or reasons that are packed and unpacked once as long as they recur."""
+
+FEW_BRANCHES = 10
+FEW_BYTES = 4_000
+"""What is larger is not remembered: 2,000 of them, all different, could fill the memory."""
 
 _LARGEST_PACKED = (1 << 64) - 1
 _LETTERS = {
@@ -38,49 +42,30 @@ pack: Callable[[object], bytes] = msgpack.Packer().pack
 
 
 def pack_branches(branches: tuple[Branch, ...]) -> bytes:
-    """The branches without their payloads."""
-    return pack([(*branch[:6], branch[7]) for branch in branches])
-
-
-pack_recurring_branches = functools.lru_cache(REMEMBERED_SHAPES)(pack_branches)
-"""For branches that have no payload any more."""
+    """Remembered where there are few: most transactions are at the same services."""
+    return _pack_few(branches) if len(branches) <= FEW_BRANCHES else pack(branches)
 
 
 @functools.lru_cache(REMEMBERED_SHAPES)
-def shared_branches(branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
-    """One object for equal ones."""
-    return branches
+def _pack_few(branches: tuple[Branch, ...]) -> bytes:
+    return pack(branches)
 
 
-@functools.lru_cache(REMEMBERED_SHAPES)
 def unpack_branches(packed: bytes) -> tuple[Branch, ...]:
-    """What `pack_branches` packed, with empty payloads; one object for all that are packed alike.
+    """What `pack_branches` packed; of few, one object for all that are packed alike.
 
     Whatever is raised, these are none of ours.
     """
-    return tuple([_branch(*fields) for fields in msgpack.unpackb(packed)])
+    return _unpack_few(packed) if len(packed) <= FEW_BYTES else _unpacked(packed)
 
 
-def _branch(
-    branch_id: str,
-    name: str,
-    url: str | None,
-    prepare_url: str,
-    commit_url: str,
-    rollback_url: str,
-    repeatable: bool,
-) -> Branch:
-    return Branch(branch_id, name, url, prepare_url, commit_url, rollback_url, b"", repeatable)
+@functools.lru_cache(REMEMBERED_SHAPES)
+def _unpack_few(packed: bytes) -> tuple[Branch, ...]:
+    return _unpacked(packed)
 
 
-def with_payloads(bare: tuple[Branch, ...], payloads: Iterable[bytes]) -> tuple[Branch, ...]:
-    """The branches, each with its payload; raises ValueError if there are not as many."""
-    return tuple(
-        [
-            _new(Branch, (*branch[:6], payload, branch[7]))
-            for branch, payload in zip(bare, payloads, strict=True)
-        ]
-    )
+def _unpacked(packed: bytes) -> tuple[Branch, ...]:
+    return tuple([Branch(*fields) for fields in msgpack.unpackb(packed)])
 
 
 @functools.lru_cache(REMEMBERED_SHAPES)
@@ -165,6 +150,7 @@ def unpack_finished(
         fingerprint,
         Mode.INTERACTIVE if is_interactive else Mode.ONE_SHOT,
         unpack_branches(branches),
+        (),
         metadata,
         created_ms,
         deadline_ms,
@@ -182,7 +168,7 @@ def unpack_finished(
 
 def pack_unfinished(transaction: Transaction) -> tuple[Any, ...]:
     """All of an unfinished transaction, ready for msgpack."""
-    return (*transaction[:14], pack_bits(transaction.acknowledged), *transaction[15:])
+    return (*transaction[:15], pack_bits(transaction.acknowledged), *transaction[16:])
 
 
 def unpack_unfinished(fields: tuple[Any, ...]) -> Transaction:
@@ -190,9 +176,12 @@ def unpack_unfinished(fields: tuple[Any, ...]) -> Transaction:
     raw = Transaction(*fields)
     if not isinstance(raw.id, str) or raw.finished_ms is not None:
         raise ValueError(f"{raw.id!r} does not belong among the unfinished")
+    if raw.outcome is None and len(raw.payloads) != len(raw.branches):
+        raise ValueError(f"{raw.id} lacks payloads")
     return raw._replace(
         mode=Mode(raw.mode),
         branches=tuple([Branch(*branch) for branch in raw.branches]),
+        payloads=tuple(raw.payloads),
         votes=tuple([Vote(vote) for vote in raw.votes]),
         outcome=None if raw.outcome is None else Outcome(raw.outcome),
         acknowledged=unpack_bits(raw.acknowledged),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import functools
 from typing import NamedTuple
 
 from coordinator.facts import Branch, Mode
+from coordinator.packed import FEW_BRANCHES, REMEMBERED_SHAPES
 
 
 class Wait(enum.StrEnum):
@@ -17,41 +19,48 @@ class Wait(enum.StrEnum):
 
 
 class Planned(NamedTuple):
-    """A branch as the client asked for it. `payload` is JSON as `contract.encode_json` gives it."""
+    """Where the client wants a branch."""
 
     name: str
     url: str | None
     prepare_url: str
     commit_url: str
     rollback_url: str
-    payload: bytes
 
     @property
     def participant(self) -> str:
         """See `Branch.participant`."""
         return self.url or self.prepare_url
 
-    def recorded(self, branch_id: str, *, repeatable: bool) -> Branch:
-        """The branch as `Begin` records it."""
-        return Branch(
-            branch_id,
-            self.name,
-            self.url,
-            self.prepare_url,
-            self.commit_url,
-            self.rollback_url,
-            self.payload,
-            repeatable,
-        )
+
+def recorded(planned: tuple[Planned, ...], repeatable: tuple[bool, ...]) -> tuple[Branch, ...]:
+    """The branches as `Begin` records them; one object for equal ones, where they are few."""
+    if len(planned) <= FEW_BRANCHES:
+        return _recorded_few(planned, repeatable)
+    return _recorded(planned, repeatable)
+
+
+def _recorded(planned: tuple[Planned, ...], repeatable: tuple[bool, ...]) -> tuple[Branch, ...]:
+    numbered = enumerate(zip(planned, repeatable, strict=True), 1)
+    return tuple(
+        [Branch(str(number), *place, can_repeat) for number, (place, can_repeat) in numbered]
+    )
+
+
+_recorded_few = functools.lru_cache(REMEMBERED_SHAPES)(_recorded)
 
 
 class Plan(NamedTuple):
-    """A transaction as the client asked for it. `metadata` is JSON."""
+    """A transaction as the client asked for it.
+
+    `payloads`, one for each branch, and `metadata` are JSON as `contract.encode_json` gives it.
+    """
 
     id: str
     fingerprint: str
     mode: Mode
     branches: tuple[Planned, ...]
+    payloads: tuple[bytes, ...]
     timeout_ms: int
     metadata: bytes
     traceparent: str | None = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from coordinator.commands import Acknowledge, Begin, Decide, Refuse, Resolve
 from coordinator.facts import (
-    Branch,
     Mode,
     Outcome,
     Resolution,
@@ -16,7 +15,6 @@ from coordinator.facts import (
     everyone_can_commit,
     outstanding,
 )
-from coordinator.packed import shared_branches
 from participants.contract import Vote
 
 _new = tuple.__new__
@@ -30,6 +28,7 @@ def record_of(command: Begin, sequence: int) -> Transaction:
         fingerprint=command.fingerprint,
         mode=command.mode,
         branches=command.branches,
+        payloads=command.payloads,
         metadata=command.metadata,
         created_ms=command.now_ms,
         deadline_ms=command.deadline_ms,
@@ -44,6 +43,7 @@ def refused(command: Refuse, sequence: int) -> Transaction:
         fingerprint="",
         mode=Mode.ONE_SHOT,
         branches=(),
+        payloads=(),
         metadata=b"{}",
         created_ms=command.now_ms,
         deadline_ms=command.now_ms,
@@ -62,16 +62,16 @@ def decided(command: Decide, standing: Transaction) -> Transaction:
     after = _new(
         Transaction,
         (
-            *standing[:4],
-            _bare(standing.branches),
-            *standing[5:8],
+            *standing[:5],
+            (),
+            *standing[6:9],
             True,
             votes,
             (command.vote_reasons + (None,) * count)[:count],
             Outcome.COMMIT if commits else Outcome.ABORT,
             None if commits else command.reason,
             command.now_ms,
-            *standing[14:],
+            *standing[15:],
         ),
     )
     return _finished_if_done(after, command.now_ms)
@@ -80,7 +80,7 @@ def decided(command: Decide, standing: Transaction) -> Transaction:
 def aborted_by_hand(command: Resolve, standing: Transaction) -> Transaction:
     count = len(standing.branches)
     after = standing._replace(
-        branches=_bare(standing.branches),
+        payloads=(),
         closed=True,
         votes=(Vote.UNKNOWN,) * count,
         vote_reasons=(None,) * count,
@@ -92,15 +92,10 @@ def aborted_by_hand(command: Resolve, standing: Transaction) -> Transaction:
     return _finished_if_done(after, command.now_ms)
 
 
-def _bare(branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
-    """Without payloads: phase two names only ids, so none is kept beyond the decision."""
-    return shared_branches(tuple([_new(Branch, (*b[:6], b"", b[7])) for b in branches]))
-
-
 def acknowledged(command: Acknowledge, standing: Transaction) -> Transaction:
     """`command.branches` are outstanding ones at least."""
     heard = standing.acknowledged | command.branches & outstanding(standing)
-    after = _new(Transaction, (*standing[:14], heard, *standing[15:]))
+    after = _new(Transaction, (*standing[:15], heard, *standing[16:]))
     return _finished_if_done(after, command.now_ms)
 
 

@@ -151,7 +151,7 @@ class Talks:
         body = prepare_body(
             live.id,
             branch.branch_id,
-            branch.payload,
+            transaction.payloads[position],
             transaction.fingerprint,
             rfc3339(transaction.deadline_ms),
             self._coordinators,

@@ -30,10 +30,13 @@ BEGAN_MS = 1_000_000
 TIMEOUT_MS = 10_000
 
 
-def branch(number: int = 1, *, plain: bool = False, payload: bytes = b'{"quantity":1}') -> Branch:
+PAYLOAD = b'{"quantity":1}'
+
+
+def branch(number: int = 1, *, plain: bool = False) -> Branch:
     url = f"http://participant-{number}"
     ends = (f"{url}/prepare", f"{url}/commit", f"{url}/rollback")
-    return Branch(str(number), f"service-{number}", url, *ends, payload, not plain)
+    return Branch(str(number), f"service-{number}", url, *ends, not plain)
 
 
 def branches(count: int, *, plain: bool = False) -> tuple[Branch, ...]:
@@ -50,8 +53,11 @@ def begin(
     now_ms: int = BEGAN_MS,
 ) -> Begin:
     recorded = branches(of) if isinstance(of, int) else of
+    payloads = (PAYLOAD,) * len(recorded)
     deadline_ms = now_ms + TIMEOUT_MS
-    return Begin(epoch, now_ms, transaction_id, fingerprint, mode, recorded, deadline_ms, b"{}")
+    return Begin(
+        epoch, now_ms, transaction_id, fingerprint, mode, recorded, payloads, deadline_ms, b"{}"
+    )
 
 
 def decide(
@@ -115,11 +121,9 @@ def plan(
     timeout_ms: int = TIMEOUT_MS,
 ) -> Plan:
     asked = branches(of) if isinstance(of, int) else of
-    planned = tuple(
-        Planned(b.name, b.url, b.prepare_url, b.commit_url, b.rollback_url, b.payload)
-        for b in asked
-    )
-    return Plan(transaction_id, fingerprint, Mode.ONE_SHOT, planned, timeout_ms, b"{}")
+    planned = tuple(Planned(*each[1:6]) for each in asked)
+    payloads = (PAYLOAD,) * len(planned)
+    return Plan(transaction_id, fingerprint, Mode.ONE_SHOT, planned, payloads, timeout_ms, b"{}")
 
 
 class RandomCommands:
@@ -148,7 +152,7 @@ class RandomCommands:
                 return self._begin(epoch, transaction_id)
             case n if n < 32:
                 some = branch(pick.randrange(1, 6), plain=pick.random() < 0.5)
-                return Enlist(epoch, now_ms, transaction_id, some)
+                return Enlist(epoch, now_ms, transaction_id, some, PAYLOAD)
             case n if n < 37:
                 return Close(epoch, now_ms, transaction_id)
             case n if n < 60:

@@ -56,6 +56,9 @@ EMPTY = 20_000
 """Transactions without which the same load is run first, for comparison."""
 
 
+PAYLOADS = (b'{"sku":"A-1","quantity":2}',) * 3
+
+
 class Maker:
     """Makes the commands of transactions at three participants."""
 
@@ -69,7 +72,15 @@ class Maker:
         now_ms = _now_ms()
         deadline_ms = now_ms + 10_000
         return Begin(
-            epoch, now_ms, id_, fingerprint, Mode.ONE_SHOT, branches, deadline_ms, b'{"a":"b"}'
+            epoch,
+            now_ms,
+            id_,
+            fingerprint,
+            Mode.ONE_SHOT,
+            branches,
+            PAYLOADS,
+            deadline_ms,
+            b'{"a":"b"}',
         )
 
 
@@ -82,7 +93,6 @@ def commands_after(begin: Begin) -> Iterator[Command]:
 
 def _branch(number: int) -> Branch:
     url = f"http://127.0.0.1:900{number}"
-    payload = b'{"sku":"A-1","quantity":2}'
     return Branch(
         str(number),
         ("profile", "inventory", "activity")[number - 1],
@@ -90,7 +100,6 @@ def _branch(number: int) -> Branch:
         f"{url}/prepare",
         f"{url}/commit",
         f"{url}/rollback",
-        payload,
         True,
     )
 

@@ -98,7 +98,7 @@ def test_the_least_body_has_the_defaults() -> None:
     assert branch.prepare_url == "http://127.0.0.1:9002/stock/prepare"
     assert branch.commit_url == "http://127.0.0.1:9002/stock/commit"
     assert branch.rollback_url == "http://127.0.0.1:9002/stock/rollback"
-    assert branch.payload == b"null"
+    assert plan.payloads == (b"null",)
 
 
 def test_everything_that_is_given_is_taken() -> None:
@@ -117,7 +117,7 @@ def test_everything_that_is_given_is_taken() -> None:
     plan, wait, named = read(body)
     assert (plan.id, named, wait, plan.timeout_ms) == ("my.id:1_2-3", True, Wait.COMPLETION, 100)
     assert plan.metadata == b'{"a":"\\u00e9","z":1}'
-    assert plan.branches[0].payload == b'{"a":null,"b":[1,"\\u00e9"]}'
+    assert plan.payloads[0] == b'{"a":null,"b":[1,"\\u00e9"]}'
     assert plan.branches[1].url is None
     assert plan.branches[1].commit_url == "http://h/c?x=1"
     assert [b.name for b in plan.branches] == ["stock é", "mail", "h/p"]
@@ -331,13 +331,20 @@ def test_a_resolve_that_is_not_as_it_must_be(field: str, body: Any) -> None:
 # --- showing --------------------------------------------------------------------------------------
 
 BRANCHES = (
-    Branch(
-        "1", "a", "http://a", "http://a/prepare", "http://a/commit", "http://a/rollback", b"", True
-    ),
-    Branch("2", "b", None, "http://b/p", "http://b/c", "http://b/r", b"", False),
+    Branch("1", "a", "http://a", "http://a/prepare", "http://a/commit", "http://a/rollback", True),
+    Branch("2", "b", None, "http://b/p", "http://b/c", "http://b/r", False),
 )
 UNDECIDED = Transaction(
-    "t-1", 1, "ab" * 32, Mode.ONE_SHOT, BRANCHES, b'{"k":"v"}', NOW_MS, NOW_MS + 10_001, True
+    "t-1",
+    1,
+    "ab" * 32,
+    Mode.ONE_SHOT,
+    BRANCHES,
+    (b"1", b"2"),
+    b'{"k":"v"}',
+    NOW_MS,
+    NOW_MS + 10_001,
+    True,
 )
 
 

@@ -6,25 +6,25 @@ import pytest
 
 from coordinator.capacity import Capacity
 from coordinator.errors import AtCapacity
-from coordinator.plan import Planned
+from coordinator.plan import Planned, recorded
 from coordinator.settings import Limits
 
 
 def planned(name: str) -> Planned:
     url = f"http://{name}"
-    return Planned(name, url, f"{url}/prepare", f"{url}/commit", f"{url}/rollback", b"{}")
+    return Planned(name, url, f"{url}/prepare", f"{url}/commit", f"{url}/rollback")
 
 
 def test_what_is_recorded_and_what_is_being_begun_count_together() -> None:
     capacity = Capacity(Limits(unfinished=100, unfinished_per_participant=3))
     here, there = planned("here"), planned("there")
-    recorded = [here.recorded("1", repeatable=True)]
-    capacity.beginning(recorded)
+    begun = recorded((here,), (True,))
+    capacity.beginning(begun)
     capacity.check([here, there], 1, {"http://here": 1})
     with pytest.raises(AtCapacity, match="3 branches are unfinished at http://here"):
         capacity.check([there, here], 1, {"http://here": 2})
     capacity.check([there], 1, {"http://here": 2})
-    capacity.begun(recorded)
+    capacity.begun(begun)
     capacity.check([here], 1, {"http://here": 2})
 
 
@@ -37,6 +37,6 @@ def test_the_number_of_transactions_is_limited_whatever_their_participants() -> 
 
 def test_with_leadership_goes_what_was_being_begun() -> None:
     capacity = Capacity(Limits(unfinished_per_participant=1))
-    capacity.beginning([planned("a").recorded("1", repeatable=True)])
+    capacity.beginning(recorded((planned("a"),), (True,)))
     capacity.clear()
     capacity.check([planned("a")], 0, {})

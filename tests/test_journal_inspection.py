@@ -37,14 +37,14 @@ from coordinator.commands import (
 from coordinator.facts import Branch, Effect, Mode
 from participants.contract import Vote
 
-STOCK = Branch("1", "stock", "http://s", "http://s/p", "http://s/c", "http://s/r", b"{}", True)
+STOCK = Branch("1", "stock", "http://s", "http://s/p", "http://s/c", "http://s/r", True)
 DECIDED = Decide(2, 5, "t-1", (Vote.YES, Vote.READ_ONLY), (None, None), None)
 COMMANDS_IN_WORDS: dict[str, Command] = {
     "epoch 2, led by n1": Epoch(2, 5, "n1"),
     "begin t-1 (one-shot), branches: stock": Begin(
-        2, 5, "t-1", "f", Mode.ONE_SHOT, (STOCK,), 9, b"{}"
+        2, 5, "t-1", "f", Mode.ONE_SHOT, (STOCK,), (b"{}",), 9, b"{}"
     ),
-    "enlist in t-1: stock": Enlist(2, 5, "t-1", STOCK),
+    "enlist in t-1: stock": Enlist(2, 5, "t-1", STOCK, b"{}"),
     "close t-1": Close(2, 5, "t-1"),
     "decide t-1, votes: yes, read only": DECIDED,
     "refuse t-1: a participant asked before it was begun": Refuse(2, 5, "t-1"),

@@ -37,6 +37,7 @@ from participants.contract import Vote
 from tests.builders import (
     BEGAN_MS,
     EPOCH,
+    PAYLOAD,
     acknowledge,
     applied,
     begin,
@@ -78,8 +79,8 @@ def machine_in(phase: Phase) -> tuple[Machine, str]:
 COMMANDS: dict[str, Command] = {
     "begin": begin(),
     "begin other": begin(fingerprint="f2"),
-    "enlist": Enlist(EPOCH, BEGAN_MS, "t", branch(3)),
-    "enlist again": Enlist(EPOCH, BEGAN_MS, "t", branch(1)),
+    "enlist": Enlist(EPOCH, BEGAN_MS, "t", branch(3), PAYLOAD),
+    "enlist again": Enlist(EPOCH, BEGAN_MS, "t", branch(1), PAYLOAD),
     "close": Close(EPOCH, BEGAN_MS, "t"),
     "decide": decide((YES, YES)),
     "refuse": Refuse(EPOCH, BEGAN_MS, "t"),
@@ -296,7 +297,7 @@ def test_a_name_enlisted_again_with_another_url_is_a_conflict() -> None:
     machine = led_machine(begin(mode=Mode.INTERACTIVE))
     before = snapshot(machine)
     other = branch(1)._replace(url="http://elsewhere")
-    assert machine.step(Enlist(EPOCH, BEGAN_MS, "t", other)) is Refusal.CONFLICT
+    assert machine.step(Enlist(EPOCH, BEGAN_MS, "t", other, PAYLOAD)) is Refusal.CONFLICT
     assert snapshot(machine) == before
 
 
@@ -325,6 +326,7 @@ def test_a_branch_is_ended_by_hand_only_once_and_not_after_it_acknowledged() -> 
 
 
 def test_a_decided_transaction_keeps_no_payloads() -> None:
-    machine = led_machine(begin(of=(branch(1, payload=b'"secret"'),)))
-    assert record(machine).branches[0].payload == b'"secret"'
-    assert applied(machine, decide((YES,))).branches[0].payload == b""
+    machine = led_machine(begin(of=1))
+    assert record(machine).payloads == (PAYLOAD,)
+    assert applied(machine, decide((YES,))).payloads == ()
+    assert record(machine).payloads == ()

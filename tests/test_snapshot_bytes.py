@@ -83,6 +83,13 @@ def _transaction_with(position: int, value: object) -> bytes:
     return packed
 
 
+def _undecided_without_payloads() -> bytes:
+    _, (fields,) = msgpack.unpackb(snapshot(led_machine(begin()))[1])
+    fields[5] = []
+    packed: bytes = msgpack.packb([None, [fields]])
+    return packed
+
+
 def _block(**changed: object) -> list[bytes]:
     """A snapshot of one finished transaction, its block changed."""
     header, chunk = snapshot(led_machine(begin(), decide((Vote.NO, Vote.UNSENT))))
@@ -102,10 +109,11 @@ WRONG_FIELDS: list[tuple[int, object]] = [
     (3, "two_shot"),
     (4, 5),
     (4, [["1"]]),
-    (9, ["maybe"]),
-    (11, "perhaps"),
-    (15, [[]]),
-    (15, [["1", "exploded", "ann", "why", 1]]),
+    (5, 7),
+    (10, ["maybe"]),
+    (12, "perhaps"),
+    (16, [[]]),
+    (16, [["1", "exploded", "ann", "why", 1]]),
 ]
 GOOD = snapshot(busy_machine())
 ONE = snapshot(led_machine(begin()))
@@ -122,7 +130,8 @@ DAMAGED: dict[str, list[bytes]] = {
     "header alone is short": [msgpack.packb([1, 2, 3])],
     "not a list": [*ONE[:1], msgpack.packb(7)],
     "not a transaction": [*ONE[:1], msgpack.packb([None, [[1, 2]]])],
-    "a finished one among the unfinished": [*ONE[:1], _transaction_with(16, 5)],
+    "a finished one among the unfinished": [*ONE[:1], _transaction_with(17, 5)],
+    "an undecided one without its payloads": [*ONE[:1], _undecided_without_payloads()],
     "a block too short": _block(ids=["t"]),
     "a record without an id": _block(ids=[None] * BLOCK),
     "a number for an id": _block(ids=[1] * BLOCK),

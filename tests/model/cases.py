@@ -83,12 +83,12 @@ def _plan(content: int, count: int) -> Plan:
     for place in range(count):
         url = _url(place)
         ends = (f"{url}/prepare", f"{url}/commit", f"{url}/rollback")
-        planned.append(Planned(f"service-{place}", url, *ends, payload))
+        planned.append(Planned(f"service-{place}", url, *ends))
     digest = fingerprint(
         Mode.ONE_SHOT,
-        [(p.name, p.prepare_url, p.commit_url, p.rollback_url, p.payload) for p in planned],
+        [(p.name, p.prepare_url, p.commit_url, p.rollback_url, payload) for p in planned],
     )
-    return Plan(ID, digest, Mode.ONE_SHOT, tuple(planned), TIMEOUT_MS, b"{}")
+    return Plan(ID, digest, Mode.ONE_SHOT, tuple(planned), (payload,) * count, TIMEOUT_MS, b"{}")
 
 
 THREE_LEADERSHIPS = Case("two on the SDK, three leaderships", "SS", leaderships=3, votes=(YES,))
