@@ -16,8 +16,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from cluster.bench import observe as bench
 from cluster.bench import report as bench_report
-from cluster.bench import run as bench
 from cluster.bench.floor import measure_floor
 from cluster.bench.load import Tally, run_load
 from cluster.bench.requests import Load, RequestMaker
@@ -228,6 +228,7 @@ def some_result(per_second: float) -> bench_report.Result:
         "committed": int(per_second),
         "aborted": 0,
         "aborted_unasked": 0,
+        "accepted": 0,
         "wrong": 0,
         "refused": 0,
         "failed": 0,
@@ -238,6 +239,7 @@ def some_result(per_second: float) -> bench_report.Result:
         "loop_lag_ms": 1.0,
         "first_wrong": "",
         "latencies": {"700": int(per_second)},
+        "refusals": {},
     }
     before = {"n1": bench_report.Usage(1.0, 10), "load": bench_report.Usage(0.0, 5)}
     after = {"n1": bench_report.Usage(1.5, 30), "load": bench_report.Usage(0.1, 5)}

@@ -14,7 +14,8 @@ honest:
 
     python -m cluster.bench.load       reads a Load as a line of JSON from standard input
 
-It answers with a line when it begins to measure, and with a line of figures (`Tally`) at the end.
+It answers with a line when it begins to measure, and with a line of figures (`Tally`) at the end:
+when the time is over, or, where there is none (`seconds` 0), when another line comes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import math
 import sys
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -48,13 +50,15 @@ _GROWTH = math.log(1.01)
 class Tally:
     """What came of it, within the time of measuring. Counts are of transactions.
 
-    `unsent`: of an open loop, still waiting for a connection at the end: more than can be done.
-    `latencies`: how many requests took about `1.01 ** step` microseconds, by step.
+    `accepted`: begun, with `wait` none. `unsent`: of an open loop, still waiting for a connection
+    at the end: more than can be done. `latencies`: how many requests took about `1.01 ** step`
+    microseconds until the outcome, by step; `refusals`: until they were refused, likewise.
     """
 
     committed: int = 0
     aborted: int = 0
     aborted_unasked: int = 0
+    accepted: int = 0
     wrong: int = 0
     refused: int = 0
     failed: int = 0
@@ -64,6 +68,7 @@ class Tally:
     longest_ms: float = 0.0
     loop_lag_ms: float = 0.0
     latencies: dict[int, int] = field(default_factory=dict)
+    refusals: dict[int, int] = field(default_factory=dict)
     first_wrong: str = ""
 
 
@@ -71,7 +76,7 @@ def main() -> None:
     fields = json.loads(sys.stdin.readline())
     fields["nodes"], fields["participants"] = tuple(fields["nodes"]), tuple(fields["participants"])
     gc.freeze()
-    tally = event_loop.run(run_load(Load(**fields), begun=_say_begun))
+    tally = event_loop.run(run_load(Load(**fields), begun=_say_begun, told_to_stop=_a_line_came))
     print(json.dumps(asdict(tally)), flush=True)
     sys.stdin.read()  # until nobody needs this process any more: what it used is read of the system
 
@@ -80,10 +85,25 @@ def _say_begun() -> None:
     print('{"measuring":true}', flush=True)
 
 
-async def run_load(load: Load, begun: Any = lambda: None) -> Tally:
-    """Warm up, call `begun`, measure, and wait for what is under way."""
+async def _a_line_came() -> None:
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), came.set)
+    await came.wait()
+    loop.remove_reader(sys.stdin.fileno())
+
+
+async def run_load(
+    load: Load,
+    begun: Callable[[], None] = lambda: None,
+    told_to_stop: Callable[[], Awaitable[None]] | None = None,
+) -> Tally:
+    """Warm up, call `begun`, measure, and wait for what is under way.
+
+    `told_to_stop`: returns when it shall end, if `load` says neither how long nor how many.
+    """
     crowd = _Crowd(load)
-    return await crowd.run(begun)
+    return await crowd.run(begun, told_to_stop)
 
 
 # --- connections ------------------------------------------------------------------------------
@@ -146,6 +166,11 @@ def _content_length(buffer: bytes, end: int) -> int:
     return int(buffer[at + 16 : buffer.index(b"\r\n", at)])
 
 
+def _count(steps: dict[int, int], took: float) -> None:
+    step = int(math.log(took * 1e6) / _GROWTH)
+    steps[step] = steps.get(step, 0) + 1
+
+
 # --- all of them ------------------------------------------------------------------------------
 
 
@@ -171,7 +196,9 @@ class _Crowd:
         self._ended = self._loop.create_future()
         self.tally = Tally()
 
-    async def run(self, begun: Any) -> Tally:
+    async def run(
+        self, begun: Callable[[], None], told_to_stop: Callable[[], Awaitable[None]] | None
+    ) -> Tally:
         load = self._load
         for _ in range(load.clients):
             await self._connect(self._leader)
@@ -190,8 +217,12 @@ class _Crowd:
         if load.most:
             await self._ended
         else:
-            self._measure_to = self._measure_from + load.seconds
-            await asyncio.sleep(load.seconds)
+            if load.seconds:
+                self._measure_to = self._measure_from + load.seconds
+                await asyncio.sleep(load.seconds)
+            else:
+                assert told_to_stop is not None
+                await told_to_stop()
             self._over = True
             self.tally.unsent = load.batch * len(self._waiting)
             self._under_way -= len(self._waiting)
@@ -243,7 +274,7 @@ class _Crowd:
     def answered(
         self, connection: _Connection, request: Request, status: int, head: bytes, body: bytes
     ) -> None:
-        if status == 200:
+        if status in (200, 202):
             if connection.url == self._leader:
                 self._idle.append(connection)
             else:
@@ -256,7 +287,7 @@ class _Crowd:
             self._leader = location.removesuffix("/v1/transactions")
         self._move(connection)
         if status == 429:
-            self.tally.refused += len(request.ids)
+            self._refused(request)
             self._loop.call_later(_REFUSED_PAUSE_S, self._end)
         elif status in (307, 503):
             self._again(request, 0.0 if status == 307 else _AGAIN_S)
@@ -281,7 +312,8 @@ class _Crowd:
         ids = request.ids
         committed = body.count(b'"outcome":"committed"')
         aborted = body.count(b'"outcome":"aborted"')
-        if committed > request.commits or committed + aborted != len(ids):
+        accepted = body.count(b'"outcome":null') if self._load.wait == "none" else 0
+        if committed > request.commits or committed + aborted + accepted != len(ids):
             self._wrong(request, body[:500].decode("utf-8", "replace"))
             return
         if ids[0] not in body or ids[-1] not in body:
@@ -292,11 +324,17 @@ class _Crowd:
             tally = self.tally
             tally.committed += committed
             tally.aborted += aborted
-            tally.aborted_unasked += request.commits - committed
+            tally.accepted += accepted
+            tally.aborted_unasked += max(0, request.commits - committed - accepted)
             took = now - request.started
-            step = int(math.log(took * 1e6) / _GROWTH)
-            tally.latencies[step] = tally.latencies.get(step, 0) + 1
+            _count(tally.latencies, took)
             tally.longest_ms = max(tally.longest_ms, took * 1000)
+
+    def _refused(self, request: Request) -> None:
+        now = self._clock()
+        if self._measure_from <= now <= self._measure_to:
+            self.tally.refused += len(request.ids)
+            _count(self.tally.refusals, now - request.started)
 
     def _wrong(self, request: Request, why: str) -> None:
         self.tally.wrong += len(request.ids)

@@ -21,7 +21,8 @@ from typing import Any
 from cluster.bench.floor import measure_floor
 from cluster.bench.postgres import PostgresMissing, measure_postgres
 from cluster.bench.report import Result, compared, compared_shown, floor_shown, shown
-from cluster.bench.run import BenchError, BenchSettings, measure
+from cluster.bench.run import measure
+from cluster.bench.settings import BenchError, BenchSettings
 from cluster.cli.output import UserMistake
 
 _BASELINES = ("floor", "plain", "postgres")
