@@ -16,10 +16,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from cluster.bench import observe as bench
+from cluster.bench import observe, run
 from cluster.bench import report as bench_report
 from cluster.bench.floor import measure_floor
 from cluster.bench.load import Tally, run_load
+from cluster.bench.place import Place, committed_branches, open_before
 from cluster.bench.requests import Load, RequestMaker
 from cluster.cli.main import main
 from cluster.profiling import VARIABLE, profiled, summary
@@ -140,6 +141,96 @@ def test_a_refusal_for_load_is_counted_apart() -> None:
     tally = load_against(full)
     assert tally.refused > 0
     assert (tally.wrong, tally.committed) == (0, 0)
+
+
+def test_how_long_a_refusal_takes_is_counted_apart() -> None:
+    async def full(_: dict[str, Any]) -> web.Response:
+        await asyncio.sleep(0.02)
+        return web.Response(status=429, text="full")
+
+    tally = load_against(full)
+    assert sum(tally.refusals.values()) == tally.refused > 0
+    assert bench_report.percentile(tally.refusals, 0.0) >= 20
+    assert tally.latencies == {}
+
+
+def test_an_element_of_a_batch_may_be_refused_for_load() -> None:
+    async def first_refused(body: dict[str, Any]) -> web.Response:
+        answers: list[Any] = [{"id": t["id"], "outcome": "committed"} for t in body["transactions"]]
+        answers[0] = {"error": {"code": "at_capacity", "message": "full", "details": {}}}
+        return as_nodes_say({"transactions": answers})
+
+    tally = load_against(first_refused, batch=3)
+    assert tally.committed == 2 * tally.refused > 0
+    assert (tally.wrong, tally.aborted_unasked) == (0, 0)
+
+
+def test_a_batch_in_which_one_outcome_is_unknown_is_asked_again() -> None:
+    seen: dict[str, int] = {}
+
+    async def first_unknown(body: dict[str, Any]) -> web.Response:
+        first = body["transactions"][0]["id"]
+        seen[first] = seen.get(first, 0) + 1
+        answers: list[Any] = [{"id": t["id"], "outcome": "committed"} for t in body["transactions"]]
+        if seen[first] == 1:
+            answers[0] = {"error": {"code": "outcome_unknown", "message": "", "details": {}}}
+        return as_nodes_say({"transactions": answers})
+
+    tally = load_against(first_unknown, batch=3)
+    assert tally.committed > 0
+    assert tally.asked_again > 0
+    assert tally.wrong == 0
+    assert set(seen.values()) == {2}
+
+
+def test_an_error_in_a_batch_is_noticed() -> None:
+    async def one_broken(body: dict[str, Any]) -> web.Response:
+        answers: list[Any] = [{"id": t["id"], "outcome": "committed"} for t in body["transactions"]]
+        answers[1] = {"error": {"code": "bad_request", "message": "no", "details": {}}}
+        return as_nodes_say({"transactions": answers})
+
+    assert load_against(one_broken, batch=3).wrong > 0
+
+
+def test_what_was_accepted_is_counted_apart() -> None:
+    seen: set[tuple[str, int]] = set()
+
+    async def accepted(body: dict[str, Any]) -> web.Response:
+        seen.add((body["wait"], body["timeout_ms"]))
+        answer = as_nodes_say({"id": body["id"], "outcome": None})
+        answer.set_status(202)
+        return answer
+
+    tally = load_against(accepted, wait="none", timeout_ms=5_000)
+    assert tally.accepted > 0
+    assert (tally.wrong, tally.committed, tally.aborted_unasked) == (0, 0, 0)
+    assert seen == {("none", 5_000)}
+
+
+def test_a_load_without_an_end_ends_when_it_is_told_to() -> None:
+    async def drive() -> Tally:
+        enough = asyncio.Event()
+
+        async def submit(request: web.Request) -> web.Response:
+            numbers.append(1)
+            if len(numbers) == 40:
+                enough.set()
+            return await truthful(await request.json())
+
+        async def told_to_stop() -> None:
+            await enough.wait()
+
+        numbers: list[int] = []
+        application = web.Application()
+        application.router.add_post("/v1/transactions", submit)
+        async with TestServer(application) as server:
+            url = str(server.make_url("")).rstrip("/")
+            load = Load((url,), PARTICIPANTS, clients=4, warm_up_s=0.0, seconds=0.0)
+            return await run_load(load, told_to_stop=told_to_stop)
+
+    tally = asyncio.run(drive())
+    assert tally.committed >= 36
+    assert tally.seconds > 0
 
 
 def test_what_failed_in_an_unknown_way_is_asked_again_under_the_same_id() -> None:
@@ -265,11 +356,11 @@ def test_a_comparison_is_of_pairs() -> None:
 
 
 def test_usage_is_read_of_the_system() -> None:
-    before = bench.usage({"me": os.getpid()})["me"]
+    before = observe.usage({"me": os.getpid()})["me"]
     until = time.process_time() + 0.05
     while time.process_time() < until:
         pass
-    after = bench.usage({"me": os.getpid()})["me"]
+    after = observe.usage({"me": os.getpid()})["me"]
     assert after.cpu_s > before.cpu_s
     assert after.memory_bytes > 1_000_000
 
@@ -311,7 +402,35 @@ def test_a_participant_votes_as_its_payload_says(plain: bool) -> None:
             assert shown["2"] == {"prepared": 2, "committed": 1, "rolled_back": 1}
             assert shown["1"] == {"prepared": 0, "committed": 0, "rolled_back": 0}
 
+            between = time.monotonic()
+            await tell("/1/prepare", 5)
+            url = str(server.make_url("")).rstrip("/")
+            assert await open_before([url], between) == 0
+            assert await open_before([url], time.monotonic()) == 1
+            assert await committed_branches([url]) == {f"{url}/1": 0, f"{url}/2": 1}
+            await tell("/1/commit", 5)
+            assert await open_before([url], time.monotonic()) == 0
+
     asyncio.run(run())
+
+
+def test_a_participant_that_hangs_answers_no_prepare() -> None:
+    async def drive() -> None:
+        async with (
+            TestServer(bench_participants.application(1, hangs=True)) as server,
+            aiohttp.ClientSession(server.make_url("")) as session,
+        ):
+            message = {"transaction_id": "t", "branch_id": "1", "payload": None}
+            asked = asyncio.ensure_future(session.post("/1/prepare", json=message))
+            async with session.post("/1/rollback", json=message) as response:
+                assert response.status == 200
+            async with session.get("/") as response:
+                assert (await response.json())["participants"]["1"]["prepared"] == 0
+            assert not asked.done()
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+
+    asyncio.run(drive())
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -352,9 +471,9 @@ def test_two_settings_are_measured_in_turn(
 
 
 def test_branches_left_prepared_fail_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "_SETTLE_S", 0.2)
+    monkeypatch.setattr(run, "_SETTLE_S", 0.2)
 
-    async def run() -> list[str]:
+    async def look() -> list[str]:
         async def show(_: web.Request) -> web.Response:
             ends = {"prepared": 7, "committed": 4, "rolled_back": 1}
             return web.json_response({"participants": {"1": ends}})
@@ -363,10 +482,10 @@ def test_branches_left_prepared_fail_the_measurement(monkeypatch: pytest.MonkeyP
         application.router.add_get("/", show)
         async with TestServer(application) as server:
             url = str(server.make_url("")).rstrip("/")
-            place = bench._Place(Path(), {}, (), (url,), {}, None)
-            return await bench._wrongs(some_result(10), place)
+            place = Place(Path(), {}, (), (url,), {}, None)
+            return await run.wrongs(some_result(10), place)
 
-    assert asyncio.run(run()) == ["2 branches are prepared and not ended after 0 s"]
+    assert asyncio.run(look()) == ["2 branches are prepared and not ended after 0 s"]
 
 
 def test_the_floor_is_more_than_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from cluster.bench.callers import Callers
+from cluster.bench.callers import Called, Callers
 from cluster.bench.campaign import Campaign, CampaignSettings
 from cluster.bench.load_process import LoadProcess
 from cluster.bench.place import Place, committed_branches, open_before, running
@@ -38,8 +38,8 @@ async def measure_failover(
 ) -> Result:
     """Kill the leader `settings.kills` times. Raises BenchError."""
     campaign = Campaign("failover", settings, say)
-    if settings.base.nodes:
-        raise BenchError("failover kills nodes: only those that it started itself")
+    if settings.base.node_count < 3:
+        raise BenchError("one of fewer than three nodes cannot be killed: the others do not go on")
     async with running(settings.base) as place:
         load = campaign.load(place, clients=64, rate=settings.rate, no_share=_NO_SHARE, seconds=0.0)
         lean = await LoadProcess.start(load)
@@ -58,7 +58,7 @@ async def measure_failover(
         campaign.wrong += callers.called.wrong
         campaign.wrong += [f"a call failed: {why}" for why in callers.called.failed]
         campaign.wrong += uneven(await committed_branches(place.started))
-    _judge(campaign, callers, result)
+    judge(campaign, callers.called, result)
     return campaign.result()
 
 
@@ -125,10 +125,11 @@ def uneven(committed: dict[str, int]) -> list[str]:
     return [f"participants committed different numbers of branches: {committed}"]
 
 
-def _judge(campaign: Campaign, callers: Callers, lean: Result) -> None:
+def judge(campaign: Campaign, called: Called, lean: Result) -> None:
+    """The summary, and the verdicts."""
     kills = campaign.tables.get("kills", [])
     waits = _all_of(kills, "next_commit_s")
-    called, counts = callers.called, lean["transactions"]
+    counts = lean["transactions"]
     slowest_lean_s = lean["latency_ms"]["max"] / 1000
     summary = {
         "kills": len(kills),

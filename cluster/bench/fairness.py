@@ -33,6 +33,7 @@ from cluster.local.ports import HOST, free_ports
 MOST_RATIO = 1.1
 BRANCHES = 256
 OTHERS_CLIENTS = 64
+_HUGE = f"{BRANCHES} branches"
 _FAULTS: dict[str, dict[str, Any]] = {
     "hangs": {"fault": "never", "operation": "prepare"},
     "hangs in commit": {"fault": "never", "operation": "commit"},
@@ -43,7 +44,7 @@ _TROUBLED: dict[str, Any] = {"rate": 50.0, "clients": 256, "timeout_ms": 1_000}
 
 DISTURBANCES: dict[str, dict[str, Any]] = {
     **dict.fromkeys((*_FAULTS, "dead"), _TROUBLED),
-    f"{BRANCHES} branches": {"clients": 1},
+    _HUGE: {"clients": 1},
     "greedy": {"clients": 64},
     "greedy in batches": {"clients": 4, "batch": 500},
 }
@@ -57,25 +58,30 @@ async def measure_fairness(
     campaign = Campaign("fairness", settings, say)
     async with running(settings.base) as place:
         troubled = await place.start("troubled", "simulated")
-        crowd = numbered(await place.start("crowd", "bench", "--count", str(BRANCHES)), BRANCHES)
         for name, fields in DISTURBANCES.items():
-            participants = _participants(name, place, troubled, crowd)
+            participants = await _participants(name, place, troubled)
             await _pairs(campaign, place, troubled, name, {"participants": participants, **fields})
-    for name in DISTURBANCES:
-        value = of(campaign.tables["others"], "p99_ratio", disturbance=name)
-        campaign.judge(f"others' p99 beside: {name}, of alone", value, MOST_RATIO)
+    judge(campaign)
     return campaign.result()
 
 
-def _participants(
-    name: str, place: Place, troubled: str, crowd: tuple[str, ...]
-) -> tuple[str, ...]:
+def judge(campaign: Campaign) -> None:
+    """The verdicts about the tables."""
+    for name in DISTURBANCES:
+        value = of(campaign.tables["others"], "p99_ratio", disturbance=name)
+        campaign.judge(f"others' p99 beside: {name}, of alone", value, MOST_RATIO)
+
+
+async def _participants(name: str, place: Place, troubled: str) -> tuple[str, ...]:
+    """Those that the disturbing transactions use."""
     if name in _FAULTS:
         return (*place.participants[:2], troubled)
     if name == "dead":
         nobody = free_ports((), ("nobody",)).services["nobody"]
         return (*place.participants[:2], f"http://{HOST}:{nobody}")
-    return crowd if name == f"{BRANCHES} branches" else place.participants
+    if name == _HUGE:
+        return numbered(await place.start("crowd", "bench", "--count", str(BRANCHES)), BRANCHES)
+    return place.participants
 
 
 async def _pairs(

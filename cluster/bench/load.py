@@ -42,6 +42,12 @@ _AGAIN_S = 0.02
 _REFUSED_PAUSE_S = 0.05
 _TICK_S = 0.001
 _LAG_EVERY_S = 0.02
+_OPEN = [
+    b'{"error":{"code":"%s"' % code
+    for code in (b"outcome_unknown", b"no_leader", b"not_leader", b"draining")
+]
+"""What an element of a batch is answered that may have been done, or may be yet."""
+_REFUSED = (b'{"error":{"code":"at_capacity"', b'{"error":{"code":"overloaded"')
 _GROWTH = math.log(1.01)
 """Latencies are counted by steps of one hundredth."""
 
@@ -279,8 +285,11 @@ class _Crowd:
                 self._idle.append(connection)
             else:
                 self._move(connection)
-            self._check(request, body)
-            self._end()
+            if self._is_open(body):
+                self._again(request, _AGAIN_S)
+            else:
+                self._check(request, body)
+                self._end()
             return
         if status == 307:
             location = head.split(b"Location: ", 1)[1].split(b"\r\n", 1)[0].decode("ascii")
@@ -308,15 +317,22 @@ class _Crowd:
         if request is not None:
             self._again(request, _AGAIN_S)
 
+    def _is_open(self, body: bytes) -> bool:
+        """Whether an outcome is still to be told, of one transaction at least."""
+        if self._load.wait != "none" and b'"outcome":null' in body:
+            return True
+        return b'{"error":{' in body and any(code in body for code in _OPEN)
+
     def _check(self, request: Request, body: bytes) -> None:
         ids = request.ids
         committed = body.count(b'"outcome":"committed"')
         aborted = body.count(b'"outcome":"aborted"')
-        accepted = body.count(b'"outcome":null') if self._load.wait == "none" else 0
-        if committed > request.commits or committed + aborted + accepted != len(ids):
+        accepted = body.count(b'"outcome":null')
+        refused = sum(body.count(code) for code in _REFUSED)
+        if committed > request.commits or committed + aborted + accepted + refused != len(ids):
             self._wrong(request, body[:500].decode("utf-8", "replace"))
             return
-        if ids[0] not in body or ids[-1] not in body:
+        if not refused and (ids[0] not in body or ids[-1] not in body):
             self._wrong(request, f"answered for another: {body[:500]!r}")
             return
         now = self._clock()
@@ -325,7 +341,8 @@ class _Crowd:
             tally.committed += committed
             tally.aborted += aborted
             tally.accepted += accepted
-            tally.aborted_unasked += max(0, request.commits - committed - accepted)
+            tally.refused += refused
+            tally.aborted_unasked += max(0, request.commits - committed - accepted - refused)
             took = now - request.started
             _count(tally.latencies, took)
             tally.longest_ms = max(tally.longest_ms, took * 1000)

@@ -13,6 +13,7 @@ from cluster.bench.campaign import Campaign, CampaignSettings, decided, of, row
 from cluster.bench.place import Place, running
 from cluster.bench.report import Result
 from cluster.bench.run import calm, measure_loads, wrongs
+from cluster.bench.settings import BenchError
 from cluster.bench.verdicts import ratio
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -41,9 +42,11 @@ async def measure_overload(
             await campaign.cell(place, "closed loop", {"clients": clients}, load)
         closed = campaign.tables["closed loop"]
         capacity = max(one["per_second"] for one in closed)
+        if not capacity:
+            raise BenchError("nothing was answered: there is no capacity to exceed")
         for factor in FACTORS:
             await _offer(campaign, place, factor, capacity)
-    _judge(campaign)
+    judge(campaign)
     return campaign.result()
 
 
@@ -80,7 +83,8 @@ async def _offer(campaign: Campaign, place: Place, factor: float, capacity: floa
     )
 
 
-def _judge(campaign: Campaign) -> None:
+def judge(campaign: Campaign) -> None:
+    """The verdicts about the tables."""
     closed, opened = campaign.tables["closed loop"], campaign.tables["open loop"]
     best = max(one["per_second"] for one in (*closed, *opened))
     for factor in FACTORS[1:]:

@@ -61,6 +61,13 @@ class Place:
         self.processes[name] = child.pid
         return url
 
+    async def kill_all(self) -> None:
+        """kill -9 of all that was started here: what is under way shall not be waited for."""
+        if self.local is not None:
+            await asyncio.gather(*(self.local.kill(name) for name in self.local.node_ids))
+        for child in self.children:
+            child.signal(SIGKILL)
+
 
 @contextlib.asynccontextmanager
 async def running(settings: BenchSettings, more_settings: str = "") -> AsyncIterator[Place]:
