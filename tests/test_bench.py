@@ -289,10 +289,10 @@ def test_the_load_follows_to_the_leader() -> None:
 
 
 def test_requests_are_valid_and_carry_ids_with_their_time() -> None:
-    make = RequestMaker(Load(("http://n",), PARTICIPANTS, batch=3, payload_bytes=10))
+    make = RequestMaker(Load(("http://n",), PARTICIPANTS, payload_bytes=10))
     seen: set[str] = set()
     for _ in range(50):
-        request = make(0.0)
+        request = make(0.0, 3)
         for transaction in json.loads(request.body)["transactions"]:
             made_ms = time_of(transaction["id"])
             assert made_ms is not None

@@ -199,6 +199,7 @@ class _Crowd:
         self._begun = 0
         self._under_way = 0
         self._over = False
+        self._first_ended = asyncio.Event()
         self._ended = self._loop.create_future()
         self.tally = Tally()
 
@@ -208,12 +209,11 @@ class _Crowd:
         load = self._load
         for _ in range(load.clients):
             await self._connect(self._leader)
-        self._waiting.append(self._new(self._clock()))  # finds the leader
-        self._pump()
+        await self._first()
         if load.rate:
             self._loop.call_soon(self._tick, self._clock())
         else:
-            for _ in range(load.clients - 1):
+            for _ in range(load.clients):
                 self._waiting.append(self._new(self._clock()))
             self._pump()
         await asyncio.sleep(load.warm_up_s)
@@ -239,12 +239,19 @@ class _Crowd:
         await self._close()
         return self.tally
 
+    async def _first(self) -> None:
+        """One transaction alone finds the leader, and lets it hear what the participants offer."""
+        self._under_way += 1
+        self._waiting.append(self._make(self._clock(), 1))
+        self._pump()
+        await self._first_ended.wait()
+
     # --- sending ---
 
     def _new(self, started: float) -> Request:
         self._under_way += 1
         self._begun += self._load.batch
-        return self._make(started)
+        return self._make(started, self._load.batch)
 
     def _tick(self, due: float) -> None:
         """An open loop: requests begin when it is their time, whatever became of those before."""
@@ -360,6 +367,9 @@ class _Crowd:
     def _end(self) -> None:
         """A request is done; in a closed loop the next one begins."""
         self._under_way -= 1
+        if not self._first_ended.is_set():
+            self._first_ended.set()
+            return
         most = self._load.most
         if most and self._begun >= most:
             self._over = True

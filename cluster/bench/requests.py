@@ -66,22 +66,21 @@ class RequestMaker:
         shares = load.no_share or load.read_only_share
         self._kinds = [_Kind(load, random) for _ in range(KINDS if shares else 1)]
         self._next_kind = itertools.cycle(self._kinds).__next__
-        self._batch = load.batch
         self._number = random.getrandbits(44) << 4
         self._salt = f"8{random.getrandbits(12):03x}"
 
-    def __call__(self, started: float) -> Request:
+    def __call__(self, started: float, batch: int) -> Request:
         millisecond = f"{time.time_ns() // 1_000_000:012x}"
         prefix = f"{millisecond[:8]}-{millisecond[8:]}-7000-{self._salt}-"
         ids, parts, commits = [], [], 0
-        for _ in range(self._batch):
+        for _ in range(batch):
             self._number = (self._number + 1) & 0xFFFFFFFFFFFF
             one = f"{prefix}{self._number:012x}".encode("ascii")
             kind = self._next_kind()
             ids.append(one)
             parts.append(b'{"id":"' + one + kind.tail)
             commits += kind.commits
-        body = parts[0] if self._batch == 1 else b'{"transactions":[' + b",".join(parts) + b"]}"
+        body = parts[0] if batch == 1 else b'{"transactions":[' + b",".join(parts) + b"]}"
         return Request(body, ids, commits, started)
 
 
