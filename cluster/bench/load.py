@@ -31,9 +31,10 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
+from cluster.bench.connection import Connection
 from cluster.bench.requests import Load, Request, RequestMaker
 from participants import event_loop
 
@@ -112,66 +113,6 @@ async def run_load(
     return await crowd.run(begun, told_to_stop)
 
 
-# --- connections ------------------------------------------------------------------------------
-
-
-class _Connection(asyncio.Protocol):
-    """One connection to the node at `url`, with at most one request under way."""
-
-    def __init__(self, crowd: _Crowd, url: str) -> None:
-        parts = urlsplit(url)
-        self.url = url
-        self._crowd = crowd
-        self._head = (
-            f"POST /v1/transactions HTTP/1.1\r\nHost: {parts.netloc}\r\n"
-            "Content-Type: application/json\r\nContent-Length: "
-        ).encode("ascii")
-        self._transport: asyncio.Transport | None = None
-        self._buffer = b""
-        self._needed = 0
-        self.request: Request | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, and does not say so
-
-    def send(self, request: Request) -> None:
-        assert self._transport is not None
-        self.request = request
-        body = request.body
-        self._transport.write(self._head + b"%d\r\n\r\n" % len(body) + body)
-
-    def data_received(self, received: bytes) -> None:
-        buffer = self._buffer + received if self._buffer else received
-        if len(buffer) < self._needed:
-            self._buffer = buffer
-            return
-        end = buffer.find(b"\r\n\r\n")
-        length = -1 if end < 0 else _content_length(buffer, end)
-        if length < 0 or len(buffer) < end + 4 + length:
-            self._buffer = buffer
-            self._needed = 0 if length < 0 else end + 4 + length
-            return
-        self._buffer, self._needed = b"", 0
-        request, self.request = self.request, None
-        if request is not None:
-            self._crowd.answered(self, request, int(buffer[9:12]), buffer[: end + 4], buffer[end:])
-
-    def connection_lost(self, _: Exception | None) -> None:
-        request, self.request = self.request, None
-        self._crowd.lost(self, request)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-
-
-def _content_length(buffer: bytes, end: int) -> int:
-    at = buffer.find(b"Content-Length: ", 0, end)
-    if at < 0:
-        raise AssertionError(f"an answer without Content-Length: {buffer[:end]!r}")
-    return int(buffer[at + 16 : buffer.index(b"\r\n", at)])
-
-
 def _count(steps: dict[int, int], took: float) -> None:
     step = int(math.log(took * 1e6) / _GROWTH)
     steps[step] = steps.get(step, 0) + 1
@@ -190,10 +131,10 @@ class _Crowd:
         self._clock = time.perf_counter
         self._leader = load.nodes[0]
         self._others = itertools.cycle(load.nodes)
-        self._idle: deque[_Connection] = deque()
+        self._idle: deque[Connection] = deque()
         self._waiting: deque[Request] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._measure_from = math.inf
         self._measure_to = math.inf
         self._begun = 0
@@ -285,7 +226,7 @@ class _Crowd:
     # --- answers ---
 
     def answered(
-        self, connection: _Connection, request: Request, status: int, head: bytes, body: bytes
+        self, connection: Connection, request: Request, status: int, head: bytes, body: bytes
     ) -> None:
         if status in (200, 202):
             if connection.url == self._leader:
@@ -311,7 +252,7 @@ class _Crowd:
             self._wrong(request, f"{status} {body[:500]!r}")
             self._end()
 
-    def lost(self, connection: _Connection, request: Request | None) -> None:
+    def lost(self, connection: Connection, request: Request | None) -> None:
         """The node went away, perhaps with our request."""
         if connection not in self._connections:
             return  # we closed it
@@ -382,7 +323,7 @@ class _Crowd:
 
     # --- connections ---
 
-    def _move(self, connection: _Connection) -> None:
+    def _move(self, connection: Connection) -> None:
         """Use it again if it leads to the leader; else have one that does in its place."""
         if connection.url == self._leader:
             self._idle.append(connection)
@@ -401,7 +342,7 @@ class _Crowd:
         parts = urlsplit(url)
         while True:
             try:
-                make = functools.partial(_Connection, self, url)
+                make = functools.partial(Connection, self, url)
                 _, connection = await self._loop.create_connection(
                     make, parts.hostname or "", parts.port or 80
                 )
