@@ -119,6 +119,8 @@ def test_an_answer_for_another_transaction_is_noticed() -> None:
 
 def test_a_batch_that_misses_one_answer_is_noticed() -> None:
     async def one_less(body: dict[str, Any]) -> web.Response:
+        if "transactions" not in body:
+            return await truthful(body)
         answers = [{"id": t["id"], "outcome": outcome_of(t)} for t in body["transactions"]]
         return as_nodes_say({"transactions": answers[1:]})
 
@@ -156,6 +158,8 @@ def test_how_long_a_refusal_takes_is_counted_apart() -> None:
 
 def test_an_element_of_a_batch_may_be_refused_for_load() -> None:
     async def first_refused(body: dict[str, Any]) -> web.Response:
+        if "transactions" not in body:
+            return await truthful(body)  # the one that finds the leader
         answers: list[Any] = [{"id": t["id"], "outcome": "committed"} for t in body["transactions"]]
         answers[0] = {"error": {"code": "at_capacity", "message": "full", "details": {}}}
         return as_nodes_say({"transactions": answers})
@@ -169,6 +173,8 @@ def test_a_batch_in_which_one_outcome_is_unknown_is_asked_again() -> None:
     seen: dict[str, int] = {}
 
     async def first_unknown(body: dict[str, Any]) -> web.Response:
+        if "transactions" not in body:
+            return await truthful(body)
         first = body["transactions"][0]["id"]
         seen[first] = seen.get(first, 0) + 1
         answers: list[Any] = [{"id": t["id"], "outcome": "committed"} for t in body["transactions"]]
@@ -185,6 +191,8 @@ def test_a_batch_in_which_one_outcome_is_unknown_is_asked_again() -> None:
 
 def test_an_error_in_a_batch_is_noticed() -> None:
     async def one_broken(body: dict[str, Any]) -> web.Response:
+        if "transactions" not in body:
+            return await truthful(body)
         answers: list[Any] = [{"id": t["id"], "outcome": "committed"} for t in body["transactions"]]
         answers[1] = {"error": {"code": "bad_request", "message": "no", "details": {}}}
         return as_nodes_say({"transactions": answers})
@@ -205,6 +213,25 @@ def test_what_was_accepted_is_counted_apart() -> None:
     assert tally.accepted > 0
     assert (tally.wrong, tally.committed, tally.aborted_unasked) == (0, 0, 0)
     assert seen == {("none", 5_000)}
+
+
+def test_one_transaction_alone_comes_before_all_others() -> None:
+    first: list[str] = []
+    too_soon: list[str] = []
+
+    async def slow_at_first(body: dict[str, Any]) -> web.Response:
+        if not first:
+            first.append("under way")
+            await asyncio.sleep(0.05)
+            first.append("answered")
+        elif len(first) == 1:
+            too_soon.append(body["id"])
+        return await truthful(body)
+
+    tally = load_against(slow_at_first, clients=8)
+    assert first == ["under way", "answered"]
+    assert too_soon == []
+    assert tally.committed > 0
 
 
 def test_a_load_without_an_end_ends_when_it_is_told_to() -> None:
