@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cluster.bench.campaign import Campaign, CampaignSettings, of
-from cluster.bench.observe import LEADING, metrics, usage
+from cluster.bench.observe import REMEMBERED_NOW, leading, usage
 from cluster.bench.place import Place, numbered, running
 from cluster.bench.report import Result
 from cluster.bench.requests import Load
@@ -99,18 +99,17 @@ async def _hang(place: Place, url: str, count: int) -> None:
 
 async def remembered(campaign: Campaign) -> None:
     async with running(campaign.settings.base) as place:
-        there, started_with = 0, await _leader_bytes(place)
+        started_with = await _leader_bytes(place)
         for count in REMEMBERED:
             if count > campaign.settings.most_remembered:
                 break
+            there = int(sum(one[REMEMBERED_NOW] for one in (await leading(place.nodes)).values()))
             if count > there:
                 await fill(place, count - there)
-            there = count
             grew = await _leader_bytes(place) - started_with
             labels = {"remembered": count, "bytes_each": round(grew / count) if count else None}
             load = campaign.load(place, clients=CLIENTS)
-            row = await campaign.cell(place, "remembered", labels, load)
-            there += round(row["per_second"] * campaign.settings.seconds_per_cell)
+            await campaign.cell(place, "remembered", labels, load)
 
 
 TABLES = (participants, concurrency, in_flight, remembered)
@@ -118,8 +117,7 @@ TABLES = (participants, concurrency, in_flight, remembered)
 
 async def _leader_bytes(place: Place) -> float:
     """Memory of the node that leads."""
-    told = await metrics(place.nodes)
-    pids = {name: place.processes[name] for name, one in told.items() if one.get(LEADING)}
+    pids = {name: place.processes[name] for name in await leading(place.nodes)}
     return float(sum(one.memory_bytes for one in usage(pids).values()))
 
 

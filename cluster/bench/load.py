@@ -154,14 +154,16 @@ class _Crowd:
             self._loop.call_soon(self._tick, self._clock())
         else:
             for _ in range(load.clients):
-                self._waiting.append(self._new(self._clock()))
+                if self._left():
+                    self._waiting.append(self._new(self._clock()))
             self._pump()
         await asyncio.sleep(load.warm_up_s)
         begun()
         self._measure_from = self._clock()
         self._watch_lag(self._loop.time())
         if load.most:
-            await self._ended
+            if self._under_way:
+                await self._ended
         else:
             if load.seconds:
                 self._measure_to = self._measure_from + load.seconds
@@ -182,6 +184,7 @@ class _Crowd:
     async def _first(self) -> None:
         """One transaction alone finds the leader, and lets it hear what the participants offer."""
         self._under_way += 1
+        self._begun += 1
         self._waiting.append(self._make(self._clock(), 1))
         self._pump()
         await self._first_ended.wait()
@@ -189,9 +192,15 @@ class _Crowd:
     # --- sending ---
 
     def _new(self, started: float) -> Request:
+        batch = self._left()
         self._under_way += 1
-        self._begun += self._load.batch
-        return self._make(started, self._load.batch)
+        self._begun += batch
+        return self._make(started, batch)
+
+    def _left(self) -> int:
+        """How many transactions the next request may begin."""
+        batch, most = self._load.batch, self._load.most
+        return min(batch, most - self._begun) if most else batch
 
     def _tick(self, due: float) -> None:
         """An open loop: requests begin when it is their time, whatever became of those before."""
@@ -310,8 +319,7 @@ class _Crowd:
         if not self._first_ended.is_set():
             self._first_ended.set()
             return
-        most = self._load.most
-        if most and self._begun >= most:
+        if not self._left():
             self._over = True
         if not self._over:
             if not self._load.rate:

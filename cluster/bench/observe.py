@@ -17,6 +17,7 @@ from cluster.bench.report import Usage
 
 LEADING = "assent_leading"
 UNFINISHED = "assent_transactions_unfinished"
+REMEMBERED_NOW = "assent_transactions_remembered"
 _SYNCS = "assent_journal_syncs_total"
 _LAG = re.compile(r'assent_loop_lag_seconds_bucket\{le="([^"]+)"\}')
 
@@ -76,6 +77,12 @@ async def metrics(nodes: Mapping[str, str]) -> dict[str, dict[str, float]]:
             lines = [line.rpartition(" ") for line in text.splitlines() if line[:1] != "#"]
             told[name] = {metric: float(value) for metric, _, value in lines}
     return told
+
+
+async def leading(nodes: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """`metrics` of the node that leads; of none while none does."""
+    told = await metrics(nodes)
+    return {name: one for name, one in told.items() if one.get(LEADING)}
 
 
 def node_figures(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:

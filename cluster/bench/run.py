@@ -15,7 +15,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from cluster.bench.load_process import LoadProcess
-from cluster.bench.observe import LEADING, UNFINISHED, machine, metrics, node_figures, usage
+from cluster.bench.observe import (
+    LEADING,
+    UNFINISHED,
+    leading,
+    machine,
+    metrics,
+    node_figures,
+    usage,
+)
 from cluster.bench.place import Place, open_branches, running
 from cluster.bench.report import Result, figures, merge
 from cluster.bench.requests import Load
@@ -90,8 +98,7 @@ async def measure_loads(place: Place, loads: Sequence[Load]) -> Result:
 async def calm(place: Place) -> None:
     """Wait until nothing is unfinished any more. Raises BenchError if that takes too long."""
     for _ in range(round(_SETTLE_S / _LOOK_EVERY_S)):
-        told = await metrics(place.nodes)
-        unfinished = [one[UNFINISHED] for one in told.values() if one.get(LEADING)]
+        unfinished = [one[UNFINISHED] for one in (await leading(place.nodes)).values()]
         if unfinished and not any(unfinished):
             return
         await asyncio.sleep(_LOOK_EVERY_S)
