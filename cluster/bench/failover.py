@@ -49,7 +49,8 @@ async def measure_failover(
             async with callers:
                 for number in range(1, settings.kills + 1):
                     await _kill_once(campaign, place, callers, number)
-            tally = await lean.stop()
+            await lean.stop()
+            tally = await lean.tally()
             await lean.leave()
         finally:
             await lean.kill()

@@ -110,7 +110,8 @@ async def _disturbed(campaign: Campaign, place: Place, fields: dict[str, Any]) -
     try:
         await process.begun()
         result = await measure_loads(place, [_others(campaign, place)])
-        tally = await process.stop()
+        await process.stop()
+        tally = await process.tally()
         await process.leave()
     finally:
         await process.kill()

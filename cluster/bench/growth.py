@@ -12,13 +12,13 @@ what it costs is the coordinator's alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from cluster.bench.campaign import Campaign, CampaignSettings, of
 from cluster.bench.observe import REMEMBERED_NOW, leading, usage
 from cluster.bench.place import Place, numbered, running
-from cluster.bench.report import Result
+from cluster.bench.report import Result, Usage
 from cluster.bench.requests import Load
 from cluster.bench.run import fill, give
 from cluster.bench.verdicts import ratio
@@ -66,14 +66,14 @@ async def concurrency(campaign: Campaign) -> None:
 async def in_flight(campaign: Campaign) -> None:
     async with running(campaign.settings.base, _ROOM) as place:
         hanging = await place.start("hanging", "bench", "--hang", "--count", str(_HANGING))
-        there, started_with = 0, await _leader_bytes(place)
+        there, before = 0, usage(place.processes)
         for count in IN_FLIGHT:
             if count > campaign.settings.most_in_flight:
                 break
             for url in numbered(hanging, _HANGING):
                 await _hang(place, url, (count - there) // _HANGING)
             there = count
-            grew = await _leader_bytes(place) - started_with
+            grew = await _leaders_growth(place, before)
             labels = {"in_flight": count, "bytes_each": round(grew / count) if count else None}
             load = campaign.load(place, clients=CLIENTS)
             await campaign.cell(place, "in flight", labels, load)
@@ -99,14 +99,14 @@ async def _hang(place: Place, url: str, count: int) -> None:
 
 async def remembered(campaign: Campaign) -> None:
     async with running(campaign.settings.base) as place:
-        started_with = await _leader_bytes(place)
+        before = usage(place.processes)
         for count in REMEMBERED:
             if count > campaign.settings.most_remembered:
                 break
             there = int(sum(one[REMEMBERED_NOW] for one in (await leading(place.nodes)).values()))
             if count > there:
                 await fill(place, count - there)
-            grew = await _leader_bytes(place) - started_with
+            grew = await _leaders_growth(place, before)
             labels = {"remembered": count, "bytes_each": round(grew / count) if count else None}
             load = campaign.load(place, clients=CLIENTS)
             await campaign.cell(place, "remembered", labels, load)
@@ -115,10 +115,15 @@ async def remembered(campaign: Campaign) -> None:
 TABLES = (participants, concurrency, in_flight, remembered)
 
 
-async def _leader_bytes(place: Place) -> float:
-    """Memory of the node that leads."""
-    pids = {name: place.processes[name] for name in await leading(place.nodes)}
-    return float(sum(one.memory_bytes for one in usage(pids).values()))
+async def _leaders_growth(place: Place, before: Mapping[str, Usage]) -> float:
+    """Bytes by which the memory of the node that leads has grown since `before`."""
+    now = usage(place.processes)
+    return float(
+        sum(
+            now[name].memory_bytes - before[name].memory_bytes
+            for name in await leading(place.nodes)
+        )
+    )
 
 
 def judge(campaign: Campaign) -> None:

@@ -14,8 +14,9 @@ honest:
 
     python -m cluster.bench.load       reads a Load as a line of JSON from standard input
 
-It answers with a line when it begins to measure, and with a line of figures (`Tally`) at the end:
-when the time is over, or, where there is none (`seconds` 0), when another line comes.
+It answers with a line when it begins to measure, with one when that is over (`seconds` have passed;
+if they are 0, another line has come), and with a line of figures (`Tally`) when what was under way
+then has been answered.
 """
 
 from __future__ import annotations
@@ -82,13 +83,18 @@ def main() -> None:
     fields = json.loads(sys.stdin.readline())
     fields["nodes"], fields["participants"] = tuple(fields["nodes"]), tuple(fields["participants"])
     gc.freeze()
-    tally = event_loop.run(run_load(Load(**fields), begun=_say_begun, told_to_stop=_a_line_came))
+    load = Load(**fields)
+    tally = event_loop.run(run_load(load, _say_begun, _say_over, told_to_stop=_a_line_came))
     print(json.dumps(asdict(tally)), flush=True)
     sys.stdin.read()  # until nobody needs this process any more: what it used is read of the system
 
 
 def _say_begun() -> None:
     print('{"measuring":true}', flush=True)
+
+
+def _say_over() -> None:
+    print('{"measuring":false}', flush=True)
 
 
 async def _a_line_came() -> None:
@@ -102,14 +108,15 @@ async def _a_line_came() -> None:
 async def run_load(
     load: Load,
     begun: Callable[[], None] = lambda: None,
+    over: Callable[[], None] = lambda: None,
     told_to_stop: Callable[[], Awaitable[None]] | None = None,
 ) -> Tally:
-    """Warm up, call `begun`, measure, and wait for what is under way.
+    """Warm up, call `begun`, measure, call `over`, and wait for what is under way.
 
     `told_to_stop`: returns when it shall end, if `load` says neither how long nor how many.
     """
     crowd = _Crowd(load)
-    return await crowd.run(begun, told_to_stop)
+    return await crowd.run(begun, over, told_to_stop)
 
 
 def _count(steps: dict[int, int], took: float) -> None:
@@ -144,7 +151,10 @@ class _Crowd:
         self.tally = Tally()
 
     async def run(
-        self, begun: Callable[[], None], told_to_stop: Callable[[], Awaitable[None]] | None
+        self,
+        begun: Callable[[], None],
+        over: Callable[[], None],
+        told_to_stop: Callable[[], Awaitable[None]] | None,
     ) -> Tally:
         load = self._load
         for _ in range(load.clients):
@@ -164,13 +174,15 @@ class _Crowd:
         if load.most:
             if self._under_way:
                 await self._ended
+            over()
         else:
             if load.seconds:
-                self._measure_to = self._measure_from + load.seconds
                 await asyncio.sleep(load.seconds)
             else:
                 assert told_to_stop is not None
                 await told_to_stop()
+            self._measure_to = self._clock()
+            over()
             self._over = True
             self.tally.unsent = load.batch * len(self._waiting)
             self._under_way -= len(self._waiting)

@@ -18,7 +18,7 @@ _OWN_ENVIRONMENT = dict(os.environ)
 
 
 class LoadProcess:
-    """`start`, `begun`, `tally`, `leave`, in this order; `kill` at any time."""
+    """`start`, `begun`, `over`, `tally`, `leave`, in this order; `kill` at any time."""
 
     def __init__(self, load: Load, process: asyncio.subprocess.Process) -> None:
         self.load = load
@@ -45,17 +45,21 @@ class LoadProcess:
         """Returns when it is warm, and begins to measure."""
         await self._line(self.load.warm_up_s + _SPARE_S)
 
-    async def tally(self) -> dict[str, Any]:
-        """What came of it (`load.Tally`), when it is over. Raises BenchError."""
-        tally = await self._line(self.load.seconds + self.load.most / 100 + _SPARE_S)
-        assert isinstance(tally, dict)
-        return tally
+    async def over(self) -> None:
+        """Returns when it measures no more: what is under way is still to be answered."""
+        await self._line(self.load.seconds + self.load.most / 100 + _SPARE_S)
 
-    async def stop(self) -> dict[str, Any]:
-        """End a load that has no end of its own; what came of it."""
+    async def stop(self) -> None:
+        """`over`, of a load that has no end of its own."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"stop\n")
-        return await self.tally()
+        await self.over()
+
+    async def tally(self) -> dict[str, Any]:
+        """What came of it (`load.Tally`). Raises BenchError."""
+        tally = await self._line(_SPARE_S)
+        assert isinstance(tally, dict)
+        return tally
 
     async def leave(self) -> None:
         """It lives until now, so that what it used could be read."""

@@ -65,6 +65,7 @@ async def give(load: Load) -> None:
     process = await LoadProcess.start(load)
     try:
         await process.begun()
+        await process.over()
         tally = await process.tally()
         await process.leave()
     finally:
@@ -81,8 +82,9 @@ async def measure_loads(place: Place, loads: Sequence[Load]) -> Result:
         pids = dict(place.processes)
         pids |= {f"load{number or ''}": process.pid for number, process in enumerate(processes)}
         before, told_before = usage(pids), await metrics(place.nodes)
-        tallies = await asyncio.gather(*(process.tally() for process in processes))
+        await asyncio.gather(*(process.over() for process in processes))
         after, told_after = usage(pids), await metrics(place.nodes)
+        tallies = await asyncio.gather(*(process.tally() for process in processes))
         await asyncio.gather(*(process.leave() for process in processes))
     finally:
         for process in processes:
