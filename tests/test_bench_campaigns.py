@@ -17,7 +17,7 @@ from aiohttp.test_utils import TestServer
 
 from cluster.bench import failover, fairness, goals, growth, overload
 from cluster.bench.callers import Called, Callers
-from cluster.bench.campaign import Campaign, CampaignSettings, Row, of
+from cluster.bench.campaign import Campaign, CampaignSettings, Row, of, row
 from cluster.bench.page import plots, renewed, section, table
 from cluster.bench.plot import HEIGHT, WIDTH, Line, Plot, scale_of, svg
 from cluster.bench.verdicts import Verdict, number, rank, ratio, shown
@@ -310,6 +310,7 @@ def offered(factor: float, **changed: Any) -> Row:
         ({}, []),
         ({"per_second": 850.0}, ["throughput at 5 x, of the best"]),
         ({"p99_ms": 2_500.0}, ["p99 of the outcomes over capacity"]),
+        ({"p99_ms": None}, ["p99 of the outcomes over capacity"]),
         ({"refused_p99_ms": 600.0}, ["p99 of the refusals"]),
         ({"growth_not_remembered_mb": 101.0}, ["memory growth beyond what is remembered"]),
     ],
@@ -377,6 +378,28 @@ def test_each_goal_can_be_missed() -> None:
     goals.judge(bad)
     assert not_held(good) == []
     assert len(not_held(bad)) == len(bad.verdicts) == 7
+
+
+def test_a_median_is_of_all_or_of_none() -> None:
+    assert goals.middle_of([3.0, 1.0, 2.0]) == 2.0
+    assert goals.middle_of([3.0, None, 2.0]) is None
+    assert goals.middle_of([]) is None
+
+
+@pytest.mark.parametrize("ended", [0, 2])
+def test_where_nothing_was_answered_there_is_no_latency(ended: int) -> None:
+    result = {
+        "per_second": float(ended),
+        "latency_ms": {"p50": 1.0, "p99": 2.0, "max": 3.0},
+        "cpu_us_per_transaction": {"n1": 5.0, "all": 6.0},
+        "memory_bytes": {"n1": 7e6},
+        "leader": "n1",
+        "transactions": {"committed": ended, "aborted": 0},
+    }
+    found = row(result)
+    assert found["p99_ms"] == (2.0 if ended else None)
+    assert found["leader_cpu_us"] == (5.0 if ended else None)
+    assert found["leader_mb"] == 7.0
 
 
 def test_a_figure_is_found_by_its_labels() -> None:

@@ -117,19 +117,19 @@ class Campaign:
 
 
 def row(result: Result) -> Row:
-    """What a table shows of a measurement. Latencies in ms, memory in MB, CPU in us each."""
-    latency, costs, leader = (
-        result["latency_ms"],
-        result["cpu_us_per_transaction"],
-        result["leader"],
-    )
+    """What a table shows of a measurement. Latencies in ms, memory in MB, CPU in us each.
+
+    Where nothing was answered there is no latency and no cost: None, which no verdict holds.
+    """
+    costs, leader = result["cpu_us_per_transaction"], result["leader"]
+    known = {
+        **{f"{name}_ms": result["latency_ms"][name] for name in ("p50", "p99", "max")},
+        "leader_cpu_us": costs.get(leader, 0.0),
+        "cpu_us": costs["all"],
+    }
     return {
         "per_second": round(result["per_second"], 1),
-        "p50_ms": round(latency["p50"], 3),
-        "p99_ms": round(latency["p99"], 3),
-        "max_ms": round(latency["max"], 2),
-        "leader_cpu_us": round(costs.get(leader, 0.0), 1),
-        "cpu_us": round(costs["all"], 1),
+        **{name: round(value, 3) if decided(result) else None for name, value in known.items()},
         "leader_mb": round(result["memory_bytes"].get(leader, 0) / 1e6, 1),
     }
 

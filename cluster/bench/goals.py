@@ -66,18 +66,24 @@ async def _in_turn(
         rounds.append(pair)
     for index, kind in enumerate(("coalesced", "plain")):
         rows = [pair[index] for pair in rounds]
-        middle = {name: median(one[name] for one in rows) for name in rows[0]}
+        middle = {name: middle_of([one[name] for one in rows]) for name in rows[0]}
         campaign.add("plain", {"participants": count, "calls": kind, **middle})
-    ratios = [coalesced["per_second"] / max(1, plain["per_second"]) for coalesced, plain in rounds]
-    costs = [plain["cpu_us"] / max(1, coalesced["cpu_us"]) for coalesced, plain in rounds]
+    ratios = [ratio(coalesced["per_second"], plain["per_second"]) for coalesced, plain in rounds]
+    costs = [ratio(plain["cpu_us"], coalesced["cpu_us"]) for coalesced, plain in rounds]
     campaign.add(
         "coalesced against plain",
         {
             "participants": count,
-            "throughput_ratio": round(median(ratios), 2),
-            "cpu_ratio": round(median(costs), 2),
+            "throughput_ratio": middle_of(ratios),
+            "cpu_ratio": middle_of(costs),
         },
     )
+
+
+def middle_of(values: Sequence[float | None]) -> float | None:
+    """The median; None if one of the values is missing."""
+    known = [value for value in values if value is not None]
+    return round(median(known), 3) if known and len(known) == len(values) else None
 
 
 def judge(campaign: Campaign) -> None:

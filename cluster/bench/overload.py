@@ -91,7 +91,8 @@ def judge(campaign: Campaign) -> None:
         share = ratio(of(opened, "per_second", factor=factor), best)
         campaign.judge(f"throughput at {factor:g} x, of the best", share, 0.9, at_least=True)
     waits = [one["p99_ms"] for one in opened if one["factor"] > 1]
-    campaign.judge("p99 of the outcomes over capacity", max(waits), PATIENCE_MS, " ms")
+    longest = None if None in waits else max(waits)
+    campaign.judge("p99 of the outcomes over capacity", longest, PATIENCE_MS, " ms")
     refusals = [one["refused_p99_ms"] for one in opened if one["refused_p99_ms"] is not None]
     campaign.judge("p99 of the refusals", max(refusals, default=None), EARLY_MS, " ms")
     growth = max(one["growth_not_remembered_mb"] for one in opened)
