@@ -290,9 +290,10 @@ def test_unfairness_is_noticed() -> None:
     fair = campaign_of(others=rows)
     fairness.judge(fair)
     assert not_held(fair) == []
-    rows[0] = {**rows[0], "p99_ratio": 1.2}
+    rows[1] = {**rows[1], "p99_ratio": 1.2}
     unfair = campaign_of(others=rows[:-1])
     fairness.judge(unfair)
+    assert len(unfair.verdicts) == len(rows) - 1
     assert len(not_held(unfair)) == 2  # the worse one, and the one that was not measured
 
 
