@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--data-dir", type=Path, help="SQLite there; without one: in memory")
     measured.add_argument("--plain", action="store_true", help="not built on the SDK; in memory")
     measured.add_argument("--no-batches", action="store_true", help="one message per request")
+    measured.add_argument("--hang", action="store_true", help="prepare is never answered")
     return parser
 
 
@@ -103,7 +104,11 @@ def _application(options: argparse.Namespace, settings: ParticipantSettings) -> 
         case "bench":
             settings = replace(settings, batches=not options.no_batches)
             return bench.application(
-                options.count, plain=options.plain, directory=options.data_dir, settings=settings
+                options.count,
+                plain=options.plain,
+                hangs=options.hang,
+                directory=options.data_dir,
+                settings=settings,
             )
         case _:
             simulated = Simulated(

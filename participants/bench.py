@@ -1,18 +1,23 @@
 """A participant for measurements: several in one process, each doing no more than it must.
 
     GET /            how many branches were prepared, committed, rolled back, by participant
+    GET /?before=T   and how many were prepared before T, of `time.monotonic`, and have not ended
     POST /1/prepare  and so on: the participants are mounted under their numbers
 
 Rules:
 - How a branch votes is said by its payload, `{"vote": "no"}` or `{"vote": "read_only"}`, so that
   whoever sends the load knows how each transaction must end. Anything else votes YES.
+- One that hangs takes every prepare and never answers; its other calls are answered.
 - A branch is the whole of the work: the store keeps its row, and nothing else is read or written.
 """
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +36,30 @@ not those of a week."""
 _SAYS_NO = "asked to refuse"
 
 
+_Key = tuple[str, str]
+"""A transaction's id and a branch's."""
+
+
 @dataclass(slots=True)
 class Ends:
-    """How many branches came to what, since the process began."""
+    """How many branches came to what, since the process began, and those that are open."""
 
     prepared: int = 0
     committed: int = 0
     rolled_back: int = 0
+    _open: dict[_Key, float] = field(default_factory=dict)
+
+    def prepare(self, key: _Key) -> None:
+        self.prepared += 1
+        self._open[key] = time.monotonic()
+
+    def end(self, key: _Key) -> bool:
+        """Whether the branch was open, and no longer is."""
+        return self._open.pop(key, None) is not None
+
+    def open_before(self, when: float) -> int:
+        """How many open ones were prepared before `when`: they lie in the order of their time."""
+        return sum(1 for _ in itertools.takewhile(lambda at: at < when, self._open.values()))
 
 
 class _Obedient(Resource[Any]):
@@ -46,27 +68,29 @@ class _Obedient(Resource[Any]):
     def __init__(self) -> None:
         self.ends = Ends()
 
-    def prepare(self, _: Work[Any], payload: Any) -> Vote:
+    def prepare(self, work: Work[Any], payload: Any) -> Vote:
         vote = _asked_vote(payload)
         if vote is Vote.NO:
             raise Refused(_SAYS_NO)
         if vote is Vote.YES:
-            self.ends.prepared += 1
+            self.ends.prepare((work.transaction_id, work.branch_id))
         return vote
 
-    def commit(self, _: Work[Any]) -> None:
+    def commit(self, work: Work[Any]) -> None:
         self.ends.committed += 1
+        self.ends.end((work.transaction_id, work.branch_id))
 
-    def rollback(self, _: Work[Any]) -> None:
+    def rollback(self, work: Work[Any]) -> None:
         self.ends.rolled_back += 1
+        self.ends.end((work.transaction_id, work.branch_id))
 
 
 class _Plain:
-    """Three calls and a table of what is prepared; without the SDK."""
+    """Three calls and a table of what is prepared; without the SDK. Or it hangs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, hangs: bool) -> None:
         self.ends = Ends()
-        self._prepared: set[tuple[str, str]] = set()
+        self._hangs = hangs
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=2 * 1024 * 1024)
@@ -77,10 +101,11 @@ class _Plain:
 
     async def _prepare(self, request: web.Request) -> web.Response:
         message = json.loads(await request.read())
+        if self._hangs:
+            await asyncio.Event().wait()
         vote = _asked_vote(message.get("payload"))
         if vote is Vote.YES:
-            self._prepared.add(_key(message))
-            self.ends.prepared += 1
+            self.ends.prepare(_key(message))
         answer = b'{"vote":"%s","reason":"asked to"}' % vote.value.encode("ascii")
         return web.Response(body=answer, content_type="application/json")
 
@@ -94,22 +119,20 @@ class _Plain:
 
     async def _end(self, request: web.Request) -> bool:
         """Whether the branch was prepared, and no longer is."""
-        key = _key(json.loads(await request.read()))
-        was_prepared = key in self._prepared
-        self._prepared.discard(key)
-        return was_prepared
+        return self.ends.end(_key(json.loads(await request.read())))
 
 
 def application(
     count: int,
     *,
     plain: bool = False,
+    hangs: bool = False,
     directory: Path | None = None,
     settings: ParticipantSettings | None = None,
 ) -> web.Application:
     """`count` participants under `/1`, `/2`...; `directory`: SQLite there, None: in memory.
 
-    `plain`: without the SDK, and always in memory.
+    `plain`: without the SDK, and always in memory; so are those that hang.
     """
     whole = web.Application()
     ends: dict[str, Ends] = {}
@@ -120,8 +143,8 @@ def application(
     )
     for number in range(1, count + 1):
         name = str(number)
-        if plain:
-            one = _Plain()
+        if plain or hangs:
+            one = _Plain(hangs=hangs)
             ends[name], mounted = one.ends, one.application()
         else:
             resource = _Obedient()
@@ -130,7 +153,7 @@ def application(
             ends[name], mounted = resource.ends, participant.application()
         whole.add_subapp(f"/{name}", mounted)
 
-    async def show(_: web.Request) -> web.Response:
+    async def show(request: web.Request) -> web.Response:
         shown = {
             name: {
                 "prepared": one.prepared,
@@ -139,6 +162,10 @@ def application(
             }
             for name, one in ends.items()
         }
+        if "before" in request.query:
+            when = float(request.query["before"])
+            for name, one in ends.items():
+                shown[name]["open_before"] = one.open_before(when)
         return web.json_response({"service": "bench", "participants": shown})
 
     whole.router.add_get("/", show)
@@ -156,5 +183,5 @@ def _asked_vote(payload: Any) -> Vote:
     return Vote(asked) if asked in ("no", "read_only") else Vote.YES
 
 
-def _key(message: Any) -> tuple[str, str]:
+def _key(message: Any) -> _Key:
     return message["transaction_id"], message["branch_id"]

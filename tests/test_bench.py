@@ -16,10 +16,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from cluster.bench import observe, run
 from cluster.bench import report as bench_report
-from cluster.bench import run as bench
 from cluster.bench.floor import measure_floor
 from cluster.bench.load import Tally, run_load
+from cluster.bench.place import Place, committed_branches, open_before
 from cluster.bench.requests import Load, RequestMaker
 from cluster.cli.main import main
 from cluster.profiling import VARIABLE, profiled, summary
@@ -86,7 +87,13 @@ def test_a_batch_counts_each_of_its_transactions() -> None:
 
 def test_the_load_ends_after_as_many_as_were_asked_for() -> None:
     tally = load_against(truthful, most=50, batch=5, warm_up_s=0.0)
-    assert 50 <= tally.committed <= 50 + 4 * 5  # those that were under way already
+    assert tally.committed == 49  # and the one that comes before all others
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_load_may_be_smaller_than_its_clients(most: int) -> None:
+    tally = load_against(truthful, most=most, batch=5, warm_up_s=0.0)
+    assert tally.committed == most - 1
 
 
 def test_an_abort_that_no_vote_asked_for_is_counted_apart() -> None:
@@ -118,6 +125,8 @@ def test_an_answer_for_another_transaction_is_noticed() -> None:
 
 def test_a_batch_that_misses_one_answer_is_noticed() -> None:
     async def one_less(body: dict[str, Any]) -> web.Response:
+        if "transactions" not in body:
+            return await truthful(body)
         answers = [{"id": t["id"], "outcome": outcome_of(t)} for t in body["transactions"]]
         return as_nodes_say({"transactions": answers[1:]})
 
@@ -140,6 +149,121 @@ def test_a_refusal_for_load_is_counted_apart() -> None:
     tally = load_against(full)
     assert tally.refused > 0
     assert (tally.wrong, tally.committed) == (0, 0)
+
+
+def test_how_long_a_refusal_takes_is_counted_apart() -> None:
+    async def full(_: dict[str, Any]) -> web.Response:
+        await asyncio.sleep(0.02)
+        return web.Response(status=429, text="full")
+
+    tally = load_against(full)
+    assert sum(tally.refusals.values()) == tally.refused > 0
+    assert bench_report.percentile(tally.refusals, 0.0) >= 20
+    assert tally.latencies == {}
+
+
+def test_an_element_of_a_batch_may_be_refused_for_load() -> None:
+    async def first_refused(body: dict[str, Any]) -> web.Response:
+        if "transactions" not in body:
+            return await truthful(body)  # the one that finds the leader
+        answers: list[Any] = [{"id": t["id"], "outcome": "committed"} for t in body["transactions"]]
+        answers[0] = {"error": {"code": "at_capacity", "message": "full", "details": {}}}
+        return as_nodes_say({"transactions": answers})
+
+    tally = load_against(first_refused, batch=3)
+    assert tally.committed == 2 * tally.refused > 0
+    assert (tally.wrong, tally.aborted_unasked) == (0, 0)
+
+
+def test_a_batch_in_which_one_outcome_is_unknown_is_asked_again() -> None:
+    seen: dict[str, int] = {}
+
+    async def first_unknown(body: dict[str, Any]) -> web.Response:
+        if "transactions" not in body:
+            return await truthful(body)
+        first = body["transactions"][0]["id"]
+        seen[first] = seen.get(first, 0) + 1
+        answers: list[Any] = [{"id": t["id"], "outcome": "committed"} for t in body["transactions"]]
+        if seen[first] == 1:
+            answers[0] = {"error": {"code": "outcome_unknown", "message": "", "details": {}}}
+        return as_nodes_say({"transactions": answers})
+
+    tally = load_against(first_unknown, batch=3)
+    assert tally.committed > 0
+    assert tally.asked_again > 0
+    assert tally.wrong == 0
+    assert set(seen.values()) == {2}
+
+
+def test_an_error_in_a_batch_is_noticed() -> None:
+    async def one_broken(body: dict[str, Any]) -> web.Response:
+        if "transactions" not in body:
+            return await truthful(body)
+        answers: list[Any] = [{"id": t["id"], "outcome": "committed"} for t in body["transactions"]]
+        answers[1] = {"error": {"code": "bad_request", "message": "no", "details": {}}}
+        return as_nodes_say({"transactions": answers})
+
+    assert load_against(one_broken, batch=3).wrong > 0
+
+
+def test_what_was_accepted_is_counted_apart() -> None:
+    seen: set[tuple[str, int]] = set()
+
+    async def accepted(body: dict[str, Any]) -> web.Response:
+        seen.add((body["wait"], body["timeout_ms"]))
+        answer = as_nodes_say({"id": body["id"], "outcome": None})
+        answer.set_status(202)
+        return answer
+
+    tally = load_against(accepted, wait="none", timeout_ms=5_000)
+    assert tally.accepted > 0
+    assert (tally.wrong, tally.committed, tally.aborted_unasked) == (0, 0, 0)
+    assert seen == {("none", 5_000)}
+
+
+def test_one_transaction_alone_comes_before_all_others() -> None:
+    first: list[str] = []
+    too_soon: list[str] = []
+
+    async def slow_at_first(body: dict[str, Any]) -> web.Response:
+        if not first:
+            first.append("under way")
+            await asyncio.sleep(0.05)
+            first.append("answered")
+        elif len(first) == 1:
+            too_soon.append(body["id"])
+        return await truthful(body)
+
+    tally = load_against(slow_at_first, clients=8)
+    assert first == ["under way", "answered"]
+    assert too_soon == []
+    assert tally.committed > 0
+
+
+def test_a_load_without_an_end_ends_when_it_is_told_to() -> None:
+    async def drive() -> Tally:
+        enough = asyncio.Event()
+
+        async def submit(request: web.Request) -> web.Response:
+            numbers.append(1)
+            if len(numbers) == 40:
+                enough.set()
+            return await truthful(await request.json())
+
+        async def told_to_stop() -> None:
+            await enough.wait()
+
+        numbers: list[int] = []
+        application = web.Application()
+        application.router.add_post("/v1/transactions", submit)
+        async with TestServer(application) as server:
+            url = str(server.make_url("")).rstrip("/")
+            load = Load((url,), PARTICIPANTS, clients=4, warm_up_s=0.0, seconds=0.0)
+            return await run_load(load, told_to_stop=told_to_stop)
+
+    tally = asyncio.run(drive())
+    assert tally.committed >= 36
+    assert tally.seconds > 0
 
 
 def test_what_failed_in_an_unknown_way_is_asked_again_under_the_same_id() -> None:
@@ -198,10 +322,10 @@ def test_the_load_follows_to_the_leader() -> None:
 
 
 def test_requests_are_valid_and_carry_ids_with_their_time() -> None:
-    make = RequestMaker(Load(("http://n",), PARTICIPANTS, batch=3, payload_bytes=10))
+    make = RequestMaker(Load(("http://n",), PARTICIPANTS, payload_bytes=10))
     seen: set[str] = set()
     for _ in range(50):
-        request = make(0.0)
+        request = make(0.0, 3)
         for transaction in json.loads(request.body)["transactions"]:
             made_ms = time_of(transaction["id"])
             assert made_ms is not None
@@ -228,6 +352,7 @@ def some_result(per_second: float) -> bench_report.Result:
         "committed": int(per_second),
         "aborted": 0,
         "aborted_unasked": 0,
+        "accepted": 0,
         "wrong": 0,
         "refused": 0,
         "failed": 0,
@@ -238,6 +363,7 @@ def some_result(per_second: float) -> bench_report.Result:
         "loop_lag_ms": 1.0,
         "first_wrong": "",
         "latencies": {"700": int(per_second)},
+        "refusals": {},
     }
     before = {"n1": bench_report.Usage(1.0, 10), "load": bench_report.Usage(0.0, 5)}
     after = {"n1": bench_report.Usage(1.5, 30), "load": bench_report.Usage(0.1, 5)}
@@ -263,11 +389,11 @@ def test_a_comparison_is_of_pairs() -> None:
 
 
 def test_usage_is_read_of_the_system() -> None:
-    before = bench.usage({"me": os.getpid()})["me"]
+    before = observe.usage({"me": os.getpid()})["me"]
     until = time.process_time() + 0.05
     while time.process_time() < until:
         pass
-    after = bench.usage({"me": os.getpid()})["me"]
+    after = observe.usage({"me": os.getpid()})["me"]
     assert after.cpu_s > before.cpu_s
     assert after.memory_bytes > 1_000_000
 
@@ -309,7 +435,35 @@ def test_a_participant_votes_as_its_payload_says(plain: bool) -> None:
             assert shown["2"] == {"prepared": 2, "committed": 1, "rolled_back": 1}
             assert shown["1"] == {"prepared": 0, "committed": 0, "rolled_back": 0}
 
+            between = time.monotonic()
+            await tell("/1/prepare", 5)
+            url = str(server.make_url("")).rstrip("/")
+            assert await open_before([url], between) == 0
+            assert await open_before([url], time.monotonic()) == 1
+            assert await committed_branches([url]) == {f"{url}/1": 0, f"{url}/2": 1}
+            await tell("/1/commit", 5)
+            assert await open_before([url], time.monotonic()) == 0
+
     asyncio.run(run())
+
+
+def test_a_participant_that_hangs_answers_no_prepare() -> None:
+    async def drive() -> None:
+        async with (
+            TestServer(bench_participants.application(1, hangs=True)) as server,
+            aiohttp.ClientSession(server.make_url("")) as session,
+        ):
+            message = {"transaction_id": "t", "branch_id": "1", "payload": None}
+            asked = asyncio.ensure_future(session.post("/1/prepare", json=message))
+            async with session.post("/1/rollback", json=message) as response:
+                assert response.status == 200
+            async with session.get("/") as response:
+                assert (await response.json())["participants"]["1"]["prepared"] == 0
+            assert not asked.done()
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+
+    asyncio.run(drive())
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -350,9 +504,9 @@ def test_two_settings_are_measured_in_turn(
 
 
 def test_branches_left_prepared_fail_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "_SETTLE_S", 0.2)
+    monkeypatch.setattr(run, "_SETTLE_S", 0.2)
 
-    async def run() -> list[str]:
+    async def look() -> list[str]:
         async def show(_: web.Request) -> web.Response:
             ends = {"prepared": 7, "committed": 4, "rolled_back": 1}
             return web.json_response({"participants": {"1": ends}})
@@ -361,10 +515,10 @@ def test_branches_left_prepared_fail_the_measurement(monkeypatch: pytest.MonkeyP
         application.router.add_get("/", show)
         async with TestServer(application) as server:
             url = str(server.make_url("")).rstrip("/")
-            place = bench._Place(Path(), {}, (), (url,), {}, None)
-            return await bench._wrongs(some_result(10), place)
+            place = Place(Path(), {}, (), (url,), {}, None)
+            return await run.wrongs(some_result(10), place)
 
-    assert asyncio.run(run()) == ["2 branches are prepared and not ended after 0 s"]
+    assert asyncio.run(look()) == ["2 branches are prepared and not ended after 0 s"]
 
 
 def test_the_floor_is_more_than_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ PURE = {
     *(
         f"coordinator/{name}.py"
         for name in (
+            "admission",
             "alarms",
             "allowance",
             "capacity",

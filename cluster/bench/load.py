@@ -14,7 +14,9 @@ honest:
 
     python -m cluster.bench.load       reads a Load as a line of JSON from standard input
 
-It answers with a line when it begins to measure, and with a line of figures (`Tally`) at the end.
+It answers with a line when it begins to measure, with one when that is over (`seconds` have passed;
+if they are 0, another line has come), and with a line of figures (`Tally`) when what was under way
+then has been answered.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ import math
 import sys
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
 from urllib.parse import urlsplit
 
+from cluster.bench.connection import Connection
 from cluster.bench.requests import Load, Request, RequestMaker
 from participants import event_loop
 
@@ -40,6 +43,12 @@ _AGAIN_S = 0.02
 _REFUSED_PAUSE_S = 0.05
 _TICK_S = 0.001
 _LAG_EVERY_S = 0.02
+_OPEN = [
+    b'{"error":{"code":"%s"' % code
+    for code in (b"outcome_unknown", b"no_leader", b"not_leader", b"draining")
+]
+"""What an element of a batch is answered that may have been done, or may be yet."""
+_REFUSED = (b'{"error":{"code":"at_capacity"', b'{"error":{"code":"overloaded"')
 _GROWTH = math.log(1.01)
 """Latencies are counted by steps of one hundredth."""
 
@@ -48,13 +57,15 @@ _GROWTH = math.log(1.01)
 class Tally:
     """What came of it, within the time of measuring. Counts are of transactions.
 
-    `unsent`: of an open loop, still waiting for a connection at the end: more than can be done.
-    `latencies`: how many requests took about `1.01 ** step` microseconds, by step.
+    `accepted`: begun, with `wait` none. `unsent`: of an open loop, still waiting for a connection
+    at the end: more than can be done. `latencies`: how many requests took about `1.01 ** step`
+    microseconds until the outcome, by step; `refusals`: until they were refused, likewise.
     """
 
     committed: int = 0
     aborted: int = 0
     aborted_unasked: int = 0
+    accepted: int = 0
     wrong: int = 0
     refused: int = 0
     failed: int = 0
@@ -64,6 +75,7 @@ class Tally:
     longest_ms: float = 0.0
     loop_lag_ms: float = 0.0
     latencies: dict[int, int] = field(default_factory=dict)
+    refusals: dict[int, int] = field(default_factory=dict)
     first_wrong: str = ""
 
 
@@ -71,7 +83,8 @@ def main() -> None:
     fields = json.loads(sys.stdin.readline())
     fields["nodes"], fields["participants"] = tuple(fields["nodes"]), tuple(fields["participants"])
     gc.freeze()
-    tally = event_loop.run(run_load(Load(**fields), begun=_say_begun))
+    load = Load(**fields)
+    tally = event_loop.run(run_load(load, _say_begun, _say_over, told_to_stop=_a_line_came))
     print(json.dumps(asdict(tally)), flush=True)
     sys.stdin.read()  # until nobody needs this process any more: what it used is read of the system
 
@@ -80,70 +93,35 @@ def _say_begun() -> None:
     print('{"measuring":true}', flush=True)
 
 
-async def run_load(load: Load, begun: Any = lambda: None) -> Tally:
-    """Warm up, call `begun`, measure, and wait for what is under way."""
+def _say_over() -> None:
+    print('{"measuring":false}', flush=True)
+
+
+async def _a_line_came() -> None:
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), came.set)
+    await came.wait()
+    loop.remove_reader(sys.stdin.fileno())
+
+
+async def run_load(
+    load: Load,
+    begun: Callable[[], None] = lambda: None,
+    over: Callable[[], None] = lambda: None,
+    told_to_stop: Callable[[], Awaitable[None]] | None = None,
+) -> Tally:
+    """Warm up, call `begun`, measure, call `over`, and wait for what is under way.
+
+    `told_to_stop`: returns when it shall end, if `load` says neither how long nor how many.
+    """
     crowd = _Crowd(load)
-    return await crowd.run(begun)
+    return await crowd.run(begun, over, told_to_stop)
 
 
-# --- connections ------------------------------------------------------------------------------
-
-
-class _Connection(asyncio.Protocol):
-    """One connection to the node at `url`, with at most one request under way."""
-
-    def __init__(self, crowd: _Crowd, url: str) -> None:
-        parts = urlsplit(url)
-        self.url = url
-        self._crowd = crowd
-        self._head = (
-            f"POST /v1/transactions HTTP/1.1\r\nHost: {parts.netloc}\r\n"
-            "Content-Type: application/json\r\nContent-Length: "
-        ).encode("ascii")
-        self._transport: asyncio.Transport | None = None
-        self._buffer = b""
-        self._needed = 0
-        self.request: Request | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, and does not say so
-
-    def send(self, request: Request) -> None:
-        assert self._transport is not None
-        self.request = request
-        body = request.body
-        self._transport.write(self._head + b"%d\r\n\r\n" % len(body) + body)
-
-    def data_received(self, received: bytes) -> None:
-        buffer = self._buffer + received if self._buffer else received
-        if len(buffer) < self._needed:
-            self._buffer = buffer
-            return
-        end = buffer.find(b"\r\n\r\n")
-        length = -1 if end < 0 else _content_length(buffer, end)
-        if length < 0 or len(buffer) < end + 4 + length:
-            self._buffer = buffer
-            self._needed = 0 if length < 0 else end + 4 + length
-            return
-        self._buffer, self._needed = b"", 0
-        request, self.request = self.request, None
-        if request is not None:
-            self._crowd.answered(self, request, int(buffer[9:12]), buffer[: end + 4], buffer[end:])
-
-    def connection_lost(self, _: Exception | None) -> None:
-        request, self.request = self.request, None
-        self._crowd.lost(self, request)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-
-
-def _content_length(buffer: bytes, end: int) -> int:
-    at = buffer.find(b"Content-Length: ", 0, end)
-    if at < 0:
-        raise AssertionError(f"an answer without Content-Length: {buffer[:end]!r}")
-    return int(buffer[at + 16 : buffer.index(b"\r\n", at)])
+def _count(steps: dict[int, int], took: float) -> None:
+    step = int(math.log(took * 1e6) / _GROWTH)
+    steps[step] = steps.get(step, 0) + 1
 
 
 # --- all of them ------------------------------------------------------------------------------
@@ -159,39 +137,52 @@ class _Crowd:
         self._clock = time.perf_counter
         self._leader = load.nodes[0]
         self._others = itertools.cycle(load.nodes)
-        self._idle: deque[_Connection] = deque()
+        self._idle: deque[Connection] = deque()
         self._waiting: deque[Request] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._measure_from = math.inf
         self._measure_to = math.inf
         self._begun = 0
         self._under_way = 0
         self._over = False
+        self._first_ended = asyncio.Event()
         self._ended = self._loop.create_future()
         self.tally = Tally()
 
-    async def run(self, begun: Any) -> Tally:
+    async def run(
+        self,
+        begun: Callable[[], None],
+        over: Callable[[], None],
+        told_to_stop: Callable[[], Awaitable[None]] | None,
+    ) -> Tally:
         load = self._load
         for _ in range(load.clients):
             await self._connect(self._leader)
-        self._waiting.append(self._new(self._clock()))  # finds the leader
-        self._pump()
+        await self._first()
         if load.rate:
             self._loop.call_soon(self._tick, self._clock())
         else:
-            for _ in range(load.clients - 1):
-                self._waiting.append(self._new(self._clock()))
+            for _ in range(load.clients):
+                if self._left():
+                    self._waiting.append(self._new(self._clock()))
             self._pump()
         await asyncio.sleep(load.warm_up_s)
         begun()
         self._measure_from = self._clock()
         self._watch_lag(self._loop.time())
         if load.most:
-            await self._ended
+            if self._under_way:
+                await self._ended
+            over()
         else:
-            self._measure_to = self._measure_from + load.seconds
-            await asyncio.sleep(load.seconds)
+            if load.seconds:
+                await asyncio.sleep(load.seconds)
+            else:
+                assert told_to_stop is not None
+                await told_to_stop()
+            self._measure_to = self._clock()
+            over()
             self._over = True
             self.tally.unsent = load.batch * len(self._waiting)
             self._under_way -= len(self._waiting)
@@ -202,12 +193,26 @@ class _Crowd:
         await self._close()
         return self.tally
 
+    async def _first(self) -> None:
+        """One transaction alone finds the leader, and lets it hear what the participants offer."""
+        self._under_way += 1
+        self._begun += 1
+        self._waiting.append(self._make(self._clock(), 1))
+        self._pump()
+        await self._first_ended.wait()
+
     # --- sending ---
 
     def _new(self, started: float) -> Request:
+        batch = self._left()
         self._under_way += 1
-        self._begun += self._load.batch
-        return self._make(started)
+        self._begun += batch
+        return self._make(started, batch)
+
+    def _left(self) -> int:
+        """How many transactions the next request may begin."""
+        batch, most = self._load.batch, self._load.most
+        return min(batch, most - self._begun) if most else batch
 
     def _tick(self, due: float) -> None:
         """An open loop: requests begin when it is their time, whatever became of those before."""
@@ -241,22 +246,25 @@ class _Crowd:
     # --- answers ---
 
     def answered(
-        self, connection: _Connection, request: Request, status: int, head: bytes, body: bytes
+        self, connection: Connection, request: Request, status: int, head: bytes, body: bytes
     ) -> None:
-        if status == 200:
+        if status in (200, 202):
             if connection.url == self._leader:
                 self._idle.append(connection)
             else:
                 self._move(connection)
-            self._check(request, body)
-            self._end()
+            if self._is_open(body):
+                self._again(request, _AGAIN_S)
+            else:
+                self._check(request, body)
+                self._end()
             return
         if status == 307:
             location = head.split(b"Location: ", 1)[1].split(b"\r\n", 1)[0].decode("ascii")
             self._leader = location.removesuffix("/v1/transactions")
         self._move(connection)
         if status == 429:
-            self.tally.refused += len(request.ids)
+            self._refused(request)
             self._loop.call_later(_REFUSED_PAUSE_S, self._end)
         elif status in (307, 503):
             self._again(request, 0.0 if status == 307 else _AGAIN_S)
@@ -264,7 +272,7 @@ class _Crowd:
             self._wrong(request, f"{status} {body[:500]!r}")
             self._end()
 
-    def lost(self, connection: _Connection, request: Request | None) -> None:
+    def lost(self, connection: Connection, request: Request | None) -> None:
         """The node went away, perhaps with our request."""
         if connection not in self._connections:
             return  # we closed it
@@ -277,14 +285,22 @@ class _Crowd:
         if request is not None:
             self._again(request, _AGAIN_S)
 
+    def _is_open(self, body: bytes) -> bool:
+        """Whether an outcome is still to be told, of one transaction at least."""
+        if self._load.wait != "none" and b'"outcome":null' in body:
+            return True
+        return b'{"error":{' in body and any(code in body for code in _OPEN)
+
     def _check(self, request: Request, body: bytes) -> None:
         ids = request.ids
         committed = body.count(b'"outcome":"committed"')
         aborted = body.count(b'"outcome":"aborted"')
-        if committed > request.commits or committed + aborted != len(ids):
+        accepted = body.count(b'"outcome":null')
+        refused = sum(body.count(code) for code in _REFUSED)
+        if committed > request.commits or committed + aborted + accepted + refused != len(ids):
             self._wrong(request, body[:500].decode("utf-8", "replace"))
             return
-        if ids[0] not in body or ids[-1] not in body:
+        if not refused and (ids[0] not in body or ids[-1] not in body):
             self._wrong(request, f"answered for another: {body[:500]!r}")
             return
         now = self._clock()
@@ -292,11 +308,18 @@ class _Crowd:
             tally = self.tally
             tally.committed += committed
             tally.aborted += aborted
-            tally.aborted_unasked += request.commits - committed
+            tally.accepted += accepted
+            tally.refused += refused
+            tally.aborted_unasked += max(0, request.commits - committed - accepted - refused)
             took = now - request.started
-            step = int(math.log(took * 1e6) / _GROWTH)
-            tally.latencies[step] = tally.latencies.get(step, 0) + 1
+            _count(tally.latencies, took)
             tally.longest_ms = max(tally.longest_ms, took * 1000)
+
+    def _refused(self, request: Request) -> None:
+        now = self._clock()
+        if self._measure_from <= now <= self._measure_to:
+            self.tally.refused += len(request.ids)
+            _count(self.tally.refusals, now - request.started)
 
     def _wrong(self, request: Request, why: str) -> None:
         self.tally.wrong += len(request.ids)
@@ -305,8 +328,10 @@ class _Crowd:
     def _end(self) -> None:
         """A request is done; in a closed loop the next one begins."""
         self._under_way -= 1
-        most = self._load.most
-        if most and self._begun >= most:
+        if not self._first_ended.is_set():
+            self._first_ended.set()
+            return
+        if not self._left():
             self._over = True
         if not self._over:
             if not self._load.rate:
@@ -317,7 +342,7 @@ class _Crowd:
 
     # --- connections ---
 
-    def _move(self, connection: _Connection) -> None:
+    def _move(self, connection: Connection) -> None:
         """Use it again if it leads to the leader; else have one that does in its place."""
         if connection.url == self._leader:
             self._idle.append(connection)
@@ -336,7 +361,7 @@ class _Crowd:
         parts = urlsplit(url)
         while True:
             try:
-                make = functools.partial(_Connection, self, url)
+                make = functools.partial(Connection, self, url)
                 _, connection = await self._loop.create_connection(
                     make, parts.hostname or "", parts.port or 80
                 )

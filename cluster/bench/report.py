@@ -10,10 +10,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 GROWTH = 1.01
-"""As in `bench_load`: a step of a latency is a hundredth above the one before."""
+"""As in `bench.load`: a step of a latency is a hundredth above the one before."""
 
 _COUNTS = (
-    "committed", "aborted", "aborted_unasked", "wrong", "refused", "failed", "asked_again", "unsent"
+    "committed", "aborted", "aborted_unasked", "accepted", "wrong", "refused", "failed",
+    "asked_again", "unsent"
 )  # fmt: skip
 
 Result = dict[str, Any]
@@ -44,11 +45,17 @@ def merge(tallies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in ("seconds", "longest_ms", "loop_lag_ms"):
         whole[name] = max(tally[name] for tally in tallies)
     whole["first_wrong"] = next((t["first_wrong"] for t in tallies if t["first_wrong"]), "")
-    latencies: dict[int, int] = {}
-    for tally in tallies:
-        for step, count in tally["latencies"].items():
-            latencies[int(step)] = latencies.get(int(step), 0) + count
-    whole["latencies"] = latencies
+    for name in ("latencies", "refusals"):
+        whole[name] = pooled([tally[name] for tally in tallies])
+    return whole
+
+
+def pooled(counts: Sequence[Mapping[Any, int]]) -> dict[int, int]:
+    """Several counts by step as one; a step may be text, as in JSON."""
+    whole: dict[int, int] = {}
+    for one in counts:
+        for step, count in one.items():
+            whole[int(step)] = whole.get(int(step), 0) + count
     return whole
 
 
@@ -69,6 +76,10 @@ def figures(
             "p99": percentile(latencies, 0.99),
             "p999": percentile(latencies, 0.999),
             "max": tally["longest_ms"],
+        },
+        "refusal_ms": {
+            "p50": percentile(tally["refusals"], 0.50),
+            "p99": percentile(tally["refusals"], 0.99),
         },
         "transactions": {name: tally[name] for name in _COUNTS},
         "seconds": tally["seconds"],

@@ -25,7 +25,9 @@ class Load:
     `clients`: connections, each with one request under way. `rate`: requests per second for an open
     loop; 0: each client asks again as soon as it is answered. `batch`: transactions in one request.
     `no_share`: of the transactions, in which one branch votes NO. `read_only_share`: of the
-    branches. `most`: end after so many transactions (0: when the time is over).
+    branches. `wait`: `decision`, or `none`: answered as soon as it is begun. `timeout_ms`: of each
+    transaction; 0: the nodes' own. `most`: end after so many (0: when the time is over;
+    `seconds` 0: when it is told to).
     """
 
     nodes: tuple[str, ...]
@@ -36,6 +38,8 @@ class Load:
     no_share: float = 0.0
     read_only_share: float = 0.0
     payload_bytes: int = 0
+    wait: str = "decision"
+    timeout_ms: int = 0
     warm_up_s: float = 1.0
     seconds: float = 5.0
     most: int = 0
@@ -62,22 +66,21 @@ class RequestMaker:
         shares = load.no_share or load.read_only_share
         self._kinds = [_Kind(load, random) for _ in range(KINDS if shares else 1)]
         self._next_kind = itertools.cycle(self._kinds).__next__
-        self._batch = load.batch
         self._number = random.getrandbits(44) << 4
         self._salt = f"8{random.getrandbits(12):03x}"
 
-    def __call__(self, started: float) -> Request:
+    def __call__(self, started: float, batch: int) -> Request:
         millisecond = f"{time.time_ns() // 1_000_000:012x}"
         prefix = f"{millisecond[:8]}-{millisecond[8:]}-7000-{self._salt}-"
         ids, parts, commits = [], [], 0
-        for _ in range(self._batch):
+        for _ in range(batch):
             self._number = (self._number + 1) & 0xFFFFFFFFFFFF
             one = f"{prefix}{self._number:012x}".encode("ascii")
             kind = self._next_kind()
             ids.append(one)
             parts.append(b'{"id":"' + one + kind.tail)
             commits += kind.commits
-        body = parts[0] if self._batch == 1 else b'{"transactions":[' + b",".join(parts) + b"]}"
+        body = parts[0] if batch == 1 else b'{"transactions":[' + b",".join(parts) + b"]}"
         return Request(body, ids, commits, started)
 
 
@@ -99,6 +102,11 @@ class _Kind:
             if load.payload_bytes:
                 payload["text"] = "x" * load.payload_bytes
             participants.append({"name": f"p{position + 1}", "url": url, "payload": payload})
-        text = json.dumps({"participants": participants}, separators=(",", ":"))
+        body: dict[str, Any] = {"participants": participants}
+        if load.wait != "decision":
+            body["wait"] = load.wait
+        if load.timeout_ms:
+            body["timeout_ms"] = load.timeout_ms
+        text = json.dumps(body, separators=(",", ":"))
         self.tail = b'",' + text[1:].encode("ascii")
         self.commits = not refuses

@@ -4,6 +4,7 @@ assent bench --clients 256 --seconds 10 --json figures.json
 assent bench --rate 5000                                        open loop
 assent bench --compare "--batch 1" "--batch 16"                 in turn, medians and the ratio
 assent bench --baseline floor --baseline plain                  beside it, in the same run
+assent bench failover                                           a campaign (`cluster.cli.campaigns`)
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 from cluster.bench.floor import measure_floor
 from cluster.bench.postgres import PostgresMissing, measure_postgres
 from cluster.bench.report import Result, compared, compared_shown, floor_shown, shown
-from cluster.bench.run import BenchError, BenchSettings, measure
+from cluster.bench.run import measure
+from cluster.bench.settings import BenchError, BenchSettings
+from cluster.cli.campaigns import add_campaigns
 from cluster.cli.output import UserMistake
 
 _BASELINES = ("floor", "plain", "postgres")
@@ -58,6 +61,7 @@ def add_commands(commands: Any) -> None:
         help="databases for --baseline postgres, with max_prepared_transactions set",
     )
     bench.set_defaults(run=_bench)
+    add_campaigns(bench)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,75 @@
+"""Whether one more transaction may begin: as many may wait as the log lately began. Pure.
+
+A queue at a node that is asked for more than it can do only makes everybody late: it does not help
+it to do more. So the queue is kept as short as its time: no more may wait for their `Begin` to be
+applied than were applied within the last `TARGET_S`; then whoever is let in waits about that long
+(Little's law), at any speed of the machine, and whoever is not is told so at once.
+
+Rules
+- Only the wait for the log counts, which is this node's own: a slow participant does not make it
+  long, and transactions that wait for one do not take the room of others.
+- `LEAST` may wait in any case, so that a node that was idle takes a burst, and one whose log does
+  not move at the moment (an election, a slow disk) is not closed altogether.
+- It is asked for new transactions only. Repeats of known ids, ends, inquiries and an operator's
+  calls are never refused for load.
+
+Times are seconds of any clock that only grows. Counted is in two neighbouring spans of `TARGET_S`,
+the older of which weighs as much as of it is still within the last one.
+"""
+
+from __future__ import annotations
+
+TARGET_S = 0.25
+"""Long enough for a sync that takes ten times as long as usual, short enough that a client which is
+let in has its answer well before it asks another node (2 s): the wait for the log is about a third
+of the time until the decision."""
+
+LEAST = 256
+"""Begun at once they fill a quarter of a group in the log: some milliseconds of work."""
+
+
+class Admission:
+    """`begun` and `applied` for each transaction let in; `forget` when leadership ends."""
+
+    def __init__(self, *, target_s: float = TARGET_S, least: int = LEAST) -> None:
+        self._target_s = target_s
+        self._least = least
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing waits any more, and nothing is known of how fast it goes."""
+        self.waiting = 0
+        self._span_began_s = 0.0
+        self._in_span = 0
+        self._in_span_before = 0
+
+    def admits(self, now_s: float) -> bool:
+        """May one more begin?"""
+        return self.waiting < self._least or self.waiting < self._lately(now_s)
+
+    def begun(self) -> None:
+        """One more waits for its `Begin` to be applied."""
+        self.waiting += 1
+
+    def applied(self, now_s: float) -> None:
+        """One of them waits no more: it was applied, or refused by the log."""
+        assert self.waiting > 0
+        self.waiting -= 1
+        self._turn(now_s)
+        self._in_span += 1
+
+    def _lately(self, now_s: float) -> float:
+        """About how many were applied within the last `target_s`."""
+        self._turn(now_s)
+        passed = (now_s - self._span_began_s) / self._target_s
+        return self._in_span + self._in_span_before * (1 - passed)
+
+    def _turn(self, now_s: float) -> None:
+        """Begin a new span if this one is over."""
+        passed_s = now_s - self._span_began_s
+        if passed_s < self._target_s:
+            return
+        whole = passed_s < 2 * self._target_s  # else nothing happened in the span before this one
+        self._in_span_before = self._in_span if whole else 0
+        self._in_span = 0
+        self._span_began_s = self._span_began_s + self._target_s if whole else now_s

@@ -1,0 +1,138 @@
+"""coordinator/admission.py: what waits is bounded in time, and what can be done is done.
+
+The log is played by a queue that applies so many a second, in groups, each after its sync.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import pytest
+
+from coordinator.admission import LEAST, TARGET_S, Admission
+
+GROUP_S = 0.01
+SECONDS = 8.0
+
+
+class Played(NamedTuple):
+    """What came of it, after the first quarter: shares of what was offered, waits in seconds."""
+
+    per_s: float
+    refused: float
+    longest_s: float
+
+
+class Everyone(Admission):
+    """The rule broken: everybody is let in."""
+
+    def admits(self, now_s: float) -> bool:  # noqa: ARG002
+        return True
+
+
+def play(admission: Admission, *, capacity: float, offered: float) -> Played:
+    """`offered` a second, evenly; what waits is applied in order, every `GROUP_S`."""
+    waiting: deque[float] = deque()
+    due = done = 0.0
+    asked = refused = applied = 0
+    longest_s = 0.0
+    for turn in range(round(SECONDS / GROUP_S)):
+        now = turn * GROUP_S
+        counted = now >= SECONDS / 4
+        due += offered * GROUP_S
+        for _ in range(int(due)):
+            due -= 1
+            asked += counted
+            if admission.admits(now):
+                admission.begun()
+                waiting.append(now)
+            else:
+                refused += counted
+        done = min(done + capacity * GROUP_S, len(waiting) + 1)
+        for _ in range(min(int(done), len(waiting))):
+            done -= 1
+            began = waiting.popleft()
+            admission.applied(now + GROUP_S)
+            applied += counted
+            longest_s = max(longest_s, (now + GROUP_S - began) if counted else 0.0)
+    return Played(applied / (SECONDS * 0.75), refused / max(1, asked), longest_s)
+
+
+@pytest.mark.parametrize("capacity", [2_000.0, 10_000.0, 30_000.0])
+@pytest.mark.parametrize("factor", [1.5, 2.0, 5.0])
+def test_over_capacity_as_much_is_done_and_nobody_waits_long(
+    capacity: float, factor: float
+) -> None:
+    played = play(Admission(), capacity=capacity, offered=factor * capacity)
+    assert played.per_s >= 0.98 * capacity
+    assert played.longest_s <= 1.5 * TARGET_S + 2 * GROUP_S
+    assert played.refused == pytest.approx(1 - 1 / factor, abs=0.02)
+
+
+def test_without_the_rule_the_wait_grows_without_bound() -> None:
+    played = play(Everyone(), capacity=2_000.0, offered=4_000.0)
+    assert played.longest_s > SECONDS / 3
+    assert played.refused == 0
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.5, 0.9])
+def test_below_capacity_nobody_is_refused(factor: float) -> None:
+    played = play(Admission(), capacity=10_000.0, offered=factor * 10_000.0)
+    assert played.refused == 0
+
+
+def test_a_slow_log_is_no_reason_to_close() -> None:
+    """As many as `LEAST` may wait however slow it is: of 100 a second, that is 2.56 seconds."""
+    played = play(Admission(), capacity=100.0, offered=1_000.0)
+    assert played.per_s == pytest.approx(100.0, rel=0.02)
+    assert played.longest_s <= LEAST / 100.0 + 0.1
+
+
+def test_an_idle_node_takes_a_burst_and_no_more() -> None:
+    admission = Admission(least=10)
+    for _ in range(10):
+        assert admission.admits(1_000.0)
+        admission.begun()
+    assert not admission.admits(1_000.0)
+    admission.applied(1_000.0)
+    assert admission.admits(1_000.0)
+
+
+def test_while_the_log_stands_still_what_it_did_before_counts_no_more() -> None:
+    admission = Admission(target_s=1.0, least=10)
+    for _ in range(100):
+        admission.begun()
+        admission.applied(5.0)
+    for _ in range(50):
+        admission.begun()
+    assert admission.admits(5.5)  # a hundred were applied within the last second
+    assert not admission.admits(7.5)  # and none within this one
+    assert admission.waiting == 50
+
+
+def test_a_faster_log_makes_room_for_more() -> None:
+    admission = Admission(target_s=1.0, least=10)
+    allowed = []
+    for second in range(1, 5):
+        while admission.admits(float(second)):
+            admission.begun()
+        allowed.append(admission.waiting)
+        for _ in range(admission.waiting):
+            admission.applied(second + 0.5)
+            if admission.admits(second + 0.5):
+                admission.begun()
+        for _ in range(admission.waiting):
+            admission.applied(second + 0.6)
+    assert allowed == sorted(allowed)
+    assert allowed[-1] > allowed[0]
+
+
+def test_what_a_leadership_left_waiting_is_forgotten() -> None:
+    admission = Admission(least=3)
+    for _ in range(3):
+        admission.begun()
+    assert not admission.admits(1.0)
+    admission.forget()
+    assert admission.admits(1.0)
+    assert admission.waiting == 0
