@@ -1,4 +1,4 @@
-"""Whether one more transaction may begin: as many may wait as the log lately began. Pure.
+"""Whether one more transaction may begin, and how soon who was refused may ask again. Pure.
 
 A queue at a node that is asked for more than it can do only makes everybody late: it does not help
 it to do more. So the queue is kept as short as its time: no more may wait for their `Begin` to be
@@ -24,8 +24,16 @@ TARGET_S = 0.25
 let in has its answer well before it asks another node (2 s): the wait for the log is about a third
 of the time until the decision."""
 
-LEAST = 256
-"""Begun at once they fill a quarter of a group in the log: some milliseconds of work."""
+LEAST = 1_024
+"""A burst, or as many clients that each wait for their answer, is never refused at an idle node. A
+batch of the largest size is less."""
+
+REFUSALS_PER_S = 250
+LONGEST_REST_S = 1.0
+"""A refusal costs a third of a transaction, nearly all of it HTTP. Programs that ask again at once
+would leave the node no time for those it has let in. So a connection that got a refusal is not read
+for a while: as long as it takes that there are no more than so many refusals a second, at most what
+`Retry-After` asks for anyway."""
 
 
 class Admission:
@@ -73,3 +81,17 @@ class Admission:
         self._in_span_before = self._in_span if whole else 0
         self._in_span = 0
         self._span_began_s = self._span_began_s + self._target_s if whole else now_s
+
+
+class Rests:
+    """How long the connection of each refusal is left unread, for few of them in a second."""
+
+    def __init__(self, *, per_s: float = REFUSALS_PER_S, longest_s: float = LONGEST_REST_S) -> None:
+        self._each_s = 1 / per_s
+        self._longest_s = longest_s
+        self._next_s = 0.0
+
+    def rest_s(self, now_s: float) -> float:
+        """Of one that is refused now."""
+        self._next_s = min(max(self._next_s, now_s) + self._each_s, now_s + self._longest_s)
+        return self._next_s - now_s

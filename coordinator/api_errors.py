@@ -30,7 +30,7 @@ CODES: Mapping[str, str] = {
     "body_too_large": "413: more than `details.limit_bytes`",
     "unsupported_media_type": "415: the body's content type is not JSON",
     "expectation_failed": "417: the header `Expect` asks for something else than 100-continue",
-    "at_capacity": "429: too many unfinished transactions; nothing was begun",
+    "at_capacity": "429: too many transactions wait to begin, or are unfinished; nothing was begun",
     "overloaded": "429 (503 where nothing is begun): too much waits already; nothing was changed",
     "internal_error": "500: the node failed; its log says how",
     "not_leader": "307: `Location` names the same call at the leader",
@@ -80,6 +80,15 @@ def too_large(what: str, size: int, limit: int) -> ApiError:
         "body_too_large",
         f"{what} has {size} bytes, at most {limit} are taken; send less, or in several requests.",
         limit_bytes=limit,
+    )
+
+
+def at_capacity() -> ApiError:
+    return ApiError(
+        429,
+        "at_capacity",
+        "This node is asked for more than it can do; nothing was begun; ask again later.",
+        headers=RETRY_AFTER,
     )
 
 

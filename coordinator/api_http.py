@@ -17,6 +17,7 @@ from http import HTTPStatus
 from aiohttp import EMPTY_PAYLOAD, HttpVersion10, web
 from aiohttp.abc import AbstractStreamWriter
 
+from coordinator.admission import Rests
 from coordinator.api import Api
 from coordinator.api_errors import ApiError, too_large
 from coordinator.api_requests import Answer, Request, error_answer
@@ -36,7 +37,7 @@ def runner(api: Api, *, shutdown_timeout_s: float) -> web.ServerRunner:
 
 class _Server(web.Server):
     def __init__(self, api: Api) -> None:
-        super().__init__(functools.partial(_handle, api))
+        super().__init__(functools.partial(_handle, api, Rests()))
 
     def __call__(self) -> web.RequestHandler:
         loop = asyncio.get_running_loop()
@@ -74,7 +75,7 @@ class _Connection(web.RequestHandler):
         return _Response(request, error_answer(error), closes=True)
 
 
-async def _handle(api: Api, http: web.BaseRequest) -> web.StreamResponse:
+async def _handle(api: Api, rests: Rests, http: web.BaseRequest) -> web.StreamResponse:
     """One request. A body that did not come with the head is read only where it is needed: to be
     sent to the leader, nobody has to send 16 MiB first.
     """
@@ -98,7 +99,10 @@ async def _handle(api: Api, http: web.BaseRequest) -> web.StreamResponse:
     except ApiError as error:
         return _Response(http, error_answer(error), closes=error.status == 408)
     answer = api.respond(Request(http.method, path, query, http.headers, body))
-    return _Response(http, answer if isinstance(answer, Answer) else await answer)
+    if not isinstance(answer, Answer):
+        answer = await answer
+    rest_s = rests.rest_s(asyncio.get_running_loop().time()) if answer.status == 429 else 0.0
+    return _Response(http, answer, rest_s=rest_s)
 
 
 async def _continue(http: web.BaseRequest) -> None:
@@ -151,11 +155,14 @@ class _Response(web.StreamResponse):
     happen.
     """
 
-    def __init__(self, http: web.BaseRequest, answer: Answer, *, closes: bool = False) -> None:
+    def __init__(
+        self, http: web.BaseRequest, answer: Answer, *, closes: bool = False, rest_s: float = 0.0
+    ) -> None:
         super().__init__(status=answer.status)
         self._http = http
         self._answer = answer
         self._keeps = http.keep_alive and not closes
+        self._rest_s = rest_s
 
     @property
     def keep_alive(self) -> bool:
@@ -177,6 +184,8 @@ class _Response(web.StreamResponse):
         head += f"Content-Length: {len(answer.body)}\r\n\r\n"
         body = b"" if http.method == "HEAD" else answer.body
         await http.writer.write(head.encode("utf-8", "surrogateescape") + body)
+        if self._rest_s:
+            await asyncio.sleep(self._rest_s)  # only then the connection is read again
 
 
 @functools.lru_cache(maxsize=64)

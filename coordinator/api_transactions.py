@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from coordinator import api_fields, api_shapes
 from coordinator.api_errors import (
     ApiError,
+    at_capacity,
     bad_field,
     log_refusal,
     no_leader,
@@ -32,6 +33,7 @@ from coordinator.api_requests import (
     Endpoint,
     Request,
     encode,
+    error_answer,
     json_answer,
     read_query,
     require_id,
@@ -60,6 +62,7 @@ MAX_WAIT_MS = 60_000
 
 DEFAULT_PAGE = 100
 BACKLOG_SHOWN = 50
+AT_CAPACITY = error_answer(at_capacity())  # made once, for it must be cheap
 BRANCHES_PER_TURN = 500
 """Branches shown in a list, or begun in a batch, before the event loop gets a turn: some
 milliseconds."""
@@ -125,7 +128,7 @@ class Transactions:
         self._require_leader(request)
         require_json(request)
 
-    def submit(self, request: Request, _: str) -> Awaitable[Answer]:
+    def submit(self, request: Request, _: str) -> Answer | Awaitable[Answer]:
         """POST /v1/transactions: one, or a batch."""
         body = request.body
         if len(body) > self._limits.body_bytes and not api_fields.is_batch(body):
@@ -134,6 +137,8 @@ class Transactions:
         traceparent = api_shapes.read_traceparent(request.headers.get("traceparent"))
         if isinstance(value, dict) and "transactions" in value:
             return self._submit_batch(api_shapes.read_batch(value, self._limits), traceparent)
+        if self._turns_away(value):
+            return AT_CAPACITY
         submission = self._read(value, traceparent)
         return self._submitted(request, submission, self._begin(submission))
 
@@ -150,8 +155,12 @@ class Transactions:
         """All are begun before one is waited for, so that they share log entries and calls."""
         begun: list[_Begun | ApiError] = []
         branches = 0
+        is_full = self._driver.is_full  # a batch is let in as a whole, or only its repeats
         try:
             for element in elements:
+                if is_full and self._turns_away(element):
+                    begun.append(at_capacity())
+                    continue
                 each = self._begin_element(element, traceparent)
                 begun.append(each)
                 branches += 1 if isinstance(each, ApiError) else len(each.submission.plan.branches)
@@ -188,6 +197,9 @@ class Transactions:
         except LogError as error:
             refused = log_refusal(error, submission.plan.id, named=submission.named)
         return encode(refused.body())
+
+    def _turns_away(self, value: Any) -> bool:
+        return self._driver.turns_away(value.get("id") if isinstance(value, dict) else None)
 
     def _read(self, value: Any, traceparent: str | None) -> Submission:
         return api_shapes.read_submission(

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
+from coordinator.admission import Admission
 from coordinator.allowance import Allowance
 from coordinator.capacity import Capacity
 from coordinator.commands import Begin, Command, Refuse, Resolve, encode
@@ -36,6 +37,7 @@ from coordinator.errors import (
 )
 from coordinator.facts import Branch, Effect, Outcome, Transaction, resolution_of
 from coordinator.gateway import Gateway
+from coordinator.ids import is_valid_id
 from coordinator.inquiry import Decision, answer_inquiry
 from coordinator.live import Live, Progress, Waiting, is_reached
 from coordinator.log import FateUnknown, LogError, NotLeader, ReplicatedLog
@@ -99,6 +101,7 @@ class Driver:
             steps=self._steps,
         )
         self._capacity = Capacity(limits)
+        self._admission = Admission()
         self._refusals = Allowance(REFUSALS_PER_S)
         self._taking_up: asyncio.Handle | None = None
         self._draining = False
@@ -119,6 +122,25 @@ class Driver:
         except (CoordinatorError, LogError) as error:
             future.set_exception(error)
         return future
+
+    @property
+    def is_full(self) -> bool:
+        """Whether only repeats are let in at present."""
+        return not self._admission.admits(self._loop.time())
+
+    def turns_away(self, transaction_id: object) -> bool:
+        """Whether a submission is refused for load; `transaction_id`: what it gives as its id.
+
+        Asked before the rest of it is read, for a refusal must be cheap.
+        """
+        if not self.is_full:
+            return False
+        if is_valid_id(transaction_id) and (
+            transaction_id in self._talks.lives or self._machine.get(transaction_id) is not None
+        ):
+            return False
+        self._steps.observer.turned_away()
+        return True
 
     def wait_for_end(self, transaction_id: str) -> Waiting:
         """A future that gives the transaction once it is finished; may fail like `submit`'s."""
@@ -259,6 +281,7 @@ class Driver:
             self._taking_up.cancel()
             self._taking_up = None
         self._capacity.clear()
+        self._admission.forget()
         self._talks.drop_all(lambda i: FateUnknown(f"leadership ended while {i} was under way"))
 
     def _take_up_some(self, epoch: int, ids: collections.deque[str]) -> None:
@@ -338,6 +361,7 @@ class Driver:
         live.traceparent = plan.traceparent
         self._talks.lives[plan.id] = live
         self._capacity.beginning(branches)
+        self._admission.begun()
         self._log.propose(encoded, epoch, functools.partial(self._begun, live, branches))
         if all(repeatable):
             # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
@@ -353,6 +377,7 @@ class Driver:
         if self._talks.lives.get(live.id) is not live:
             return  # leadership ended; whoever waits has been told
         self._capacity.begun(branches)
+        self._admission.applied(self._loop.time())
         match result:
             case Applied(transaction=transaction) if not transaction.is_refusal:
                 if live.conversation is None:

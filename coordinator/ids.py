@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from random import Random
+from typing import TypeGuard
 
 MAX_ID_CHARS = 64
 MAX_STEP_BACK_MS = 60_000
@@ -25,7 +26,7 @@ _STEP_BITS = 32
 _TIME_LIMIT = 1 << 48
 
 
-def is_valid_id(text: object) -> bool:
+def is_valid_id(text: object) -> TypeGuard[str]:
     """Whether `text` may name a transaction."""
     return isinstance(text, str) and _VALID.fullmatch(text) is not None
 

@@ -53,6 +53,9 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         ProcessCollector(registry=registry)
+        self._turned_away = self._counts(
+            "transactions_turned_away", "Submissions refused because too many wait to begin."
+        )
         self._begun = self._counts("transactions_begun", "Transactions begun by this node.")
         self._decided = self._counts(
             "transactions_decided",
@@ -104,6 +107,9 @@ class Metrics:
         return Durations(self._registry, f"assent_{name}", meaning, _SECONDS, labels, series)
 
     # --- the driver's Observer ---
+
+    def turned_away(self) -> None:
+        self._turned_away.add()
 
     def began(self) -> None:
         self._begun.add()

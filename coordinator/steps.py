@@ -42,6 +42,7 @@ class Lines(tuple[Line, ...]):
 class Observer(Protocol):
     """Counts the steps; `coordinator/metrics.py` implements it. Durations are in seconds."""
 
+    def turned_away(self) -> None: ...
     def began(self) -> None: ...
     def decided(self, outcome: Outcome, seconds: float) -> None: ...
     def finished(self, outcome: Outcome, seconds: float) -> None: ...
@@ -51,6 +52,9 @@ class Observer(Protocol):
 
 class NoObserver:
     """Counts nothing."""
+
+    def turned_away(self) -> None:
+        pass
 
     def began(self) -> None:
         pass

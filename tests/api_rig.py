@@ -117,6 +117,13 @@ class ScriptedDriver:
         self.futures: list[asyncio.Future[Transaction]] = []
         self.asked = asyncio.Event()
 
+    @property
+    def is_full(self) -> bool:
+        return False
+
+    def turns_away(self, _transaction_id: object) -> bool:
+        return False
+
     def submit(self, plan: Plan, wait: Wait) -> asyncio.Future[Transaction]:
         self.submitted.append((plan, wait))
         return self._future(self.outcome(plan))

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from coordinator import api_transactions, errors, ids
+from coordinator.admission import LEAST, Admission
 from coordinator.api import Check
 from coordinator.api_requests import Request
 from coordinator.api_shapes import MAX_AHEAD_MS
@@ -743,6 +744,45 @@ def test_only_what_begins_is_refused_for_load() -> None:
             assert (status, answer["outcome"]) == (200, "committed")
             status, answer = await node.get(f"{PATH}/t-1")
             assert status == 200
+
+    run(test())
+
+
+def test_while_too_many_wait_to_begin_only_repeats_are_let_in() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            await node.post(PATH, node.body("yes", id="t-1"))
+            node.driver._admission = Admission(target_s=1e-9, least=0)  # nobody may wait
+            for body in (node.body("yes", id="t-2"), node.body("yes"), {"id": "\ud800"}):
+                raw = json.dumps(body).encode()
+                status, answer, headers = await node.request("POST", PATH, body=raw)
+                assert (status, error_of(answer)["code"]) == (429, "at_capacity")
+                assert headers["Retry-After"] == "1"
+            assert node.machine.get("t-2") is None
+            status, answer = await node.post(PATH, node.body("yes", id="t-1"))
+            assert (status, answer["outcome"]) == (200, "committed")
+            batch = {"transactions": [node.body("yes", id="t-3"), node.body("yes", id="t-1"), 7]}
+            status, answer = await node.post(PATH, batch)
+            assert status == 200
+            refused, repeated, no_object = answer["transactions"]
+            assert error_of(refused)["code"] == error_of(no_object)["code"] == "at_capacity"
+            assert repeated["outcome"] == "committed"
+            assert (await node.get(f"{PATH}/t-1"))[0] == 200
+            async with node.session.get(node.url + "/metrics") as response:
+                text = await response.text()
+            assert "assent_transactions_turned_away_total 5.0" in text
+
+    run(test())
+
+
+def test_an_idle_node_lets_a_batch_of_the_largest_size_in() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            assert node.limits.batch_size < LEAST
+            batch = {"transactions": [node.body("yes") for _ in range(node.limits.batch_size)]}
+            status, answer = await node.post(PATH, batch)
+            assert status == 200
+            assert {each["outcome"] for each in answer["transactions"]} == {"committed"}
 
     run(test())
 

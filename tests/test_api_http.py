@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from coordinator import api_http
+from coordinator.admission import Admission, Rests
 from coordinator.settings import Limits
 from tests.api_rig import ApiNode, api_node, error_of, run
 
@@ -53,6 +54,31 @@ async def read_answer(
     headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
     length = int(headers["content-length"]) if has_body else 0
     return first, headers, await reader.readexactly(length)
+
+
+def test_a_connection_that_was_refused_for_load_rests_before_it_is_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class LongRests(Rests):
+        def rest_s(self, now_s: float) -> float:  # noqa: ARG002
+            return 0.3
+
+    monkeypatch.setattr(api_http, "Rests", LongRests)
+
+    async def test() -> None:
+        async with connected() as (node, reader, writer):
+            loop = asyncio.get_running_loop()
+            node.driver._admission = Admission(target_s=1e-9, least=0)
+            body = json.dumps(node.body()).encode()
+            head = f"POST /v1/transactions HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}"
+            after = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"
+            writer.write(f"{head}\r\n\r\n".encode() + body + after)
+            assert "429" in (await read_answer(reader))[0]
+            refused_s = loop.time()
+            assert "200" in (await read_answer(reader))[0]
+            assert loop.time() - refused_s > 0.2
+
+    run(test())
 
 
 @pytest.mark.parametrize("what", NO_HTTP)

@@ -269,9 +269,10 @@ class Node:
         return thawed
 
     def _thaw_talk(self, talk: Talk, live: DriverLive) -> Conversation:
-        conversation = Conversation(
-            talk.transaction, TIMINGS, deadline_s=DEADLINE_S, took_over=talk.took_over
-        )
+        # A decided transaction has no payloads any more, but prepares that were begun before have.
+        payloads = talk.transaction.payloads or (b"null",) * len(talk.transaction.branches)
+        asked = talk.transaction._replace(payloads=payloads)
+        conversation = Conversation(asked, TIMINGS, deadline_s=DEADLINE_S, took_over=talk.took_over)
         if talk.decision is not None:
             reasons = (None,) * len(talk.decision)
             conversation._decision = ProposeDecision(talk.decision, reasons, None)
@@ -294,6 +295,7 @@ class Node:
                 conversation._call_again(leg, leg.called_again_s)
         conversation._votes_missing = sum(leg.vote is None for leg in conversation.legs)
         conversation._ends_under_way = sum(leg.ending for leg in conversation.legs)
+        conversation.transaction = talk.transaction
         return conversation
 
     @staticmethod
