@@ -398,9 +398,6 @@ class Driver:
 
     # --- proposals ---
 
-    def _propose(self, command: Command, epoch: int, done: Callable[[object], None]) -> None:
-        self._log.propose(encode(command), epoch, done)
-
     async def _proposed(self, command: Command, epoch: int) -> object:
         future: asyncio.Future[object] = self._loop.create_future()
 
@@ -412,7 +409,7 @@ class Driver:
             else:
                 future.set_result(result)
 
-        self._propose(command, epoch, done)
+        self._log.propose(encode(command), epoch, done)
         return await future
 
     async def _refuse(self, transaction_id: str) -> Transaction | None:
