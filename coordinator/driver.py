@@ -31,9 +31,9 @@ from coordinator.errors import (
     Conflict,
     CoordinatorError,
     Draining,
-    Expired,
     NotAllowed,
-    UnknownTransaction,
+    expired,
+    unknown,
 )
 from coordinator.facts import Branch, Effect, Outcome, Transaction, resolution_of
 from coordinator.gateway import Gateway
@@ -152,7 +152,7 @@ class Driver:
         elif live is not None:
             live.wait(Wait.COMPLETION, future)
         elif transaction is None:
-            future.set_exception(_unknown(transaction_id))
+            future.set_exception(unknown(transaction_id))
         elif self._log.epoch is None:
             future.set_exception(NotLeader("this node does not lead"))
         else:
@@ -208,7 +208,7 @@ class Driver:
                     raise NotAllowed(f"{transaction_id}, branch {branch_id}: {by_hand}")
                 return transaction
             case Refusal.UNKNOWN:
-                raise _unknown(transaction_id)
+                raise unknown(transaction_id)
             case Refusal() as refusal if refusal is not Refusal.STALE_EPOCH:
                 raise NotAllowed(f"{transaction_id}, branch {branch_id}: {refusal.value}")
             case _:
@@ -219,7 +219,7 @@ class Driver:
         self._leading()
         transaction = self._machine.get(transaction_id)
         if transaction is None:
-            raise _unknown(transaction_id)
+            raise unknown(transaction_id)
         if transaction.finished_ms is None:
             live = self._talks.lives.get(transaction_id) or self._take_up(transaction)
             self._talks.hurry(live)
@@ -338,7 +338,7 @@ class Driver:
         if self._draining:
             raise Draining("this node is stopping: ask another one")
         if self._machine.is_expired(plan.id):
-            raise _expired(plan.id)
+            raise expired(plan.id)
         unfinished = max(len(self._talks.lives), self._machine.unfinished_count)
         self._capacity.check(plan.branches, unfinished, self._machine.backlog())
         now_ms = self._now_ms()
@@ -389,7 +389,7 @@ class Driver:
             case Refusal.CONFLICT:
                 live.fail(Conflict(f"id {live.id} was begun with other content", id=live.id))
             case Refusal.EXPIRED:
-                live.fail(_expired(live.id))
+                live.fail(expired(live.id))
             case LogError():
                 live.fail(result)
             case _:
@@ -425,17 +425,3 @@ class Driver:
                 return None
             case _:
                 raise NotLeader("leadership changed during the inquiry")
-
-
-def _unknown(transaction_id: str) -> UnknownTransaction:
-    return UnknownTransaction(
-        f"transaction {transaction_id} is not known, which does not mean that it aborted",
-        id=transaction_id,
-    )
-
-
-def _expired(transaction_id: str) -> Expired:
-    return Expired(
-        f"id {transaction_id} is older than what is remembered: look at the services themselves",
-        id=transaction_id,
-    )

@@ -46,3 +46,17 @@ class Draining(CoordinatorError):
 
 class NotAllowed(CoordinatorError):
     """For example: an abort of what has committed, or a branch that is not there."""
+
+
+def unknown(transaction_id: str) -> UnknownTransaction:
+    return UnknownTransaction(
+        f"transaction {transaction_id} is not known, which does not mean that it aborted",
+        id=transaction_id,
+    )
+
+
+def expired(transaction_id: str) -> Expired:
+    return Expired(
+        f"id {transaction_id} is older than what is remembered: look at the services themselves",
+        id=transaction_id,
+    )
