@@ -13,6 +13,8 @@ Rules
 
 - For a participant that takes many messages at once, everything that waits in a lane shares one
   request. One such request is under way at a time, and the next gathers meanwhile: no timers.
+- A participant that has not answered yet may be one of those: until it has, its calls go one after
+  the other. Else a burst to one that is new to this node would open hundreds of connections.
 
 How it works: `begin` puts the call into its lane; `_pump` takes out of a lane whoever may go; the
 courier (coordinator/courier.py) carries it, a task for each request; the answer frees the place,
@@ -51,11 +53,14 @@ _BATCH_PATIENCE_S = 0.05
 """How long a batch may take before the next one leaves beside it. Two under way bring nothing while
 the participant is quick (measured: 0.99 of the throughput), and save the others when it is not."""
 
+_STRANGER_PATIENCE_S = 0.005
+"""The same for the first calls to a participant: it may be a slow one, and must not be held up."""
+
 _SINGLY_S = 60.0
 
 _DECLARATIONS = 10_000
-"""Participants whose declaration is remembered. One that is forgotten is a plain one until it
-answers again."""
+"""Participants whose declaration, or that they make none, is remembered. One that is forgotten is a
+plain one until it answers again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +102,7 @@ class Gateway:
         self._doors: dict[tuple[str, bool], _Door] = {}
         self._expiries: dict[Call, asyncio.TimerHandle] = {}
         self._requests: dict[asyncio.Task[None], list[Call]] = {}  # those not answered yet
-        self._declared: OrderedDict[str, tuple[str, Declaration, str | None]] = OrderedDict()
+        self._declared: OrderedDict[str, tuple[str | None, Declaration, str | None]] = OrderedDict()
         self._singly_until: dict[str, float] = {}
         self._open = False
 
@@ -184,17 +189,23 @@ class Gateway:
         if not self._open:
             return
         now = self._loop.time()
-        batch_url = self._batch_url(door.key[0])
-        if batch_url is None:
+        participant = door.key[0]
+        batch_url = self._batch_url(participant)
+        patience_s: float | None = None  # None: all go that there is room for
+        if batch_url is not None:
+            patience_s = _BATCH_PATIENCE_S
+            if door.may_send(now, patience_s) and (c := door.lane.take_all(now, _BATCH_CALLS)):
+                self._go(door, c, batch_url, now)
+        elif participant not in self._declared:
+            patience_s = _STRANGER_PATIENCE_S
+            if door.may_send(now, patience_s) and (call := door.lane.take(now)) is not None:
+                self._go(door, [call], None, now)
+        else:
             while (call := door.lane.take(now)) is not None:
-                self._go(door, [call], None)
-        elif door.may_batch(now) and (calls := door.lane.take_all(now, _BATCH_CALLS)):
-            door.requests += 1
-            door.last_sent = now
-            self._go(door, calls, batch_url)
-        self._look_again(door, now, batches=batch_url is not None)
+                self._go(door, [call], None, now)
+        self._look_again(door, now, patience_s)
 
-    def _look_again(self, door: _Door, now: float, *, batches: bool) -> None:
+    def _look_again(self, door: _Door, now: float, patience_s: float | None) -> None:
         """Forget a lane that is not in use; else see to it that it is pumped when time allows."""
         forget_at = door.lane.forget_at()
         if forget_at is not None and forget_at <= now:
@@ -203,11 +214,14 @@ class Gateway:
                 del self._doors[door.key]
             return
         look_at = door.lane.next_at() if forget_at is None else forget_at
-        if batches and door.requests and door.lane:  # no sooner than the next one may leave
-            look_at = max(look_at or 0.0, door.last_sent + _BATCH_PATIENCE_S)
+        if patience_s is not None and door.requests and door.lane:
+            # No sooner than the next one may leave.
+            look_at = max(look_at or 0.0, door.last_sent + patience_s)
         door.set_timer(None if look_at is None else self._loop.call_at(look_at, self._pump, door))
 
-    def _go(self, door: _Door, calls: list[Call], batch_url: str | None) -> None:
+    def _go(self, door: _Door, calls: list[Call], batch_url: str | None, now: float) -> None:
+        door.requests += 1
+        door.last_sent = now
         if self._expiries:
             for call in calls:
                 self._drop_expiry(call)
@@ -238,8 +252,7 @@ class Gateway:
             answered = calls.copy()
             calls.clear()
             self._answer(door, answered, delivery, self._loop.time())
-        if batch_url is not None:
-            door.requests -= 1
+        door.requests -= 1
         self._pump(door)
 
     async def _carry(self, calls: list[Call], batch_url: str | None, now: float) -> Delivery:
@@ -293,13 +306,10 @@ class Gateway:
             timer.cancel()
 
     def _remember(self, participant: str, header: str | None) -> None:
-        """Only those who say something are remembered: who says nothing is plain."""
-        if not header:
-            self._declared.pop(participant, None)
-            return
+        """Who says nothing is plain."""
         said = self._declared.get(participant)
         if said is None or said[0] != header:
-            declaration = read_declaration(header)
+            declaration = read_declaration(header) if header else PLAIN
             batch_url = _at_path(participant, declaration.batch_path)
             self._declared[participant] = (header, declaration, batch_url)
         self._declared.move_to_end(participant)
@@ -314,7 +324,7 @@ class _Door:
     key: tuple[str, bool]
     lane: Lane[Call]
     timer: asyncio.TimerHandle | None = field(default=None)
-    requests: int = 0  # batches under way
+    requests: int = 0  # under way
     last_sent: float = 0.0
     gathering: bool = False
 
@@ -327,10 +337,10 @@ class _Door:
             self.gathering = True
             loop.call_soon(pump, self)
 
-    def may_batch(self, now: float) -> bool:
-        """One batch is under way at a time, and the next gathers meanwhile; one that takes long
-        does not hold up the others."""
-        return self.requests == 0 or now >= self.last_sent + _BATCH_PATIENCE_S
+    def may_send(self, now: float, patience_s: float) -> bool:
+        """One is under way at a time, and the next gathers meanwhile; one that takes long does not
+        hold up the others."""
+        return self.requests == 0 or now >= self.last_sent + patience_s
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         if self.timer is not None:

@@ -107,6 +107,38 @@ def test_what_is_asked_in_one_turn_of_the_loop_shares_a_request() -> None:
     run(scenario)
 
 
+def test_a_burst_to_a_participant_never_heard_of_waits_for_what_it_says_of_itself() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            participant.hold = asyncio.Event()
+            answers = begin(
+                gateway, participant.url, Operation.PREPARE, *[f"t{n}" for n in range(40)]
+            )
+            await participant.until(1)
+            assert len(gateway._requests) < 20, "the others wait"
+            participant.hold.set()
+            participant.hold = None
+            assert await asyncio.gather(*answers) == [Voted(Vote.YES)] * 40
+            sizes = [len(request) for request in participant.requests]
+            assert sizes[0] == 1
+            assert max(sizes) > 20, "what waited shared a request"
+
+    run(scenario)
+
+
+def test_who_does_not_answer_its_first_call_is_called_again_meanwhile() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            participant.hold = asyncio.Event()
+            answers = begin(gateway, participant.url, Operation.PREPARE, "a", "b", "c")
+            await participant.until(3)
+            assert participant.requests == [[("prepare", each)] for each in "abc"]
+            participant.hold.set()
+            assert await asyncio.gather(*answers) == [Voted(Vote.YES)] * 3
+
+    run(scenario)
+
+
 def test_the_next_batch_gathers_while_one_is_under_way() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Batching() as participant:
