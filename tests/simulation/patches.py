@@ -1,4 +1,4 @@
-"""The four places where code that is not ours reaches past the event loop, and what it finds there.
+"""The places where code reaches past the event loop, and what it finds there.
 
 | what | instead of | why |
 |---|---|---|
@@ -6,6 +6,8 @@
 | `coordinator.courier.select` | poll(2) on a descriptor | the courier looks into the kernel |
 | `RaftCore` applying, becoming leader | the same and a line of history | it is checked (I14) |
 | `random.seed`, the module's generator | one seeded by the run | aiohttp shuffles who waits |
+| `coordinator.table.SHARDS` | 64 instead of 8192 | a view copies them all, for a few transactions |
+| `cluster.raft.snapshots.time` | a pause that is none | there are no threads to let in |
 
 Nothing of the project's own logic is among them.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import random
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,11 +24,16 @@ from unittest.mock import patch
 
 import aiohappyeyeballs
 
+import cluster.raft.snapshots
 import coordinator.courier
+import coordinator.table
 from cluster.raft.core import RaftCore
 from cluster.raft.state import Role
 from tests.simulation.loop import PROCESS
 from tests.simulation.network import Endpoint, SimNetwork
+
+
+SHARDS = 64
 
 
 class _Poll:
@@ -55,7 +63,7 @@ class _Select:
 
 @contextmanager
 def patched(network: SimNetwork, seed: int) -> Iterator[None]:
-    """As long as it lasts, the four places lead into the simulation."""
+    """As long as it lasts, these places lead into the simulation."""
 
     async def start_connection(addr_infos: Any, **_: Any) -> Endpoint:
         host, port = addr_infos[0][4][:2]
@@ -79,8 +87,11 @@ def patched(network: SimNetwork, seed: int) -> Iterator[None]:
 
     state_before = random.getstate()
     random.seed(seed)
+    coordinator.table.shard_of.cache_clear()
     try:
         with (
+            patch.object(coordinator.table, "SHARDS", SHARDS),
+            patch.object(cluster.raft.snapshots, "time", types.SimpleNamespace(sleep=_nothing)),
             patch.object(aiohappyeyeballs, "start_connection", start_connection),
             patch.object(coordinator.courier, "select", _Select(network)),
             patch.object(RaftCore, "_SyncObj__doApplyCommand", applied),
@@ -89,3 +100,8 @@ def patched(network: SimNetwork, seed: int) -> Iterator[None]:
             yield
     finally:
         random.setstate(state_before)
+        coordinator.table.shard_of.cache_clear()
+
+
+def _nothing(_: float) -> None:
+    pass

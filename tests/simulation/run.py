@@ -60,8 +60,8 @@ def run_seed(
     environment = draw_environment(seed)
     if verbose:
         print(environment)
+    started = time.process_time()
     with _quiet():
-        started = time.process_time()
         world = World(environment, verbose=verbose)
         if change is not None:
             change(world)
@@ -69,20 +69,20 @@ def run_seed(
             _run(world)
         world.history.insert(0, _configuration(environment))
         violations = tuple(check(world.history))
-        cpu_s = time.process_time() - started
-        result = Result(
-            seed=seed,
-            trace=world.trace,
-            violations=violations,
-            simulated_s=world.loop.now,
-            cpu_s=cpu_s,
-            events=len(world.history),
-            calls=world.loop.calls,
-            counts=dict(sorted(world.counts.items())),
-            history=tuple(world.history) if keep_history or violations else (),
-        )
         _bury(world)
-    return result
+    if gc.isenabled():
+        _collect()
+    return Result(
+        seed=seed,
+        trace=world.trace,
+        violations=violations,
+        simulated_s=world.loop.now,
+        cpu_s=time.process_time() - started,
+        events=len(world.history),
+        calls=world.loop.calls,
+        counts=dict(sorted(world.counts.items())),
+        history=tuple(world.history) if keep_history or violations else (),
+    )
 
 
 def _configuration(environment: Environment) -> dict[str, Any]:
@@ -239,11 +239,13 @@ def _quiet() -> Iterator[None]:
     """No logging, and no garbage collection, which would run dead programs' `finally`s."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
         logging.disable(disabled)
 
 
@@ -253,16 +255,28 @@ def _bury(world: World) -> None:
         if host.process is not None:
             host.process.alive = False
     world.record = _deaf  # type: ignore[method-assign]
-    hook = sys.unraisablehook
-    sys.unraisablehook = _deaf
-    try:
+    with _unheard():
         world._kept.clear()
         world.loop._due.clear()
         world.loop._timers.clear()
         for host in world.nodes:
             host.node = None
         world.loop.close()
+
+
+def _collect() -> None:
+    """A process that runs on must not keep every world; one that ends soon may (`cli.results`)."""
+    with _unheard():
         gc.collect()
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """The last words of dead programs, in their `finally`s, are nobody's."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = _deaf
+    try:
+        yield
     finally:
         sys.unraisablehook = hook
 
