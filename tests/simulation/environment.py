@@ -40,6 +40,9 @@ FAULTS = (
     "kill client",
 )
 
+IN_BYTES = 1 / 6
+"""The share of seeds that take the whole way through aiohttp, which costs more than all else."""
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:
@@ -80,6 +83,9 @@ class Environment:
     other_body: float
     manners: Manners
     inquiry_after_s: float
+    http_in_bytes: bool
+    """aiohttp's own client and server talk over the connections; else messages do, which are parsed
+    and written by nobody (`light_server`)."""
 
     @property
     def forgets(self) -> bool:
@@ -155,4 +161,5 @@ def draw_environment(seed: int) -> Environment:
             duplicate_s=choice((0.1, 3.0, 15.0)),
         ),
         inquiry_after_s=choice((0.5, 1.5, 3.0)),
+        http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,
     )

@@ -7,6 +7,8 @@
 | `RaftCore` applying, becoming leader | the same and a line of history | it is checked (I14) |
 | `random.seed`, the module's generator | one seeded by the run | aiohttp shuffles who waits |
 | `coordinator.table.SHARDS` | 64 instead of 8192 | a view copies them all, for a few transactions |
+| `aiohttp.ClientSession`, `TCPConnector`, and who listens | messages for bytes, in most seeds | the \
+code that asks and that answers is the same, and aiohttp in between costs more than all of it |
 | `cluster.raft.snapshots.time` | a pause that is none | there are no threads to let in |
 
 Nothing of the project's own logic is among them.
@@ -23,12 +25,16 @@ from typing import Any
 from unittest.mock import patch
 
 import aiohappyeyeballs
+import aiohttp
 
 import cluster.raft.snapshots
 import coordinator.courier
 import coordinator.table
 from cluster.raft.core import RaftCore
 from cluster.raft.state import Role
+from tests.simulation.environment import Environment
+from tests.simulation.light_client import LightConnector, LightSession
+from tests.simulation.light_server import serving
 from tests.simulation.loop import PROCESS
 from tests.simulation.network import Endpoint, SimNetwork
 
@@ -62,7 +68,7 @@ class _Select:
 
 
 @contextmanager
-def patched(network: SimNetwork, seed: int) -> Iterator[None]:
+def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
     """As long as it lasts, these places lead into the simulation."""
 
     async def start_connection(addr_infos: Any, **_: Any) -> Endpoint:
@@ -86,10 +92,11 @@ def patched(network: SimNetwork, seed: int) -> Iterator[None]:
             process.owner.world.became_leader(core.node, core.term)
 
     state_before = random.getstate()
-    random.seed(seed)
+    random.seed(environment.seed)
     coordinator.table.shard_of.cache_clear()
     try:
         with (
+            _http(network, in_bytes=environment.http_in_bytes),
             patch.object(coordinator.table, "SHARDS", SHARDS),
             patch.object(cluster.raft.snapshots, "time", types.SimpleNamespace(sleep=_nothing)),
             patch.object(aiohappyeyeballs, "start_connection", start_connection),
@@ -101,6 +108,20 @@ def patched(network: SimNetwork, seed: int) -> Iterator[None]:
     finally:
         random.setstate(state_before)
         coordinator.table.shard_of.cache_clear()
+
+
+@contextmanager
+def _http(network: SimNetwork, *, in_bytes: bool) -> Iterator[None]:
+    """How HTTP is carried: by aiohttp, or as messages."""
+    if in_bytes:
+        yield
+        return
+    network.serving = serving
+    with (
+        patch.object(aiohttp, "ClientSession", LightSession),
+        patch.object(aiohttp, "TCPConnector", LightConnector),
+    ):
+        yield
 
 
 def _nothing(_: float) -> None:

@@ -65,7 +65,7 @@ def run_seed(
         world = World(environment, verbose=verbose)
         if change is not None:
             change(world)
-        with patched(world.network, seed):
+        with patched(world.network, environment):
             _run(world)
         world.history.insert(0, _configuration(environment))
         violations = tuple(check(world.history))
