@@ -110,7 +110,8 @@ def draw_environment(seed: int) -> Environment:
     # after `expires_at`: as far away as the leader's clock was ahead when the transaction began.
     # Larger jumps are safe, too, but nothing would be settled for as long.
     jumps = (300, 4_000, 20_000)
-    heartbeat_ms = choice((60, 100, 150, 200))
+    # Everything of Raft scales with it, and nothing costs as much as heartbeats.
+    heartbeat_ms = choice((100, 150, 250, 400))
     return Environment(
         seed=seed,
         nodes=choice((3, 3, 5)),
@@ -119,7 +120,7 @@ def draw_environment(seed: int) -> Environment:
         faults=faults,
         fault_gap_s=choice((0.3, 1.0, 2.0, 4.0)),
         fault_s=choice((0.5, 1.5, 4.0)),
-        faulty_s=choice((12.0, 20.0, 25.0)),
+        faulty_s=choice((6.0, 10.0, 15.0, 25.0)),
         settle_s=90.0,
         weather=Weather(
             mean_s=choice((0.0003, 0.001, 0.005, 0.03)),

@@ -118,7 +118,9 @@ async def _whole(world: World) -> None:
         world.network.add(client)
     for host in world.hosts:
         host.start()
-    await asyncio.sleep(world.environment.election_max_ms / 1000 * 2)
+    first_leader_by = world.environment.election_max_ms / 1000 * 4
+    while world.leader() is None and world.loop.now < first_leader_by:
+        await asyncio.sleep(0.05)
     await rage(world)
     for host in world.hosts:
         host.start()
