@@ -1,4 +1,4 @@
-"""HTTP as messages, the client's side: in the place of aiohttp's `ClientSession` and `TCPConnector`.
+"""HTTP as messages, the client's side: instead of aiohttp's `ClientSession` and `TCPConnector`.
 
 Only as much of them as the project uses: `request`, `get`, `post`, a pool of kept connections, one
 timeout, redirects. Whoever asks is told what aiohttp would tell: the same exceptions for a refused,
@@ -288,9 +288,7 @@ class _Line(ResponseHandler):
 class _Writer(StreamWriter):
     """What a body writes itself to; with it goes the whole request."""
 
-    def __init__(
-        self, line: _Line, method: str, target: str, headers: CIMultiDict[str]
-    ) -> None:
+    def __init__(self, line: _Line, method: str, target: str, headers: CIMultiDict[str]) -> None:
         super().__init__(line, asyncio.get_running_loop())
         self._method = method
         self._target = target

@@ -58,7 +58,7 @@ class _Connection(BaseProtocol):
 
     ssl_context = None
 
-    def __init__(self, server: web.Server[Any]) -> None:
+    def __init__(self, server: web.Server) -> None:
         super().__init__(asyncio.get_running_loop(), parser=None)
         self._server = server
         self._waiting: deque[Request] = deque()
@@ -83,6 +83,11 @@ class _Connection(BaseProtocol):
         self._waiting.append(request)
         if self._handling is None:
             self._handling = asyncio.get_running_loop().create_task(self._handle_all())
+
+    @property
+    def _task_handler(self) -> asyncio.Task[None] | None:
+        """The server asks for it when the connection is lost: what it still waits for."""
+        return self._handling
 
     async def _handle_all(self) -> None:
         while self._waiting:

@@ -7,8 +7,7 @@
 | `RaftCore` applying, becoming leader | the same and a line of history | it is checked (I14) |
 | `random.seed`, the module's generator | one seeded by the run | aiohttp shuffles who waits |
 | `coordinator.table.SHARDS` | 64 instead of 8192 | a view copies them all, for a few transactions |
-| `aiohttp.ClientSession`, `TCPConnector`, and who listens | messages for bytes, in most seeds | the \
-code that asks and that answers is the same, and aiohttp in between costs more than all of it |
+| `aiohttp.ClientSession`, `TCPConnector` | messages for bytes, in most seeds | see `light_client` |
 | `cluster.raft.snapshots.time` | a pause that is none | there are no threads to let in |
 
 Nothing of the project's own logic is among them.
@@ -37,7 +36,6 @@ from tests.simulation.light_client import LightConnector, LightSession
 from tests.simulation.light_server import serving
 from tests.simulation.loop import PROCESS
 from tests.simulation.network import Endpoint, SimNetwork
-
 
 SHARDS = 64
 

@@ -13,6 +13,8 @@ import hashlib
 import logging
 import sys
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -32,6 +34,9 @@ from tests.simulation.world import ClientHost, World
 
 PROBES = 3
 PROBE_S = 15.0
+_PARTITIONS = ("isolate", "halves", "one way", "bridge", "ring", "cut")
+_KINDS = dict.fromkeys(_PARTITIONS, "partitions") | {"stop": "stops", "clock": "clock jumps"}
+"""How faults of a kind are counted, beside what is counted when it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class Result:
     events: int
     calls: int
     counts: dict[str, int]
+    settled_s: float
+    """After everything was healed, until nothing was left to be done."""
     history: tuple[dict[str, Any], ...] = ()
 
 
@@ -80,9 +87,33 @@ def run_seed(
         cpu_s=time.process_time() - started,
         events=len(world.history),
         calls=world.loop.calls,
-        counts=dict(sorted(world.counts.items())),
+        counts=dict(sorted((Counter(world.counts) + _faults(world.history)).items())),
+        settled_s=_settled_s(world.history),
         history=tuple(world.history) if keep_history or violations else (),
     )
+
+
+def broken(seed: int, error: Exception) -> Result:
+    """The result of a seed in which the simulation itself failed."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{error!r} in {where.filename}:{where.lineno}"
+    violation = Violation("the simulation", f"seed {seed}", 0.0, text)
+    return Result(seed, "", (violation,), 0.0, 0.0, 0, 0, {}, 0.0)
+
+
+def _faults(history: list[dict[str, Any]]) -> Counter[str]:
+    """What struck, by kind; a fault that was drawn and found nobody to strike is not among it."""
+    struck: Counter[str] = Counter()
+    for event in history:
+        name = _KINDS.get(event["kind"]) if event["event"] == "fault" else None
+        if name is not None:
+            struck[name] += 1
+    return struck
+
+
+def _settled_s(history: list[dict[str, Any]]) -> float:
+    settled = [event["after_s"] for event in history if event["event"] == "settled"]
+    return float(settled[0]) if settled else 0.0
 
 
 def _configuration(environment: Environment) -> dict[str, Any]:
@@ -118,9 +149,7 @@ async def _whole(world: World) -> None:
         world.network.add(client)
     for host in world.hosts:
         host.start()
-    first_leader_by = world.environment.election_max_ms / 1000 * 4
-    while world.leader() is None and world.loop.now < first_leader_by:
-        await asyncio.sleep(0.05)
+    await world.led.wait()
     await rage(world)
     for host in world.hosts:
         host.start()
