@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import gc
 import json
 import multiprocessing
@@ -55,17 +54,8 @@ def results(work: Callable[[int], Result], seeds: Sequence[int], jobs: int) -> I
         yield from map(work, seeds)
         return
     context = multiprocessing.get_context("fork")
-    guarded = functools.partial(_guarded, work)
     with context.Pool(jobs, initializer=gc.disable, maxtasksperchild=SEEDS_PER_PROCESS) as pool:
-        yield from pool.imap_unordered(guarded, seeds)
-
-
-def _guarded(work: Callable[[int], Result], seed: int) -> Result:
-    """A seed that breaks the simulation itself is one that violates; the others go on."""
-    try:
-        return work(seed)
-    except Exception as error:
-        return broken(seed, error)
+        yield from pool.imap_unordered(work, seeds)
 
 
 def _run(seeds: Sequence[int], jobs: int, file: Path | None, *, quiet: bool) -> int:
@@ -85,7 +75,11 @@ def _run(seeds: Sequence[int], jobs: int, file: Path | None, *, quiet: bool) -> 
 
 
 def _bare(seed: int) -> Result:
-    return replace(run_seed(seed), history=())
+    """A seed that breaks the simulation itself is one that violates; the others go on."""
+    try:
+        return replace(run_seed(seed), history=())
+    except Exception as error:
+        return broken(seed, error)
 
 
 def _replay(seed: int, mutant: str | None, history: Path | None, *, verbose: bool) -> int:

@@ -40,7 +40,7 @@ FAULTS = (
     "kill client",
 )
 
-IN_BYTES = 1 / 6
+IN_BYTES = 1 / 8
 """The share of seeds that take the whole way through aiohttp, which costs more than all else."""
 
 
@@ -120,7 +120,7 @@ def draw_environment(seed: int) -> Environment:
         faults=faults,
         fault_gap_s=choice((0.3, 1.0, 2.0, 4.0)),
         fault_s=choice((0.5, 1.5, 4.0)),
-        faulty_s=choice((6.0, 10.0, 15.0, 25.0)),
+        faulty_s=choice((4.0, 8.0, 12.0, 20.0)),
         settle_s=90.0,
         weather=Weather(
             mean_s=choice((0.0003, 0.001, 0.005, 0.03)),

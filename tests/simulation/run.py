@@ -219,16 +219,16 @@ async def _probe(world: World, load: Load) -> None:
                 took_s = round(world.loop.now - began, 3)
                 outcome = None if answer is None else answer.outcome
                 world.record("probe", id=body["id"], outcome=outcome, took_s=took_s)
-            for id in list(load.bodies)[-30:]:
+            for id in list(load.bodies)[-12:]:
                 await user.ask(id)
-            for id in list(load.bodies)[-10:]:
+            for id in list(load.bodies)[-4:]:
                 await user.ask(id, stale=True)
         finished.set_result(None)
 
     client._load = program
     client.start()
     try:
-        async with asyncio.timeout(PROBES * 25.0 + 40 * 6.0):
+        async with asyncio.timeout(PROBES * 25.0 + 16 * 6.0):
             await finished
     except TimeoutError:
         world.record("unsettled", what=["the probe does not end"])
