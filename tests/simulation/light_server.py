@@ -2,8 +2,8 @@
 
 A request arrives whole, as a `Request`, and an `Answer` goes back, over the same simulated
 connections that bytes would take: in order, late, lost with the connection, half-open. The
-application, its router, its middlewares and its handlers are the real ones, and so are the
-`web.Request` and the `web.Response`; a stopping runner closes these connections as it does its own.
+servers' functions, applications, routers and handlers are the real ones, and so are the requests
+and responses that they take and give; a stopping runner closes these connections as its own.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from coordinator import api_http
 from tests.simulation.network import Endpoint
 
 LOG = logging.getLogger(__name__)
 
 _READ_LIMIT = 1 << 26
+_NONE = cast("Any", None)
+"""A request's writer and task, which only what is written bit by bit has."""
 
 
 class Request(NamedTuple):
@@ -102,9 +105,6 @@ class _Connection(BaseProtocol):
 
     async def _answer(self, request: Request) -> Answer:
         server = self._server
-        payload = StreamReader(self, _READ_LIMIT, loop=asyncio.get_running_loop())
-        payload.feed_data(request.body)
-        payload.feed_eof()
         message = RawRequestMessage(
             request.method,
             request.target,
@@ -118,7 +118,7 @@ class _Connection(BaseProtocol):
             URL(request.target, encoded=True),
         )
         made = server.request_factory(
-            message, payload, cast("Any", self), cast("Any", None), cast("Any", None)
+            message, self._payload(request.body), cast("Any", self), _NONE, _NONE
         )
         try:
             response = await server.request_handler(made)
@@ -127,11 +127,24 @@ class _Connection(BaseProtocol):
         except Exception:
             LOG.exception("%s %s failed", request.method, request.target)
             response = web.Response(status=500)
+        if isinstance(response, api_http._Response):
+            answer = response._answer
+            headers = CIMultiDict(answer.headers)
+            return Answer(answer.status, headers, answer.body, not response.keep_alive)
         assert isinstance(response, web.Response)
         body = response.body or b""
         assert isinstance(body, bytes)
         closes = response.headers.get("Connection", "").lower() == "close"
         return Answer(response.status, response.headers, body, closes)
+
+    def _payload(self, body: bytes) -> StreamReader:
+        """A body that has come with its head."""
+        if not body:
+            return EMPTY_PAYLOAD
+        payload = StreamReader(self, _READ_LIMIT, loop=asyncio.get_running_loop())
+        payload.feed_data(body)
+        payload.feed_eof()
+        return payload
 
     # --- what a stopping runner asks of each of its connections
 
