@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,13 +54,21 @@ def results(work: Callable[[int], Result], seeds: Sequence[int], jobs: int) -> I
         yield from map(work, seeds)
         return
     context = multiprocessing.get_context("fork")
-    with context.Pool(jobs, initializer=gc.disable, maxtasksperchild=SEEDS_PER_PROCESS) as pool:
+    with context.Pool(jobs, initializer=_begin, maxtasksperchild=SEEDS_PER_PROCESS) as pool:
         yield from pool.imap_unordered(work, seeds)
+
+
+def _begin() -> None:
+    """In a process of the pool: its end is the parent's business."""
+    gc.disable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(seeds: Sequence[int], jobs: int, file: Path | None, *, quiet: bool) -> int:
     campaign = Campaign(f"{seeds[0]}-{seeds[-1]}", jobs, file)
-    with contextlib.suppress(KeyboardInterrupt):
+    ended_by = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
         for result in results(_bare, seeds, jobs):
             campaign.add(result)
             if not quiet:
@@ -69,7 +77,11 @@ def _run(seeds: Sequence[int], jobs: int, file: Path | None, *, quiet: bool) -> 
                 print(f"seed {result.seed}: {violation}", flush=True)
             if result.violations:
                 print(f"  python -m tests.simulation replay --seed {result.seed} -v", flush=True)
-    campaign.save()
+    except KeyboardInterrupt:
+        print("ended early")
+    finally:
+        signal.signal(signal.SIGTERM, ended_by)
+        campaign.save()
     print(campaign.summary())
     return 1 if campaign.violated else 0
 
