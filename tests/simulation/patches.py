@@ -6,7 +6,6 @@
 | `coordinator.courier.select` | poll(2) on a descriptor | the courier looks into the kernel |
 | `RaftCore` applying, becoming leader | the same and a line of history | it is checked (I14) |
 | `random.seed`, the module's generator | one seeded by the run | aiohttp shuffles who waits |
-| `coordinator.table.SHARDS` | 64 instead of 8192 | a view copies them all, for a few transactions |
 | `aiohttp.ClientSession`, `TCPConnector` | messages for bytes, in most seeds | see `light_client` |
 | `cluster.raft.snapshots.time` | a pause that is none | there are no threads to let in |
 
@@ -28,7 +27,6 @@ import aiohttp
 
 import cluster.raft.snapshots
 import coordinator.courier
-import coordinator.table
 from cluster.raft.core import RaftCore
 from cluster.raft.state import Role
 from tests.simulation.environment import Environment
@@ -36,8 +34,6 @@ from tests.simulation.light_client import LightConnector, LightSession
 from tests.simulation.light_server import serving
 from tests.simulation.loop import PROCESS
 from tests.simulation.network import Endpoint, SimNetwork
-
-SHARDS = 64
 
 
 class _Poll:
@@ -91,11 +87,9 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
 
     state_before = random.getstate()
     random.seed(environment.seed)
-    coordinator.table.shard_of.cache_clear()
     try:
         with (
             _http(network, in_bytes=environment.http_in_bytes),
-            patch.object(coordinator.table, "SHARDS", SHARDS),
             patch.object(cluster.raft.snapshots, "time", types.SimpleNamespace(sleep=_nothing)),
             patch.object(aiohappyeyeballs, "start_connection", start_connection),
             patch.object(coordinator.courier, "select", _Select(network)),
@@ -105,7 +99,6 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
             yield
     finally:
         random.setstate(state_before)
-        coordinator.table.shard_of.cache_clear()
 
 
 @contextmanager
