@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from tests.checker import Violation
+from tests.simulation import campaign as campaign_module
 from tests.simulation import cli
 from tests.simulation.campaign import MAX_LISTED, Campaign
 from tests.simulation.light_client import LightConnector, LightSession
@@ -202,6 +203,13 @@ def test_a_campaign_adds_up_and_does_not_grow(tmp_path: Path) -> None:
     assert row["counts"] == {"kills": 1000, "power losses": 500}
     assert len(row["violations"]) == MAX_LISTED
     assert "processes ended 1500, of them by power loss 500" in campaign.summary()
+
+
+def test_a_campaign_names_the_commit_that_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign_module, "_commit", lambda: "first")
+    campaign = Campaign("0-0", 1, None)
+    monkeypatch.setattr(campaign_module, "_commit", lambda: "second")
+    assert campaign.row()["commit"] == "first"
 
 
 def test_a_seed_that_breaks_the_simulation_counts_and_is_named(

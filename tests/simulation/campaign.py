@@ -24,6 +24,7 @@ class Campaign:
     def __init__(self, asked: str, jobs: int, file: Path | None) -> None:
         self.violated = 0
         self._asked = asked
+        self._commit = _commit()  # now: what is checked out may be another when the row is written
         self._jobs = jobs
         self._file = file
         self._began = self._saved = time.perf_counter()
@@ -57,7 +58,7 @@ class Campaign:
     def row(self) -> dict[str, Any]:
         """Everything, by name."""
         return {
-            "commit": _commit(),
+            "commit": self._commit,
             "python": platform.python_version(),
             "asked": self._asked,
             "jobs": self._jobs,
