@@ -9,6 +9,7 @@ traceback and told without it.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from random import Random
@@ -171,7 +172,6 @@ class _About:
         self._status = status
         self._checks = checks
         self._registry = registry
-        self._openapi = Answer(200, encode(openapi.document()).encode("ascii"))
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (
@@ -207,4 +207,10 @@ class _About:
         return Answer(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
     def openapi(self, _: Request, __: str) -> Answer:
-        return self._openapi
+        return Answer(200, _description())
+
+
+@functools.cache
+def _description() -> bytes:
+    """Made when it is first asked for: that takes milliseconds, which no start has to wait for."""
+    return encode(openapi.document()).encode("ascii")

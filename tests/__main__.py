@@ -1,11 +1,13 @@
 """Everything that must hold before a change lands: `python -m tests`.
 
-Runs the linter, the formatter's check, the type checker and the tests, in this order, and stops at
-the first that fails. Arguments go to pytest.
+Runs the linter, the formatter's check, the type checker, the tests, and 2,000 seeds of the
+simulation, in this order, and stops at the first that fails. Arguments go to pytest; then the
+seeds are left out.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +19,16 @@ CHECKS = (
     ("mypy",),
     ("pytest",),
 )
+SEEDS = "0-1999"
 
 
 def main(arguments: list[str]) -> int:
-    for module, *rest in CHECKS:
+    checks = [(*check, *arguments) if check == ("pytest",) else check for check in CHECKS]
+    if not arguments:
+        jobs = str(os.cpu_count() or 1)
+        checks.append(("tests.simulation", "run", "--seeds", SEEDS, "--jobs", jobs, "--quiet"))
+    for module, *rest in checks:
         command = [sys.executable, "-m", module, *rest]
-        if module == "pytest":
-            command += arguments
         print("$ python -m", *command[2:], flush=True)
         code = subprocess.call(command, cwd=TOP)
         if code:

@@ -114,8 +114,12 @@ class Surroundings:
 class Peer(LibraryNode):  # type: ignore[misc]
     """A node with a hash that is the same in every process, so that sets keep their order."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._hash = zlib.crc32(name.encode())
+
     def __hash__(self) -> int:
-        return zlib.crc32(self.id.encode())
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LibraryNode) and bool(self.id == other.id)

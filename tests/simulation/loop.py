@@ -51,37 +51,29 @@ class Process:
 PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 
 
-class Call(asyncio.TimerHandle):
-    """A callback that waits for its time or its turn."""
+class Call:
+    """A callback that waits for its time or its turn; in the place of asyncio's `TimerHandle`."""
 
-    __slots__ = ("process",)
+    __slots__ = ("_when", "args", "callback", "context", "process")
 
     def __init__(
-        self,
-        loop: SimLoop,
-        when: float,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        context: Context,
-    ) -> None:  # without the base class's: it is half of the time, and for debugging only
-        self._context = context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._when = when
-        self._scheduled = False
-        self._source_traceback = None
+        self, when: float, callback: Callable[..., Any], args: tuple[Any, ...], context: Context
+    ) -> None:
+        self.callback: Callable[..., Any] | None = callback
+        self.args = args
+        self.context = context
         self.process = context.get(PROCESS)
+        self._when = when
 
     def cancel(self) -> None:
-        self._cancelled = True
-        self._callback = _nothing
-        self._args = ()
+        self.callback = None
+        self.args = ()
 
-    def _run(self) -> None:
-        self._context.run(self._callback, *self._args)
+    def cancelled(self) -> bool:
+        return self.callback is None
+
+    def when(self) -> float:
+        return self._when
 
 
 class Network(Protocol):
@@ -119,7 +111,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> Call:
         context = copy_context() if context is None else context  # an empty one is false
-        call = Call(self, self.now, callback, args, context)
+        call = Call(self.now, callback, args, context)
         self._due.append(call)
         return call
 
@@ -136,7 +128,7 @@ class SimLoop(asyncio.BaseEventLoop):
         context: Context | None = None,
     ) -> Call:
         context = copy_context() if context is None else context
-        call = Call(self, when, callback, args, context)
+        call = Call(when, callback, args, context)
         self._sequence += 1
         heapq.heappush(self._timers, (when, self._sequence, call))
         return call
@@ -194,21 +186,15 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """All that happens until the loop is stopped: `BaseEventLoop.run_forever` calls it."""
-        due, timers = self._due, self._timers
-        at_once = 0
+        due = self._due
+        began_at = self.calls
         while not self._stopping:
             if not due:
-                at_once = 0
-                while timers and timers[0][2]._cancelled:
-                    heapq.heappop(timers)
-                if not timers:
-                    raise Stuck("nothing is left to happen")
-                when = timers[0][0]
-                self.now = max(self.now + _TICK_S, when)
-                while timers and timers[0][0] <= self.now:
-                    due.append(heapq.heappop(timers)[2])
+                self._let_time_pass()
+                began_at = self.calls
             call = due.popleft()
-            if call._cancelled:
+            callback = call.callback
+            if callback is None:
                 continue
             process = call.process
             if process is not None:
@@ -218,24 +204,32 @@ class SimLoop(asyncio.BaseEventLoop):
                     process.deferred.append(call)
                     continue
             self.calls += 1
-            at_once += 1
-            if at_once > MAX_AT_ONCE or self.calls > MAX_CALLS:
-                who = getattr(call._callback, "__self__", call._callback)
+            if self.calls - began_at > MAX_AT_ONCE or self.calls > MAX_CALLS:
+                who = getattr(callback, "__self__", callback)
+                at_once = self.calls - began_at
                 raise Stuck(f"{at_once} callbacks at {self.now:.6f}, the last of {who!r}")
             try:
-                call._context.run(call._callback, *call._args)
+                call.context.run(callback, *call.args)
             except (SystemExit, KeyboardInterrupt, Stuck):
                 raise
             except BaseException as error:
                 if process is None or process.alive:  # else it was killed in this very callback
-                    self.call_exception_handler({"message": f"{call!r} failed", "exception": error})
+                    message = f"{callback!r} failed"
+                    self.call_exception_handler({"message": message, "exception": error})
+
+    def _let_time_pass(self) -> None:
+        """On to the next timer; what is due then is due."""
+        timers = self._timers
+        while timers and timers[0][2].callback is None:
+            heapq.heappop(timers)
+        if not timers:
+            raise Stuck("nothing is left to happen")
+        now = self.now = max(self.now + _TICK_S, timers[0][0])
+        while timers and timers[0][0] <= now:
+            self._due.append(heapq.heappop(timers)[2])
 
     def _process_events(self, event_list: list[Any]) -> None:
         raise NotImplementedError
 
     def _write_to_self(self) -> None:
         """Nobody waits in a selector."""
-
-
-def _nothing() -> None:
-    """What a cancelled call does."""

@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Protocol, cast
 
 from tests.simulation.loop import PROCESS, Process, SimLoop
 
 FIRST_TIMEOUT_S = 0.2
+Factory = Callable[[], asyncio.BaseProtocol]
 LAST_TIMEOUT_S = 4.0
 """Linux goes on doubling up to two minutes; shorter keeps the time after a healing short."""
 
@@ -68,7 +69,7 @@ class Machine:
 class Listener:
     """A port that is listened on."""
 
-    factory: Callable[[], asyncio.BaseProtocol]
+    factory: Factory
     process: Process
     context: Context
 
@@ -84,6 +85,8 @@ class SimNetwork:
         """(from, to) → how many faults cut this direction now."""
         self.delays: dict[tuple[str, str], float] = {}
         self.connections = self.resets = 0
+        self.serving: Callable[[Factory], Factory] = lambda factory: factory
+        """What listens in the place of a factory of protocols."""
         self._random = random
         self._outside = Context()
 
@@ -128,19 +131,17 @@ class SimNetwork:
 
     # --- what the loop asks
 
-    async def create_server(
-        self, factory: Callable[[], asyncio.BaseProtocol], host: Any, port: Any
-    ) -> Any:
+    async def create_server(self, factory: Factory, host: Any, port: Any) -> Any:
         machine = self.machines[host]
         process = PROCESS.get()
         assert process is not None
         if port in machine.listeners:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        machine.listeners[port] = Listener(factory, process, copy_context())
+        machine.listeners[port] = Listener(self.serving(factory), process, copy_context())
         return Server(machine, port)
 
     async def create_connection(
-        self, factory: Callable[[], asyncio.BaseProtocol], host: Any, port: Any, sock: Any
+        self, factory: Factory, host: Any, port: Any, sock: Any
     ) -> tuple[Any, asyncio.BaseProtocol]:
         endpoint = sock if isinstance(sock, Endpoint) else await self.connect(host, port)
         protocol = factory()
@@ -207,6 +208,10 @@ class Server:
         """The connections are the business of their protocols."""
 
 
+Message = tuple[Any, ...]
+"""What programs agree on to send whole, in the place of bytes."""
+
+
 class _End:
     """The last thing that a direction carries."""
 
@@ -217,7 +222,13 @@ class _End:
 
 
 _FIN, _RST = _End(reset=False), _End(reset=True)
-Piece = bytes | _End
+Piece = bytes | Message | _End
+
+
+class MessageProtocol(Protocol):
+    """A protocol that takes messages; bytes never come to it, nor messages to others."""
+
+    def message_received(self, message: Any) -> None: ...
 
 
 class Endpoint(asyncio.Transport):
@@ -271,7 +282,7 @@ class Endpoint(asyncio.Transport):
         protocol.connection_made(self)
         self._read_on()
 
-    def accept(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+    def accept(self, factory: Factory) -> None:
         self.begin(factory())
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -345,6 +356,15 @@ class Endpoint(asyncio.Transport):
             piece = piece[at:]
         self._send(piece)
 
+    def send(self, message: Message) -> None:
+        """A message, which arrives whole or not at all."""
+        if self._closing or not self.process.alive:
+            return
+        if self.network.weather.reset and self._draw.random() < self.network.weather.reset:
+            self.reset()
+            return
+        self._send(message)
+
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         self.write(b"".join(list_of_data))
 
@@ -378,6 +398,9 @@ class Endpoint(asyncio.Transport):
                 assert isinstance(self.protocol, asyncio.Protocol)
                 if not self._closing:
                     self.protocol.data_received(piece)
+            elif not isinstance(piece, _End):
+                if not self._closing:
+                    cast("MessageProtocol", self.protocol).message_received(piece)
             elif piece.reset:
                 reset = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
                 self._connection_lost(reset)
@@ -464,7 +487,7 @@ class Endpoint(asyncio.Transport):
     def _arrive(self, piece: Piece) -> None:
         """In the kernel of its machine."""
         if self._gone:
-            if isinstance(piece, bytes) and self.machine.has_power:
+            if not isinstance(piece, _End) and self.machine.has_power:
                 self._send(_RST)
             return
         self._on_its_way_up += 1

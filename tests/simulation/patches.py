@@ -1,4 +1,4 @@
-"""The four places where code that is not ours reaches past the event loop, and what it finds there.
+"""The places where code reaches past the event loop, and what it finds there.
 
 | what | instead of | why |
 |---|---|---|
@@ -6,6 +6,8 @@
 | `coordinator.courier.select` | poll(2) on a descriptor | the courier looks into the kernel |
 | `RaftCore` applying, becoming leader | the same and a line of history | it is checked (I14) |
 | `random.seed`, the module's generator | one seeded by the run | aiohttp shuffles who waits |
+| `aiohttp.ClientSession`, `TCPConnector` | messages for bytes, in most seeds | see `light_client` |
+| `cluster.raft.snapshots.time` | a pause that is none | there are no threads to let in |
 
 Nothing of the project's own logic is among them.
 """
@@ -14,16 +16,22 @@ from __future__ import annotations
 
 import functools
 import random
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import aiohappyeyeballs
+import aiohttp
 
+import cluster.raft.snapshots
 import coordinator.courier
 from cluster.raft.core import RaftCore
 from cluster.raft.state import Role
+from tests.simulation.environment import Environment
+from tests.simulation.light_client import LightConnector, LightSession
+from tests.simulation.light_server import serving
 from tests.simulation.loop import PROCESS
 from tests.simulation.network import Endpoint, SimNetwork
 
@@ -54,8 +62,8 @@ class _Select:
 
 
 @contextmanager
-def patched(network: SimNetwork, seed: int) -> Iterator[None]:
-    """As long as it lasts, the four places lead into the simulation."""
+def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
+    """As long as it lasts, these places lead into the simulation."""
 
     async def start_connection(addr_infos: Any, **_: Any) -> Endpoint:
         host, port = addr_infos[0][4][:2]
@@ -78,9 +86,11 @@ def patched(network: SimNetwork, seed: int) -> Iterator[None]:
             process.owner.world.became_leader(core.node, core.term)
 
     state_before = random.getstate()
-    random.seed(seed)
+    random.seed(environment.seed)
     try:
         with (
+            _http(network, in_bytes=environment.http_in_bytes),
+            patch.object(cluster.raft.snapshots, "time", types.SimpleNamespace(sleep=_nothing)),
             patch.object(aiohappyeyeballs, "start_connection", start_connection),
             patch.object(coordinator.courier, "select", _Select(network)),
             patch.object(RaftCore, "_SyncObj__doApplyCommand", applied),
@@ -89,3 +99,21 @@ def patched(network: SimNetwork, seed: int) -> Iterator[None]:
             yield
     finally:
         random.setstate(state_before)
+
+
+@contextmanager
+def _http(network: SimNetwork, *, in_bytes: bool) -> Iterator[None]:
+    """How HTTP is carried: by aiohttp, or as messages."""
+    if in_bytes:
+        yield
+        return
+    network.serving = serving
+    with (
+        patch.object(aiohttp, "ClientSession", LightSession),
+        patch.object(aiohttp, "TCPConnector", LightConnector),
+    ):
+        yield
+
+
+def _nothing(_: float) -> None:
+    pass

@@ -13,6 +13,8 @@ import hashlib
 import logging
 import sys
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -32,6 +34,9 @@ from tests.simulation.world import ClientHost, World
 
 PROBES = 3
 PROBE_S = 15.0
+_PARTITIONS = ("isolate", "halves", "one way", "bridge", "ring", "cut")
+_KINDS = dict.fromkeys(_PARTITIONS, "partitions") | {"stop": "stops", "clock": "clock jumps"}
+"""How faults of a kind are counted, beside what is counted when it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class Result:
     events: int
     calls: int
     counts: dict[str, int]
+    settled_s: float
+    """After everything was healed, until nothing was left to be done."""
     history: tuple[dict[str, Any], ...] = ()
 
 
@@ -60,29 +67,53 @@ def run_seed(
     environment = draw_environment(seed)
     if verbose:
         print(environment)
+    started = time.process_time()
     with _quiet():
-        started = time.process_time()
         world = World(environment, verbose=verbose)
         if change is not None:
             change(world)
-        with patched(world.network, seed):
+        with patched(world.network, environment):
             _run(world)
         world.history.insert(0, _configuration(environment))
         violations = tuple(check(world.history))
-        cpu_s = time.process_time() - started
-        result = Result(
-            seed=seed,
-            trace=world.trace,
-            violations=violations,
-            simulated_s=world.loop.now,
-            cpu_s=cpu_s,
-            events=len(world.history),
-            calls=world.loop.calls,
-            counts=dict(sorted(world.counts.items())),
-            history=tuple(world.history) if keep_history or violations else (),
-        )
         _bury(world)
-    return result
+    if gc.isenabled():
+        _collect()
+    return Result(
+        seed=seed,
+        trace=world.trace,
+        violations=violations,
+        simulated_s=world.loop.now,
+        cpu_s=time.process_time() - started,
+        events=len(world.history),
+        calls=world.loop.calls,
+        counts=dict(sorted((Counter(world.counts) + _faults(world.history)).items())),
+        settled_s=_settled_s(world.history),
+        history=tuple(world.history) if keep_history or violations else (),
+    )
+
+
+def broken(seed: int, error: Exception) -> Result:
+    """The result of a seed in which the simulation itself failed."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{error!r} in {where.filename}:{where.lineno}"
+    violation = Violation("the simulation", f"seed {seed}", 0.0, text)
+    return Result(seed, "", (violation,), 0.0, 0.0, 0, 0, {}, 0.0)
+
+
+def _faults(history: list[dict[str, Any]]) -> Counter[str]:
+    """What struck, by kind; a fault that was drawn and found nobody to strike is not among it."""
+    struck: Counter[str] = Counter()
+    for event in history:
+        name = _KINDS.get(event["kind"]) if event["event"] == "fault" else None
+        if name is not None:
+            struck[name] += 1
+    return struck
+
+
+def _settled_s(history: list[dict[str, Any]]) -> float:
+    settled = [event["after_s"] for event in history if event["event"] == "settled"]
+    return float(settled[0]) if settled else 0.0
 
 
 def _configuration(environment: Environment) -> dict[str, Any]:
@@ -118,7 +149,7 @@ async def _whole(world: World) -> None:
         world.network.add(client)
     for host in world.hosts:
         host.start()
-    await asyncio.sleep(world.environment.election_max_ms / 1000 * 2)
+    await world.led.wait()
     await rage(world)
     for host in world.hosts:
         host.start()
@@ -188,16 +219,16 @@ async def _probe(world: World, load: Load) -> None:
                 took_s = round(world.loop.now - began, 3)
                 outcome = None if answer is None else answer.outcome
                 world.record("probe", id=body["id"], outcome=outcome, took_s=took_s)
-            for id in list(load.bodies)[-30:]:
+            for id in list(load.bodies)[-12:]:
                 await user.ask(id)
-            for id in list(load.bodies)[-10:]:
+            for id in list(load.bodies)[-4:]:
                 await user.ask(id, stale=True)
         finished.set_result(None)
 
     client._load = program
     client.start()
     try:
-        async with asyncio.timeout(PROBES * 25.0 + 40 * 6.0):
+        async with asyncio.timeout(PROBES * 25.0 + 16 * 6.0):
             await finished
     except TimeoutError:
         world.record("unsettled", what=["the probe does not end"])
@@ -239,11 +270,13 @@ def _quiet() -> Iterator[None]:
     """No logging, and no garbage collection, which would run dead programs' `finally`s."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
         logging.disable(disabled)
 
 
@@ -253,16 +286,28 @@ def _bury(world: World) -> None:
         if host.process is not None:
             host.process.alive = False
     world.record = _deaf  # type: ignore[method-assign]
-    hook = sys.unraisablehook
-    sys.unraisablehook = _deaf
-    try:
+    with _unheard():
         world._kept.clear()
         world.loop._due.clear()
         world.loop._timers.clear()
         for host in world.nodes:
             host.node = None
         world.loop.close()
+
+
+def _collect() -> None:
+    """A process that runs on must not keep every world; one that ends soon may (`cli.results`)."""
+    with _unheard():
         gc.collect()
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """The last words of dead programs, in their `finally`s, are nobody's."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = _deaf
+    try:
+        yield
     finally:
         sys.unraisablehook = hook
 

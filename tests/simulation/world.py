@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import math
 import traceback
 import zlib
@@ -268,6 +267,8 @@ class World:
         self.faulty = False
         self.raging = asyncio.Event()
         """The time of faults and load has begun."""
+        self.led = asyncio.Event()
+        """There was a first leader."""
         self.history: list[dict[str, Any]] = []
         self.counts: dict[str, int] = {}
         self.errors: list[BaseException] = []
@@ -351,7 +352,7 @@ class World:
         """One event, as `tests/checker.py` describes them."""
         line = {"event": event, "at": round(self.loop.now, 6), **fields}
         self.history.append(line)
-        self._hash.update(json.dumps(line, default=str).encode())
+        self._hash.update(repr(line).encode())
         if self.verbose:
             rest = " ".join(f"{name}={value}" for name, value in fields.items())
             print(f"{self.loop.now:10.4f} {event:10} {rest}")
@@ -371,14 +372,17 @@ class World:
     def became_leader(self, node: str, term: int) -> None:
         self.record("leader", node=node, term=term)
         self.count("leaderships")
+        self.led.set()
 
     def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if error is None or isinstance(error, PowerCut):
             return
         self.keep_error(error)
-        frames = traceback.extract_tb(error.__traceback__)
-        if frames and "site-packages" in frames[-1].filename:
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        if last is not None and "site-packages" in last.tb_frame.f_code.co_filename:
             self.count("aiohttp's own errors")  # as when a stopped server goes on without its peer
             return
         if self.verbose:

@@ -1,0 +1,162 @@
+"""HTTP as messages, the server's side: aiohttp's application without its parser and its writer.
+
+A request arrives whole, as a `Request`, and an `Answer` goes back, over the same simulated
+connections that bytes would take: in order, late, lost with the connection, half-open. The
+servers' functions, applications, routers and handlers are the real ones, and so are the requests
+and responses that they take and give; a stopping runner closes these connections as its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import RawRequestMessage
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from coordinator import api_http
+from tests.simulation.network import Endpoint
+
+LOG = logging.getLogger(__name__)
+
+_READ_LIMIT = 1 << 26
+_NONE = cast("Any", None)
+"""A request's writer and task, which only what is written bit by bit has."""
+
+
+class Request(NamedTuple):
+    """`target`: path and query."""
+
+    method: str
+    target: str
+    headers: CIMultiDict[str]
+    body: bytes
+
+
+class Answer(NamedTuple):
+    """`closes`: no other request is taken on this connection."""
+
+    status: int
+    headers: CIMultiDict[str]
+    body: bytes
+    closes: bool
+
+
+def serving(factory: Callable[[], asyncio.BaseProtocol]) -> Callable[[], asyncio.BaseProtocol]:
+    """What is to listen in the place of `factory`: of a server of aiohttp, this file's."""
+    if isinstance(factory, web.Server):
+        server = factory
+        return lambda: _Connection(server)
+    return factory
+
+
+class _Connection(BaseProtocol):
+    """In the place of `web.RequestHandler`, as far as requests, applications and runners ask."""
+
+    ssl_context = None
+
+    def __init__(self, server: web.Server) -> None:
+        super().__init__(asyncio.get_running_loop(), parser=None)
+        self._server = server
+        self._waiting: deque[Request] = deque()
+        self._handling: asyncio.Task[None] | None = None
+        self.peername: Any = None
+        self.sockname: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.peername = transport.get_extra_info("peername")
+        self.sockname = transport.get_extra_info("sockname")
+        self._server.connection_made(cast("Any", self), cast("asyncio.Transport", transport))
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        """What is being handled goes on; its answer reaches nobody."""
+        if self.transport is not None:
+            self._server.connection_lost(cast("Any", self), error)
+        self._waiting.clear()
+        super().connection_lost(error)
+
+    def message_received(self, request: Request) -> None:
+        self._waiting.append(request)
+        if self._handling is None:
+            self._handling = asyncio.get_running_loop().create_task(self._handle_all())
+
+    @property
+    def _task_handler(self) -> asyncio.Task[None] | None:
+        """The server asks for it when the connection is lost: what it still waits for."""
+        return self._handling
+
+    async def _handle_all(self) -> None:
+        while self._waiting:
+            answer = await self._answer(self._waiting.popleft())
+            endpoint = cast("Endpoint | None", self.transport)
+            if endpoint is None:
+                break
+            endpoint.send(answer)
+            if answer.closes:
+                endpoint.close()
+        self._handling = None
+
+    async def _answer(self, request: Request) -> Answer:
+        server = self._server
+        message = RawRequestMessage(
+            request.method,
+            request.target,
+            HttpVersion11,
+            CIMultiDictProxy(request.headers),
+            (),
+            False,
+            None,
+            False,
+            False,
+            URL(request.target, encoded=True),
+        )
+        made = server.request_factory(
+            message, self._payload(request.body), cast("Any", self), _NONE, _NONE
+        )
+        try:
+            response = await server.request_handler(made)
+        except web.HTTPException as error:
+            response = error
+        except Exception:
+            LOG.exception("%s %s failed", request.method, request.target)
+            response = web.Response(status=500)
+        if isinstance(response, api_http._Response):
+            answer = response._answer
+            headers = CIMultiDict(answer.headers)
+            return Answer(answer.status, headers, answer.body, not response.keep_alive)
+        assert isinstance(response, web.Response)
+        body = response.body or b""
+        assert isinstance(body, bytes)
+        closes = response.headers.get("Connection", "").lower() == "close"
+        return Answer(response.status, response.headers, body, closes)
+
+    def _payload(self, body: bytes) -> StreamReader:
+        """A body that has come with its head."""
+        if not body:
+            return EMPTY_PAYLOAD
+        payload = StreamReader(self, _READ_LIMIT, loop=asyncio.get_running_loop())
+        payload.feed_data(body)
+        payload.feed_eof()
+        return payload
+
+    # --- what a stopping runner asks of each of its connections
+
+    def close(self) -> None:
+        if self._handling is None and self.transport is not None:
+            self.transport.close()
+
+    async def shutdown(self, timeout: float) -> None:
+        """What is being handled may end in this time."""
+        if self._handling is not None:
+            await asyncio.wait([self._handling], timeout=timeout)
+            if self._handling is not None:
+                self._handling.cancel()
+        if self.transport is not None:
+            self.transport.close()
