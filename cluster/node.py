@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 
 from cluster.clocks import ClockWatch
 from cluster.errors import DiskFailed, FailStop, StorageError
-from cluster.raft.replica import Replica
+from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import Role
 from cluster.raft.status import PeerStatus
 from cluster.settings import ClusterSettings, NodeSettings
@@ -130,6 +130,7 @@ class Node:
         fsync: bool,
         now_ms: Callable[[], int],
         random: Random,
+        replica_limits: ReplicaLimits | None = None,
     ) -> None:
         self._settings = settings
         self._me: NodeSettings = settings.node(node_id)
@@ -152,6 +153,7 @@ class Node:
             now_ms=now_ms,
             random=random,
             snapshot_every=settings.log.snapshot_every,
+            limits=replica_limits,
         )
         # Drawn six times in a transaction; the system's own costs a system call each time.
         jitter = Random(random.getrandbits(128))

@@ -1,39 +1,12 @@
 """One checker for histories of simulations, of tests with real processes, of production logs. Pure.
 
     violations = check(json.loads(line) for line in history)      # [] is what one hopes for
+    python -m tests.checker FILE.jsonl                            # 1, and what is violated
 
-A history is a sequence of events, JSON objects, in the order in which they happened. Each has
-`event` (which one) and `at` (seconds); the rest:
+A history is a sequence of events, JSON objects, in the order in which they happened. What they are
+and which fields each has stands in `docs/reliability.md`, "Histories".
 
-    run              source, participants {name: kind}, nodes [name], forgets, complete
-                     kind: "sdk", "plain" (remembers what ended) or "forgetful";
-                     forgets: finished transactions are forgotten meanwhile;
-                     complete: the history has a beginning and an end (else I4, I5, I9, I13, I15
-                     and the end of I1 are not looked at)
-    invoke           client, op, call ("submit" | "get" | "decision"), id; of a submit participants
-                     {name: [account, amount, vote]} and work, of a get stale
-    ok               client, op, call, id, outcome ("committed" | "aborted" | null), state
-    fail             client, op, call, id, error: surely not done
-    info             client, op, call, id, error: perhaps done, perhaps still to be done
-    prepare, commit, rollback, answered_commit, answered_abort
-                     participant, id, branch: a message was received
-    vote             participant, id, branch, vote
-    effect           participant, id, branch, effect ("prepared" | "committed" | "rolled_back"),
-                     held (it was prepared before), account, amount, work; written in the local
-                     transaction itself
-    leader           node, term
-    applied          node, start, index, digest: an entry of the log was applied
-    fault            kind, target        healed, settled, started: for people
-    exited           host, start, code, why
-    unhandled        message, error: a program raised what nobody caught
-    unsettled        what [text]: the time in which all should have ended is over
-    probe            id, outcome, took_s: a new transaction when all is well again
-    bad_input        status, alive: what a node answered to nonsense, and whether it lives
-    participant_end  participant, in_doubt [branch], held [lock], balances {account: n}, opening
-    node_end         node, digest, outcomes {id: outcome}
-
-Events that a source does not have are left out; what they would show is then not looked at. The
-invariants are numbered as everywhere in this project's tests:
+The invariants are numbered as everywhere in this project's tests:
 
     I1  never committed here and rolled back there      I10 states never go back, for a client
     I2  committed only after every vote                 I11 ... nor for anybody (current reads)
@@ -48,15 +21,21 @@ invariants are numbered as everywhere in this project's tests:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Event = Mapping[str, Any]
 
 COMMITTED, ABORTED = "committed", "aborted"
 PROBE_LIMIT_S = 15.0
+DAMAGE = ("full disk", "rot", "lost write", "misdirected write")
+"""Faults after which the node that they hit may stop by itself."""
 _RANK = {"unknown": 0, "refused": 1, "active": 1, "preparing": 1}
+_DECIDED, _FINISHED = 2, 3
 _CALLS = {"commit": COMMITTED, "rollback": ABORTED}
 
 
@@ -73,11 +52,18 @@ class Violation:
         return f"{self.invariant} at {self.at:.3f} {self.about}: {self.text}"
 
 
+class BadHistory(ValueError):
+    """An event that has not the shape that its name promises."""
+
+
 def check(history: Iterable[Event]) -> list[Violation]:
-    """Every violation in a history."""
+    """Every violation in a history; raises BadHistory."""
     checker = Checker()
-    for event in history:
-        checker.feed(event)
+    for number, event in enumerate(history, 1):
+        try:
+            checker.feed(event)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BadHistory(f"event {number} is not as it should be: {error!r}") from error
     return checker.finish()
 
 
@@ -85,11 +71,11 @@ def check(history: Iterable[Event]) -> list[Violation]:
 class _Transaction:
     """What is known of an id."""
 
-    bodies: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
-    """By work."""
+    bodies: dict[str | None, dict[str, Sequence[Any] | None]] = field(default_factory=dict)
+    """By work: what each participant was asked for, None where that is not written down."""
     told: dict[str, str] = field(default_factory=dict)
     """Outcome → who said so first."""
-    answered: dict[str, str] = field(default_factory=dict)
+    answered: dict[str | None, str] = field(default_factory=dict)
     """Work → outcome that a submit with it was answered."""
     refused_unknown: bool = False
     votes: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -102,13 +88,16 @@ class _Transaction:
         return [e for es in self.effects.values() for e in es if e["effect"] == COMMITTED]
 
 
+_NOTHING_SAID: Event = {"participants": {}, "forgets": False, "complete": False, "ordered": False}
+
+
 class Checker:
     """Takes events one by one; `violations` grows, `finish` adds what only the end shows."""
 
     def __init__(self) -> None:
         self.violations: list[Violation] = []
         self._at = 0.0
-        self._run: Event = {"participants": {}, "forgets": False, "complete": False}
+        self._run: Event = _NOTHING_SAID
         self._transactions: dict[str, _Transaction] = {}
         self._calls: dict[tuple[str, int], tuple[Event, int, int]] = {}
         self._leaders: dict[int, str] = {}
@@ -133,6 +122,7 @@ class Checker:
                 self._check_end_of(id, transaction)
             self._check_money()
             self._check_replicas()
+            self._check_all_read()
         return self.violations
 
     def _found(self, invariant: str, about: str, text: str) -> None:
@@ -142,14 +132,14 @@ class Checker:
         return self._transactions.setdefault(id, _Transaction())
 
     def _on_run(self, event: Event) -> None:
-        self._run = event
+        self._run = {**_NOTHING_SAID, **event}
 
     # --- clients
 
     def _on_invoke(self, event: Event) -> None:
         transaction = self._of(event["id"])
         if event["call"] == "submit":
-            transaction.bodies[event["work"]] = event["participants"]
+            transaction.bodies[event.get("work")] = event["participants"]
         own = transaction.rank_by_client.get(event["client"], 0)
         self._calls[event["client"], event["op"]] = (event, transaction.rank, own)
 
@@ -160,27 +150,41 @@ class Checker:
         if outcome is not None:
             self._told(id, outcome, f"{event['call']} of {client}")
         if event["call"] == "submit" and outcome is not None:
-            self._answered(id, transaction, invoked["work"], outcome)
-        if event["call"] == "decision" and outcome == ABORTED and not transaction.bodies:
-            transaction.refused_unknown = True
-        if event["call"] != "get" or invoked.get("stale"):
-            if outcome is not None and event["call"] != "decision":  # that promises, no more
-                self._seen(transaction, client, 2)
+            self._answered(id, transaction, invoked.get("work"), outcome)
+        if event["call"] == "decision":
+            if outcome == ABORTED and not transaction.bodies:
+                transaction.refused_unknown = True
             return
         now = _rank(event)
-        forgotten = now == 0 and self._run["forgets"]
-        if now < own and not forgotten:
-            self._found("I10", id, f"{client} saw rank {own} before, now {event['state']}")
-        elif now < rank and not forgotten:
-            self._found("I11", id, f"{client} reads {event['state']}, rank {rank} was told before")
+        if now == _FINISHED and outcome == COMMITTED:
+            self._check_done(id, transaction, invoked.get("work"))
+        if event["call"] == "get" and not invoked.get("stale"):
+            forgotten = now == 0 and self._run["forgets"]
+            if now < own and not forgotten:
+                self._found("I10", id, f"{client} saw rank {own} before, now {event['state']}")
+            elif now < rank and not forgotten:
+                self._found("I11", id, f"{client} reads {event['state']}, told before: rank {rank}")
         self._seen(transaction, client, now)
+
+    def _check_done(self, id: str, transaction: _Transaction, work: str | None) -> None:
+        """It is told to be finished: every participant has done its part."""
+        if not self._run["ordered"]:
+            return
+        if work is None or work not in transaction.bodies:
+            if len(transaction.bodies) != 1:
+                return  # asked for with several bodies: which of them is it?
+            (work,) = transaction.bodies
+        done = {event["participant"] for event in transaction.committed()}
+        for name, asked in transaction.bodies[work].items():
+            if name not in done and _changes(asked):
+                self._found("I4", id, f"told to be finished, and {name} has not committed")
 
     def _seen(self, transaction: _Transaction, client: str, rank: int) -> None:
         transaction.rank = max(transaction.rank, rank)
         own = transaction.rank_by_client.get(client, 0)
         transaction.rank_by_client[client] = max(own, rank)
 
-    def _answered(self, id: str, transaction: _Transaction, work: str, outcome: str) -> None:
+    def _answered(self, id: str, transaction: _Transaction, work: str | None, outcome: str) -> None:
         others = [w for w, o in transaction.answered.items() if o == COMMITTED and w != work]
         if outcome == COMMITTED and others:
             self._found("I12", id, f"{work} and {others[0]} are both answered committed")
@@ -205,6 +209,8 @@ class Checker:
     def _on_commit(self, event: Event) -> None:
         self._on_prepare(event)
         self._told(event["id"], _CALLS[event["event"]], f"the call to {event['participant']}")
+        transaction = self._of(event["id"])
+        transaction.rank = max(transaction.rank, _DECIDED)
 
     _on_rollback = _on_commit
 
@@ -223,19 +229,26 @@ class Checker:
         match event["effect"]:
             case "prepared":
                 remembers = self._run["participants"].get(name) != "forgetful"
-                if ended and remembers:
+                if ended and remembers and self._run["ordered"]:
                     self._found("I8", id, f"{name} prepares what has ended as {ended[-1]}")
                 self._check_invented(event, transaction)
             case "committed":
                 if COMMITTED in ended:
                     self._found("I7", id, f"{name} commits twice")
-                elif not event["held"]:
+                elif not event.get("held", True):
                     self._found("I7", id, f"{name} commits what it does not hold")
+                self._check_begun(event, transaction)
                 self._check_votes(event, transaction)
         before.append(event)
-        self._check_split(id, transaction)
+        self._check_split(event, transaction)
+
+    def _check_begun(self, event: Event, transaction: _Transaction) -> None:
+        if not transaction.bodies and self._run["complete"]:
+            self._found("I16", event["id"], f"{event['participant']} commits it, nobody began it")
 
     def _check_invented(self, event: Event, transaction: _Transaction) -> None:
+        if event.get("work") is None:
+            return
         body = transaction.bodies.get(event["work"])
         if body is None:
             if self._run["complete"]:
@@ -247,8 +260,8 @@ class Checker:
             self._found("I16", event["id"], f"{event['participant']} does {what}, asked: {asked}")
 
     def _check_votes(self, event: Event, transaction: _Transaction) -> None:
-        body = transaction.bodies.get(event["work"])
-        if body is None:
+        body = transaction.bodies.get(event.get("work"))
+        if body is None or not self._run["ordered"]:
             return
         willing = {name for (name, _), vote in transaction.votes.items() if vote != "no"}
         silent = [name for name in body if name not in willing]
@@ -256,12 +269,17 @@ class Checker:
             text = f"{event['participant']} commits without the vote of {', '.join(silent)}"
             self._found("I2", event["id"], text)
 
-    def _check_split(self, id: str, transaction: _Transaction) -> None:
+    def _check_split(self, event: Event, transaction: _Transaction) -> None:
+        """Of one body: another one's branches under the same id end for themselves (I12)."""
+        id, work = event["id"], event.get("work")
         committed, undone = [], []
         for (name, _), events in transaction.effects.items():
-            if any(e["effect"] == COMMITTED for e in events):
+            ends = [e for e in events if e["effect"] != "prepared" and e.get("held", True)]
+            ends = [e for e in ends if e.get("work") == work]
+            if any(e["effect"] == COMMITTED for e in ends):
                 committed.append(name)
-            if any(e["effect"] == "rolled_back" and e["held"] for e in events):
+            # What was committed first and is prepared again is a ghost (I8): that goes.
+            if ends and ends[0]["effect"] == "rolled_back":
                 undone.append(name)
         if committed and undone:
             both = f"committed at {', '.join(committed)}, rolled back at {', '.join(undone)}"
@@ -285,8 +303,14 @@ class Checker:
             self._found("I14", node, f"applies {index} after {self._applied[life]}")
         self._applied[life] = index
 
+    def _on_recovered(self, event: Event) -> None:
+        node, last = event["node"], event["last"]
+        applied = max((i for (n, _), i in self._applied.items() if n == node), default=0)
+        if last < applied:
+            self._found("I4", node, f"comes back with {last} entries, {applied} were applied")
+
     def _on_fault(self, event: Event) -> None:
-        if event["kind"] in ("full disk", "rot"):
+        if event["kind"] in DAMAGE:
             self._excused[event["target"].split()[0]] = None
 
     def _on_exited(self, event: Event) -> None:
@@ -297,8 +321,11 @@ class Checker:
         self._found("I18", "a program", f"{event['message']}: {event['error']}")
 
     def _on_bad_input(self, event: Event) -> None:
-        if not event["alive"] or not 400 <= event["status"] < 500:
-            self._found("I18", "a node", f"answered nonsense with {event['status']}")
+        status = event["status"]
+        if not event["alive"]:
+            self._found("I18", event["node"], f"died of nonsense to {event['to']}")
+        elif status is not None and not 400 <= status < 500:
+            self._found("I18", event["node"], f"answered nonsense to {event['to']} with {status}")
 
     def _on_unsettled(self, event: Event) -> None:
         self._unsettled = True
@@ -331,9 +358,9 @@ class Checker:
                 elif known not in (None, outcome):
                     self._found("I4", id, f"{by} said {outcome}, {node} has {known}")
         committed = transaction.committed()
-        works = {event["work"] for event in committed}
+        works = sorted({event["work"] for event in committed if event.get("work") is not None})
         if len(works) > 1:
-            self._found("I12", id, f"effects of {len(works)} bodies: {', '.join(sorted(works))}")
+            self._found("I12", id, f"effects of {len(works)} bodies: {', '.join(works)}")
         if ABORTED in transaction.told and committed and COMMITTED not in transaction.told:
             by = transaction.told[ABORTED]
             self._found("I1", id, f"{by} said aborted, {committed[0]['participant']} committed")
@@ -341,23 +368,25 @@ class Checker:
 
     def _check_complete(self, id: str, transaction: _Transaction, committed: list[Event]) -> None:
         """Committed anywhere, or told so: committed everywhere."""
-        works = {event["work"] for event in committed}
+        works = {event.get("work") for event in committed}
         works |= {work for work, outcome in transaction.answered.items() if outcome == COMMITTED}
-        at = {event["participant"] for event in committed}
-        for work in sorted(works):
-            for name, (_, _, vote) in transaction.bodies.get(work, {}).items():
-                if vote != "read_only" and name not in at and name in self._participants:
+        if COMMITTED in transaction.told and len(transaction.bodies) == 1:
+            works |= set(transaction.bodies)
+        for work in sorted(works, key=str):
+            at = {e["participant"] for e in committed if e.get("work") == work}
+            for name, asked in transaction.bodies.get(work, {}).items():
+                if name not in at and name in self._participants and _changes(asked):
                     self._found("I1", id, f"committed, and has no effect at {name}")
 
     def _check_money(self) -> None:
         moved: dict[tuple[str, str], int] = {}
         for transaction in self._transactions.values():
             for event in transaction.committed():
-                if event["account"] is not None:
+                if event.get("account") is not None:
                     key = (event["participant"], event["account"])
                     moved[key] = moved.get(key, 0) + event["amount"]
         for name, event in self._participants.items():
-            for account, balance in event["balances"].items():
+            for account, balance in event.get("balances", {}).items():
                 due = event["opening"] + moved.get((name, account), 0)
                 if balance != due:
                     self._found("I13", name, f"{account} has {balance}, its history says {due}")
@@ -369,12 +398,47 @@ class Checker:
     def _check_replicas(self) -> None:
         by_digest: dict[str, str] = {}
         for node, event in self._nodes.items():
-            by_digest.setdefault(event["digest"], node)
+            if "digest" in event:
+                by_digest.setdefault(event["digest"], node)
         if len(by_digest) > 1:
             self._found("I15", "the nodes", f"{', '.join(by_digest.values())} have other states")
+
+    def _check_all_read(self) -> None:
+        for name in self._run["participants"]:
+            if name not in self._participants:
+                self._found("I1", name, "what it did was not read")
 
 
 def _rank(event: Event) -> int:
     if event.get("outcome") is not None:
-        return 3 if event["state"] in (COMMITTED, ABORTED) else 2
+        return _FINISHED if event["state"] in (COMMITTED, ABORTED) else _DECIDED
     return _RANK.get(event["state"], 1)
+
+
+def _changes(asked: Sequence[Any] | None) -> bool:
+    """Whether a participant that was asked for this has an effect if the transaction commits."""
+    return asked is None or len(asked) < 3 or asked[2] != "read_only"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check the histories in these files of JSON lines; 1 if one is violated, 2 if one is none."""
+    if not arguments:
+        print("usage: python -m tests.checker FILE.jsonl ...", file=sys.stderr)
+        return 2
+    worst = 0
+    for name in arguments:
+        try:
+            history = [json.loads(line) for line in Path(name).read_text().splitlines()]
+            violations = check(history)
+        except (OSError, ValueError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 2
+        for violation in violations:
+            print(f"{name}: {violation}")
+        print(f"{name}: {len(history)} events, {len(violations)} violations")
+        worst = max(worst, 1 if violations else 0)
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -25,7 +25,7 @@ from cluster.local.cluster import LocalCluster
 from cluster.local.sample_order import order
 from coordinator.ids import IdMaker
 from tests.bare_http import PATIENCE_S
-from tests.history import History
+from tests.recording import Recording
 
 _PAGE = 10_000
 
@@ -107,7 +107,7 @@ class Load:
         self,
         client: Client,
         participants: Participants,
-        history: History,
+        history: Recording,
         *,
         submitters: int = 12,
         timeout_ms: int = 20_000,
@@ -171,11 +171,11 @@ class Load:
 
 @contextlib.asynccontextmanager
 async def load(
-    local: LocalCluster, history: History | None = None, **options: Any
+    local: LocalCluster, history: Recording | None = None, **options: Any
 ) -> AsyncIterator[Load]:
     """Orders at the sample services by the client library; ended with the block."""
     async with Client(local.node_urls) as client:
-        made = Load(client, orders(local), history or History(local.services), **options)
+        made = Load(client, orders(local), history or Recording(local.services), **options)
         try:
             yield made
         finally:
@@ -183,7 +183,7 @@ async def load(
 
 
 async def run_with(
-    client: Client, local: LocalCluster, history: History, url: str, **options: Any
+    client: Client, local: LocalCluster, history: Recording, url: str, **options: Any
 ) -> Transaction:
     """An order at the sample services in which the participant `odd` at `url` takes part."""
     id = new_id()
@@ -221,7 +221,9 @@ async def settle(local: LocalCluster, within_s: float = PATIENCE_S) -> None:
         await eventually(is_settled, "nothing is unfinished or prepared", within_s)
 
 
-async def check(local: LocalCluster, history: History, *, before: History | None = None) -> None:
+async def check(
+    local: LocalCluster, history: Recording, *, before: Recording | None = None
+) -> None:
     """Everybody is back: every outcome told is the outcome at every service and at every node.
 
     `before`: the history of earlier tests upon the same services, whose effects are there too.
@@ -231,24 +233,26 @@ async def check(local: LocalCluster, history: History, *, before: History | None
     for service in local.services:
         effects = await effects_of(local, service)
         history.effects(service, [one for one in effects if one[0] not in ended_before])
-    assert history.violations() == []
-    told = {id: outcomes for id, outcomes in history.outcomes.items() if outcomes}
+    told = [id for id, outcomes in history.outcomes.items() if outcomes]
     for node in local.node_ids:
-        await _check_node(local, node, told)
+        history.node(node, await _outcomes_at(local, node, told))
+    assert history.violations() == []
 
 
-async def _check_node(local: LocalCluster, node: str, told: dict[str, set[str]]) -> None:
-    """The node knows what was told, asked for itself; a follower may need a moment for it."""
+async def _outcomes_at(local: LocalCluster, node: str, ids: Sequence[str]) -> dict[str, str]:
+    """What the node knows of these, asked for itself; a follower may need a moment for it."""
+    outcomes: dict[str, str] = {}
     async with aiohttp.ClientSession() as session:
-        for id, outcomes in told.items():
+        for id in ids:
             url = f"{local.url(node)}/v1/transactions/{id}?stale=true"
 
-            async def knows(url: str = url, outcomes: set[str] = outcomes) -> bool:
+            async def outcome(url: str = url) -> str | None:
                 async with session.get(url) as response:
-                    answer = await response.json()
-                return answer.get("outcome") in outcomes
+                    told: str | None = (await response.json()).get("outcome")
+                return told
 
-            await eventually(knows, f"{node} knows of {id} that it {outcomes}", 20.0)
+            outcomes[id] = await eventually(outcome, f"{node} knows an outcome of {id}", 20.0)
+    return outcomes
 
 
 class Shared:
@@ -259,13 +263,16 @@ class Shared:
 
     def __init__(self, local: LocalCluster) -> None:
         self.local = local
-        self.before = History(local.services)
+        self.before = Recording(local.services)
+        self._count = 0
 
-    def run(self, scenario: Callable[[History], Coroutine[Any, Any, None]]) -> None:
+    def run(self, scenario: Callable[[Recording], Coroutine[Any, Any, None]]) -> None:
         """Run it on the whole cluster; bring everything back, and check its history."""
 
         async def whole() -> None:
-            history = History(self.local.services)
+            self._count += 1
+            path = self.local.data_dir / f"history-{self._count}.jsonl"
+            history = Recording(self.local.services, path)
             await all_ready(self.local)
             try:
                 await scenario(history)

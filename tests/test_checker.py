@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.checker import check
+from tests.checker import BadHistory, check, main
+from tests.recording import Recording
 
 Event = dict[str, Any]
 
@@ -18,7 +22,10 @@ RUN: Event = {
     "nodes": ["n1", "n2"],
     "forgets": False,
     "complete": True,
+    "ordered": True,
 }
+NO_END: Event = {**RUN, "complete": False}
+"""Of a history that is cut off: what only an end shows is not looked for."""
 
 
 def event(name: str, **fields: Any) -> Event:
@@ -34,7 +41,11 @@ def invoke(op: int = 1, call: str = "submit", **fields: Any) -> Event:
 
 def ok(op: int = 1, call: str = "submit", **fields: Any) -> Event:
     body = {"client": "c1", "op": op, "call": call, "id": "t"}
-    return event("ok", **(body | {"outcome": "committed", "state": "committed"} | fields))
+    return event("ok", **(body | {"outcome": "committed", "state": "committing"} | fields))
+
+
+def nonsense(**fields: Any) -> Event:
+    return event("bad_input", **({"node": "n1", "to": "GET /x", "alive": True} | fields))
 
 
 def at(participant: str, name: str, **fields: Any) -> Event:
@@ -89,6 +100,9 @@ COMMITTED = [
 """A transaction as it should be, up to its end."""
 
 
+FINISHED = [invoke(2, "get"), ok(2, "get", state="committed")]
+
+
 def invariants(history: list[Event]) -> set[str]:
     return {violation.invariant for violation in check(history)}
 
@@ -98,7 +112,7 @@ def test_a_sound_history_has_no_violations() -> None:
 
 
 def test_what_the_checker_does_not_know_it_passes_over() -> None:
-    assert check([RUN, event("weather", wind=7)]) == []
+    assert check([NO_END, event("weather", wind=7)]) == []
 
 
 def test_an_incomplete_history_is_not_blamed_for_what_it_lacks() -> None:
@@ -131,12 +145,21 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
     "I2": [("no vote of p2", without("vote", participant="p2"))],
     "I3": [
         (
+            "an operator says otherwise",
+            [*COMMITTED, invoke(2, "resolve"), ok(2, "resolve", outcome="aborted")],
+        ),
+        (
             "a read says otherwise",
             [*COMMITTED, invoke(2, "get"), ok(2, "get", outcome="aborted", state="aborted")],
         ),
         ("a call says otherwise", [*COMMITTED, at("p2", "rollback")]),
     ],
     "I4": [
+        (
+            "a node comes back without what it had",
+            [*COMMITTED, event("recovered", node="n2", start=2, last=0)],
+        ),
+        ("told to be finished, and it is not done", [*COMMITTED[:-2], *FINISHED]),
         (
             "nobody knows it any more",
             [*COMMITTED, *end()[:2], event("node_end", node="n1", digest="d", outcomes={})],
@@ -180,13 +203,25 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
     ],
     "I11": [
         (
+            "a participant was called, and a client reads the past",
+            [
+                RUN,
+                invoke(),
+                *promise("p1"),
+                *promise("p2"),
+                at("p1", "commit"),
+                invoke(2, "get", client="c2"),
+                ok(2, "get", client="c2", outcome=None, state="preparing"),
+            ],
+        ),
+        (
             "another client reads the past",
             [
                 *COMMITTED,
                 invoke(2, "get", client="c2"),
                 ok(2, "get", client="c2", outcome=None, state="preparing"),
             ],
-        )
+        ),
     ],
     "I12": [
         (
@@ -236,6 +271,7 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
     ],
     "I16": [
         ("nobody asked for it", [RUN, at("p1", "prepare")]),
+        ("nobody asked for it, and it is done", [RUN, effect("p1", "committed")]),
         ("another amount", [RUN, invoke(), effect("p1", "prepared", amount=6)]),
         ("another work", [RUN, invoke(), effect("p1", "prepared", work="x")]),
     ],
@@ -245,7 +281,9 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
     ],
     "I18": [
         ("a crash", [RUN, event("unhandled", message="task", error="KeyError()")]),
-        ("nonsense is swallowed", [RUN, event("bad_input", status=200, alive=True)]),
+        ("nonsense is swallowed", [NO_END, nonsense(status=200)]),
+        ("nonsense breaks it", [NO_END, nonsense(status=500)]),
+        ("nonsense kills it", [NO_END, nonsense(status=None, alive=False)]),
     ],
 }
 
@@ -269,11 +307,113 @@ def test_every_invariant_is_broken_once() -> None:
 def test_a_node_may_stop_when_its_disk_is_full() -> None:
     full = event("fault", kind="full disk", target="n1")
     stopped = event("exited", host="n1", start=1, code=1, why="DiskFailed")
-    assert check([RUN, full, stopped]) == []
-    assert invariants([RUN, stopped, full]) == {"I17"}
+    assert check([NO_END, full, stopped]) == []
+    assert invariants([NO_END, stopped, full]) == {"I17"}
 
 
 def test_who_forgets_may_answer_unknown() -> None:
-    history = [*COMMITTED, invoke(2, "get"), ok(2, "get", outcome=None, state="unknown")]
+    ask = [invoke(2, "get"), ok(2, "get", outcome=None, state="unknown")]
+    history = [*COMMITTED, *ask, *end()]
     assert invariants(history) == {"I10"}
     assert check([{**RUN, "forgets": True}, *history[1:]]) == []
+
+
+def test_a_read_that_began_before_may_answer_the_past() -> None:
+    ask = invoke(2, "get", client="c2")
+    past = ok(2, "get", client="c2", outcome=None, state="preparing")
+    assert check([*COMMITTED[:3], ask, *COMMITTED[3:], past, *end()]) == []
+    assert invariants([*COMMITTED, ask, past, *end()]) == {"I11"}
+
+
+def test_a_ghost_that_is_rolled_back_is_no_split() -> None:
+    forgetful = {**NO_END, "participants": {"p1": "forgetful", "p2": "sdk"}}
+    ghost = [effect("p1", "prepared"), effect("p1", "rolled_back")]
+    assert check([forgetful, *COMMITTED[1:], *ghost]) == []
+    assert invariants([*COMMITTED, *ghost, *end()]) == {"I8"}
+
+
+def test_another_body_of_the_id_may_be_rolled_back() -> None:
+    """Its prepare left before it was refused: the branch finds out by inquiry."""
+    other = invoke(2, participants={"p1": ["b", 1, "yes"], "p2": ["b", -1, "yes"]}, work="v")
+    left = {"work": "v", "account": "b", "amount": 1}
+    branch = [effect("p1", "prepared", **left), effect("p1", "rolled_back", **left)]
+    for one in branch:
+        one["branch"] = "2"
+    assert check([*COMMITTED, other, *branch, *end()]) == []
+
+
+def test_an_event_without_its_fields_is_named() -> None:
+    with pytest.raises(BadHistory, match="event 2"):
+        check([RUN, {"event": "effect", "at": 1.0, "id": "t"}])
+
+
+# --- histories of real processes ------------------------------------------------------------------
+
+Told = dict[str, list[str]]
+Effects = dict[str, list[tuple[str, str]]]
+BOTH = [("t", "committed")]
+
+
+def recorded(told: Told, effects: Effects, path: Path | None = None) -> Recording:
+    made = Recording(["a", "b"], path)
+    for id, outcomes in told.items():
+        made.begun(id)
+        for outcome in outcomes:
+            made.told(id, outcome)
+    for service, ended in effects.items():
+        made.effects(service, ended)
+    made.node("n1", {id: outcomes[0] for id, outcomes in told.items() if outcomes})
+    return made
+
+
+def test_a_sound_recording_has_no_violations() -> None:
+    told = {"t1": ["committed", "committed"], "t2": ["aborted"], "t3": [], "t4": []}
+    both = [("t1", "committed"), ("t3", "committed")]
+    sound = recorded(told, {"a": [*both, ("t2", "rolled_back")], "b": both})
+    assert sound.violations() == []
+    assert (sound.ids("committed"), sound.ids("aborted")) == (["t1"], ["t2"])
+
+
+@pytest.mark.parametrize(
+    ("told", "effects", "what"),
+    [
+        ({"t": ["committed", "aborted"]}, {"a": [], "b": []}, "I3 .* aborted, .* said committed"),
+        ({"t": ["committed"]}, {"a": BOTH, "b": []}, "I1 .* no effect at b"),
+        ({"t": ["committed"]}, {"a": [], "b": []}, "I1 .* no effect at a"),
+        ({"t": ["aborted"]}, {"a": BOTH, "b": []}, "I1 .* said aborted, a committed"),
+        ({"t": []}, {"a": BOTH, "b": [("t", "rolled_back")]}, "I1 .* rolled back at b"),
+        ({"t": []}, {"a": BOTH, "b": []}, "I1 .* no effect at b"),
+        ({}, {"a": BOTH, "b": []}, "I16 .* nobody began it"),
+        ({"t": ["committed"]}, {"a": BOTH}, "I1 .* b: what it did was not read"),
+        ({"t": ["committed"]}, {"a": BOTH * 2, "b": BOTH}, "I7 .* commits twice"),
+    ],
+)
+def test_every_violation_of_a_recording_is_noticed(told: Told, effects: Effects, what: str) -> None:
+    found = "\n".join(recorded(told, effects).violations())
+    assert re.search(what, found), found
+
+
+def test_what_is_not_an_outcome_is_refused() -> None:
+    with pytest.raises(AssertionError, match="not an outcome"):
+        recorded({}, {}).told("t", None)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_checks_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "history.jsonl"
+    recorded({"t": ["committed"]}, {"a": BOTH, "b": BOTH}, path)
+    assert main([str(path)]) == 0
+    assert "0 violations" in capsys.readouterr().out
+    with path.open("a") as file:
+        file.write(json.dumps(event("node_end", node="n2", outcomes={"t": "aborted"})) + "\n")
+    assert main([str(path)]) == 1
+    assert "I4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", '{"event": "ok", "at": 1}\n'])
+def test_what_is_no_history_is_not_called_sound(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text(text)
+    assert main([str(path)]) == main([str(tmp_path / "nothing")]) == main([]) == 2

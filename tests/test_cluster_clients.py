@@ -24,8 +24,8 @@ from tests.cluster_rig import (
     settle,
     shared_cluster,
 )
-from tests.history import History
 from tests.plain_service import PlainService, serving
+from tests.recording import Recording
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -50,7 +50,7 @@ def an_order(local: LocalCluster, id: str) -> dict[str, Any]:
 def test_a_client_with_nothing_but_http_and_redirects_works_at_any_node(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         hops = 0
         for node in local.node_ids:
             id = new_id()
@@ -72,7 +72,7 @@ def test_a_redirect_names_the_leader_and_keeps_path_and_query(shared: Shared) ->
     local = shared.local
     path = "/v1/transactions?limit=3&state=committed"
 
-    async def scenario(_history: History) -> None:
+    async def scenario(_history: Recording) -> None:
         async def is_redirected() -> bool:
             leader = await local.wait_leader()
             follower = next(node for node in local.node_ids if node != leader)
@@ -90,7 +90,7 @@ def test_a_redirect_names_the_leader_and_keeps_path_and_query(shared: Shared) ->
 def test_a_transaction_without_an_id_gets_one_and_an_abort_is_an_answer(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         url = f"{local.url(await local.wait_leader())}/v1/transactions"
         participants = order(local.url, "someone", "A-1", 10**9)
         answer = await asyncio.to_thread(http_follow, "POST", url, {"participants": participants})
@@ -108,7 +108,7 @@ def test_a_request_without_an_id_is_told_its_id_and_not_redirected_once_it_has_b
     """A client that followed a redirect then would run it a second time."""
     local = shared.local
 
-    async def scenario(_history: History) -> None:
+    async def scenario(_history: Recording) -> None:
         leader = await local.wait_leader()
         plain = PlainService()
         plain.waits = asyncio.Event()
@@ -141,7 +141,7 @@ def test_batches_that_are_under_way_when_the_leader_dies_are_answered_to_the_las
 ) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         answered = 0
 
         async def batch(client: Client) -> None:
@@ -179,7 +179,7 @@ def test_batches_that_are_under_way_when_the_leader_dies_are_answered_to_the_las
 def test_the_same_id_with_other_content_is_refused_at_every_node(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         body = an_order(local, new_id())
         other = {**body, "participants": order(local.url, "another", "A-1", 1)}
         history.begun(body["id"])
@@ -204,7 +204,7 @@ def test_the_same_id_from_two_clients_while_the_leader_dies_is_one_transaction(
     """Many times over: twins at different nodes, one with HTTP only; the leader dies among them."""
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         under_way: set[str] = set()
         gate = asyncio.Semaphore(8)
         done = 0
@@ -250,7 +250,7 @@ def test_twins_that_wait_for_a_vote_while_the_leader_dies_are_told_the_same(
     never asked twice, so its transaction aborts."""
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         plain = PlainService()
         plain.waits = asyncio.Event()
         body = an_order(local, new_id())

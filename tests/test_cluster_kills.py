@@ -31,7 +31,7 @@ from tests.cluster_rig import (
     shared_cluster,
     term_of,
 )
-from tests.history import History
+from tests.recording import Recording
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -51,7 +51,7 @@ def none_failed(submitted: Load) -> None:
 def test_a_leader_killed_under_load_fails_no_client(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         async with load(local, history) as orders:
             await orders.more(100)
             victim = await local.wait_leader()
@@ -76,7 +76,7 @@ def test_a_leader_killed_under_load_fails_no_client(shared: Shared) -> None:
 def test_a_follower_killed_under_load_is_not_noticed(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         async with load(local, history) as orders:
             await orders.more(50)
             leader = await local.wait_leader()
@@ -98,7 +98,7 @@ def test_a_stopped_leader_that_wakes_up_tells_nothing_stale(shared: Shared) -> N
     """
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         async with load(local, history, submitters=8) as orders:
             for _ in range(4):
                 await orders.more(40)
@@ -109,7 +109,7 @@ def test_a_stopped_leader_that_wakes_up_tells_nothing_stale(shared: Shared) -> N
     shared.run(scenario)
 
 
-async def ask_a_sleeping_leader(local: LocalCluster, history: History) -> None:
+async def ask_a_sleeping_leader(local: LocalCluster, history: Recording) -> None:
     sleeper = await local.wait_leader()
     term = await term_of(local, sleeper)
     id = new_id()
@@ -151,7 +151,7 @@ async def ask_a_sleeping_leader(local: LocalCluster, history: History) -> None:
 def test_all_nodes_killed_at_once_lose_nothing_told(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         async with load(local, history) as orders:
             await orders.more(150)
             pids = [local.pid(node) for node in local.node_ids]
@@ -170,7 +170,7 @@ def test_all_nodes_killed_at_once_lose_nothing_told(shared: Shared) -> None:
 def test_a_leader_that_is_told_to_end_hands_over_and_fails_no_client(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         async with load(local, history) as orders:
             await orders.more(50)
             leader = await local.wait_leader()
@@ -188,7 +188,9 @@ def test_a_leader_that_is_told_to_end_hands_over_and_fails_no_client(shared: Sha
     shared.run(scenario)
 
 
-async def decided_with_inventory_dead(local: LocalCluster, client: Client, history: History) -> str:
+async def decided_with_inventory_dead(
+    local: LocalCluster, client: Client, history: Recording
+) -> str:
     """A transaction that is committed while the inventory, which had prepared it, is dead."""
     id = new_id()
     history.begun(id)
@@ -218,7 +220,7 @@ def test_a_service_killed_between_prepare_and_commit_commits_when_it_is_back(
 ) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         async with Client(local.node_urls) as client:
             id = await decided_with_inventory_dead(local, client, history)
             await local.start("inventory")
@@ -232,7 +234,7 @@ def test_a_leader_that_is_told_to_end_does_not_wait_for_a_dead_service(shared: S
     """What is decided the next leader can finish as well, and meanwhile nobody could begin."""
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         async with Client(local.node_urls) as client:
             id = await decided_with_inventory_dead(local, client, history)
             leader = await local.wait_leader()
@@ -256,9 +258,9 @@ def test_a_service_that_is_down_does_not_slow_the_others(shared: Shared, how: st
     """Twenty transactions decided before it went wait for it, others keep knocking at its door."""
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         two = [service for service in local.services if service != "activity"]
-        without = History(two)
+        without = Recording(two)
         async with Client(local.node_urls) as client:
             before_s = await time_for(client, without, without_activity(local), 60)
             if how == "dead":
@@ -290,7 +292,7 @@ def without_activity(local: LocalCluster) -> Callable[[], Sequence[dict[str, Any
 
 async def time_for(
     client: Client,
-    history: History,
+    history: Recording,
     participants: Callable[[], Sequence[dict[str, Any]]],
     count: int,
 ) -> float:
@@ -306,7 +308,7 @@ async def time_for(
     return time.monotonic() - began
 
 
-async def knock(client: Client, history: History, local: LocalCluster, user: str) -> None:
+async def knock(client: Client, history: Recording, local: LocalCluster, user: str) -> None:
     """A transaction that needs the service that is down: it aborts, and says because of whom."""
     id = new_id()
     history.begun(id)

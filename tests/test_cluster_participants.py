@@ -27,8 +27,8 @@ from tests.cluster_rig import (
     settle,
     shared_cluster,
 )
-from tests.history import History
 from tests.plain_service import PlainService, serving
+from tests.recording import Recording
 from tests.stubs import (
     Behaviour,
     Stub,
@@ -54,7 +54,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     yield from shared_cluster(tmp_path_factory.mktemp("participants"), settings=settings)
 
 
-async def passes(client: Client, local: LocalCluster, history: History) -> None:
+async def passes(client: Client, local: LocalCluster, history: Recording) -> None:
     """A good transaction, to its very end."""
     id = new_id()
     history.begun(id)
@@ -96,7 +96,7 @@ def test_a_participant_that_answers_wrongly_aborts_its_transaction_and_no_other(
 ) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         async with (
             Stub(per_operation(prepare=WRONG[wrong])) as stub,
             Client(local.node_urls) as client,
@@ -118,7 +118,7 @@ def test_a_participant_that_fails_at_commit_is_asked_until_it_has_committed(
 ) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         commit = in_turn(
             answer(b"", status=500),
             close,
@@ -152,7 +152,7 @@ def test_a_participant_that_says_yes_and_later_no_aborts_when_it_is_asked_again(
     """Only one that declared itself repeatable is asked twice, and then the leader must change."""
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         simulated = Simulated(sdk=True)
         async with (
             serving(simulated.application()) as url,
@@ -187,7 +187,7 @@ def test_a_participant_that_says_yes_and_later_no_aborts_when_it_is_asked_again(
 def test_plain_participants_commit_and_abort_by_true_and_false(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario(_history: History) -> None:
+    async def scenario(_history: Recording) -> None:
         one, two = PlainService(), PlainService()
         async with (
             serving(one.application()) as url_one,
@@ -221,9 +221,9 @@ def test_plain_participants_commit_and_abort_by_true_and_false(shared: Shared) -
 def test_plain_participants_are_never_asked_twice_when_the_leader_dies(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario(_history: History) -> None:
+    async def scenario(_history: Recording) -> None:
         services = {"one": PlainService(), "two": PlainService()}
-        plain_history = History([*services])
+        plain_history = Recording([*services])
         async with (
             serving(services["one"].application()) as url_one,
             serving(services["two"].application()) as url_two,
@@ -262,7 +262,7 @@ def test_a_participant_that_closes_idle_connections_fails_no_transaction(shared:
     """A kept connection that the other side has closed is not a failed prepare."""
     local = shared.local
 
-    async def scenario(_history: History) -> None:
+    async def scenario(_history: Recording) -> None:
         async with (
             Stub(per_operation(prepare=answer_and_close(b"true"))) as stub,
             Client(local.node_urls) as client,

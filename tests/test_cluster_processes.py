@@ -20,7 +20,7 @@ from cluster.local.cluster import LocalCluster
 from cluster.local.sample_order import order
 from tests.bare_http import http_once
 from tests.cluster_rig import all_ready, check, eventually, load, new_id
-from tests.history import History
+from tests.recording import Recording
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -56,7 +56,7 @@ def test_a_node_that_lags_catches_up_from_a_snapshot(local: LocalCluster) -> Non
     """What it lacks is in no journal any more when it comes back."""
 
     async def scenario() -> None:
-        history = History(local.services)
+        history = Recording(local.services, local.data_dir / "history.jsonl")
         leader = await all_ready(local)
         lagging = next(node for node in local.node_ids if node != leader)
         await local.kill(lagging)
@@ -184,7 +184,7 @@ def test_a_cluster_that_does_not_sync_works_and_survives_kill_9(tmp_path: Path) 
     local = LocalCluster(tmp_path, find_ports=True, fsync=False)
 
     async def scenario() -> None:
-        history = History(local.services)
+        history = Recording(local.services, local.data_dir / "history.jsonl")
         async with local:
             assert all("--no-fsync" in local.command(node) for node in local.node_ids)
             async with load(local, history) as orders:
@@ -202,7 +202,7 @@ def test_a_single_node_keeps_what_it_promised_and_says_that_one_is_few(tmp_path:
     local = LocalCluster(tmp_path, nodes=1, find_ports=True, settings="[log]\nsnapshot_every = 5\n")
 
     async def scenario() -> None:
-        history = History(local.services)
+        history = Recording(local.services, local.data_dir / "history.jsonl")
         async with local:
             async with load(local, history, submitters=4) as orders:
                 await orders.more(30)

@@ -17,7 +17,7 @@ from cluster.client import Client
 from cluster.local.cluster import LocalCluster
 from cluster.local.sample_order import order
 from tests.cluster_rig import Shared, kill_leader, new_id, run_with, shared_cluster
-from tests.history import History
+from tests.recording import Recording
 from tests.stubs import Stub, answer, hang, in_turn, per_operation
 
 pytestmark = pytest.mark.timeout(180)
@@ -43,7 +43,7 @@ def lines_of(local: LocalCluster) -> list[dict[str, Any]]:
 def test_every_step_is_in_the_log_with_its_transaction(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         fails_once = in_turn(answer(b"", status=500), answer(b""))
         async with (
             Stub(per_operation(prepare=answer(b"true"), commit=fails_once)) as stub,
@@ -92,7 +92,7 @@ def steps(lines: Sequence[dict[str, Any]], id: str) -> list[str]:
 def test_a_takeover_is_in_the_log_with_what_it_took_over(shared: Shared) -> None:
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         async with (
             Stub(per_operation(prepare=answer(b"true"), commit=hang)) as stub,
             Client(local.node_urls) as client,
@@ -121,7 +121,7 @@ def test_a_transaction_on_an_idle_cluster_takes_no_artificial_time(shared: Share
     """Prints the figures; a delay put in on purpose would show as a step in them."""
     local = shared.local
 
-    async def scenario(history: History) -> None:
+    async def scenario(history: Recording) -> None:
         async with Client(local.node_urls) as client:
             for wait in ("decision", "completion"):
                 taken_ms = []

@@ -23,6 +23,8 @@ from cluster.local.directory import take_lock
 from cluster.local.ports import PortBusyError, free_ports, ports_at, refuse_busy
 from cluster.local.sample_order import order
 from cluster.settings import load_settings
+from tests.cluster_rig import check, new_id
+from tests.recording import Recording
 
 PROJECT = Path(__file__).parent.parent
 
@@ -233,24 +235,26 @@ def with_cluster(
     return local
 
 
-async def commit_one(local: LocalCluster, client: Client, user: str) -> str:
-    answer = await client.submit(order(local.url, user, "A-1", 1), wait="completion")
+async def commit_one(local: LocalCluster, client: Client, user: str, history: Recording) -> None:
+    id = new_id()
+    history.begun(id)
+    answer = await client.submit(order(local.url, user, "A-1", 1), id=id, wait="completion")
     assert answer.committed, answer
-    return answer.id
+    history.told(id, answer.outcome)
 
 
 def test_a_cluster_survives_what_a_bad_day_does_to_it(tmp_path: Path) -> None:
-    ids: list[str] = []
+    history = Recording(SERVICES, tmp_path / "history.jsonl")
 
     async def bad_day(local: LocalCluster, client: Client) -> None:
-        ids.append(await commit_one(local, client, "ada"))
+        await commit_one(local, client, "ada", history)
 
         killed = await local.wait_leader()
         pid = local.pid(killed)
         await local.kill(killed)
         assert not exists(pid)
         assert local.exit_code(killed) == -signal.SIGKILL
-        ids.append(await commit_one(local, client, "bob"))
+        await commit_one(local, client, "bob", history)
         assert await local.wait_leader(other_than=killed) != killed
         await local.start(killed)
         assert local.pid(killed) != pid
@@ -258,14 +262,14 @@ def test_a_cluster_survives_what_a_bad_day_does_to_it(tmp_path: Path) -> None:
         stopped = await local.wait_leader()
         local.stop(stopped)
         assert await local.wait_leader(other_than=stopped) != stopped
-        ids.append(await commit_one(local, client, "cy"))
+        await commit_one(local, client, "cy", history)
         local.cont(stopped)
         await local.wait_ready(stopped)
 
         await local.kill("inventory")
         assert local.ended_unasked() == []
         await local.start("inventory")
-        ids.append(await commit_one(local, client, "dee"))
+        await commit_one(local, client, "dee", history)
 
         os.kill(local.pid("n1"), signal.SIGKILL)
         await asyncio.to_thread(wait_until, lambda: not local.running("n1"))
@@ -273,10 +277,11 @@ def test_a_cluster_survives_what_a_bad_day_does_to_it(tmp_path: Path) -> None:
         assert local.ended_unasked() == []
 
     async def next_day(local: LocalCluster, client: Client) -> None:
-        for id in ids:
+        for id in history.ids("committed"):
             assert (await client.get(id)).committed
         item = await local.ask("inventory", "/items/A-1")
-        assert (item["sold"], item["reserved"]) == (len(ids), 0)
+        assert (item["sold"], item["reserved"]) == (4, 0)
+        await check(local, history)
         assert await local.terminate(await local.wait_leader()) == 0
 
     first = with_cluster(tmp_path, bad_day)

@@ -95,12 +95,13 @@ def _bare(seed: int) -> Result:
 
 
 def _replay(seed: int, mutant: str | None, history: Path | None, *, verbose: bool) -> int:
+    keep_history = history is not None
     if mutant is None:
-        result = run_seed(seed, verbose=verbose, keep_history=history is not None)
+        result = run_seed(seed, verbose=verbose, keep_history=keep_history)
     else:
         from tests.simulation.mutants import run_mutant  # noqa: PLC0415
 
-        result = run_mutant(mutant, seed, verbose=verbose)
+        result = run_mutant(mutant, seed, verbose=verbose, keep_history=keep_history)
     if history is not None:
         history.write_text("".join(json.dumps(event) + "\n" for event in result.history))
     print(_line(result))

@@ -31,8 +31,17 @@ class _Content:
         """(offset, bytes) of a write, (size, None) of a cut, in order, since the last sync."""
         self.locked = False
 
+    def put(self, offset: int, piece: bytes) -> None:
+        """A write that the disk has taken and not made durable yet."""
+        _change(self.now, offset, piece)
+        self.pending.append((offset, piece))
+
 
 def _nothing(_operation: str, _path: Path) -> None:
+    pass
+
+
+def _ignore(_: str) -> None:
     pass
 
 
@@ -44,6 +53,10 @@ class SimDisk:
         self.operations = 0
         self.generation = 0
         """Counts crashes: files opened before one are dead."""
+        self.wrong: Callable[[Path, int, bytes], str | None] | None = None
+        """Gets the next write instead of the disk; says what it did, or None: the disk has it."""
+        self.wronged: Callable[[str], None] = _ignore
+        """Told what `wrong` said."""
         self._files: dict[Path, _Content] = {}
         self._directories: dict[Path, None] = {Path("/"): None}
         self._durable_names: dict[Path, _Content] = {}
@@ -92,6 +105,34 @@ class SimDisk:
         if at < len(content.durable):
             content.durable[at] ^= bit
         return f"{path}: bit {bit} of byte {at} of {len(content.now)}"
+
+    def lose_next_write(self) -> None:
+        """The next write is said to be done, and is not."""
+        self.wrong = lambda path, offset, piece: f"{path}: {len(piece)} bytes at {offset} are lost"
+
+    def misdirect_next_write(self, draw: Random) -> None:
+        """The next write lands elsewhere: in another file, or in another place of the same.
+
+        Not in the watermark: with that and what it guards gone at once, nothing can tell.
+        """
+
+        def misdirect(path: Path, offset: int, piece: bytes) -> str | None:
+            others = [
+                other
+                for other, content in self._files.items()
+                if len(content.now) > SECTOR and other.name != "watermark"
+            ]
+            if not others:
+                return None
+            other = draw.choice(others)
+            content = self._files[other]
+            at = draw.randrange(len(content.now) // SECTOR) * SECTOR
+            if (other, at) == (path, offset):
+                return None
+            content.put(at, piece)
+            return f"{path}: {len(piece)} bytes for {offset} went to {other}, {at}"
+
+        self.wrong = misdirect
 
     # --- Disk
 
@@ -175,8 +216,14 @@ class SimFile:
         self._write(offset, piece)
 
     def _write(self, offset: int, piece: bytes) -> None:
-        _change(self._content.now, offset, piece)
-        self._content.pending.append((offset, piece))
+        disk = self._disk
+        if disk.wrong is not None:
+            done = disk.wrong(self._path, offset, piece)
+            if done is not None:
+                disk.wrong = None
+                disk.wronged(done)
+                return
+        self._content.put(offset, piece)
 
     def truncate(self, size: int) -> None:
         self._disk._step("truncate", self._path)

@@ -21,7 +21,9 @@ FAULTS = (
     "power all",
     "stop",
     "stop leader",
+    "stop leader",
     "isolate",
+    "isolate leader",
     "isolate leader",
     "halves",
     "one way",
@@ -32,13 +34,45 @@ FAULTS = (
     "clock",
     "full disk",
     "rot",
+    "lost write",
+    "misdirected write",
+    "slow disk",
+    "stall",
+    "elected",
+    "proposed",
+    "proposed",
+    "voted",
+    "syncing",
+    "replay",
+    "replay",
     "kill participant",
     "stop participant",
     "cut participant",
     "cut participant from leader",
     "cut client",
     "kill client",
+    "nonsense",
 )
+"""What the nemesis can do; twice what hurts only at its moment.
+
+"stall": all nodes stand still together, as when the machine below them does. "elected", "proposed",
+"voted" and "syncing": another fault, at the moment in which a node begins to lead, the leader has
+asked for a prepare, a participant has voted, or the leader's disk is at work.
+"""
+
+QUICK_FAULTS = (
+    "kill leader",
+    "isolate leader",
+    "halves",
+    "reset",
+    "kill participant",
+    "clock",
+    *("replay",) * 6,
+)
+"""Those that no commit or rollback outlives by much: for where tombstones are kept only briefly."""
+
+DAY_MS = 86_400_000
+BRIEFLY_MS = 12_000
 
 IN_BYTES = 1 / 8
 """The share of seeds that take the whole way through aiohttp, which costs more than all else."""
@@ -62,7 +96,10 @@ class Environment:
     sync_mean_s: float
     crash_point: float
     """The chance of every disk operation that the process, or the machine, dies at it."""
-    snapshot_every: int
+    snapshot_every: tuple[int, ...]
+    """Of each node: they may differ while a setting is being rolled out."""
+    append_bytes: int
+    piece_bytes: int
     heartbeat_ms: int
     election_min_ms: int
     election_max_ms: int
@@ -71,6 +108,7 @@ class Environment:
     grace_ms: int
     timeouts_ms: tuple[int, ...]
     keep_ms: int
+    tombstones_ms: int
     clock_rate: float
     clock_offset_ms: int
     clock_jump_ms: int
@@ -81,6 +119,13 @@ class Environment:
     contended: bool
     repeat: float
     other_body: float
+    """Shares of transactions: asked for twice; another body is sent under the same id."""
+    impatient: float
+    """The share of calls whose client gives up after a moment."""
+    operator: float
+    nonsense: float
+    burst: float
+    """Shares of what clients do: abort by hand, send what is no request, ask for many at once."""
     manners: Manners
     inquiry_after_s: float
     http_in_bytes: bool
@@ -92,19 +137,26 @@ class Environment:
         """Whether finished transactions are forgotten while the run lasts."""
         return self.keep_ms < 3_600_000
 
+    @property
+    def brief(self) -> bool:
+        """Whether tombstones go while the run lasts: all messages but prepares must be young."""
+        return self.tombstones_ms < 3_600_000
+
 
 def draw_environment(seed: int) -> Environment:
     """The environment of a seed; the same in every process."""
     draw = Random(f"environment {seed}")
     choice, chance = draw.choice, draw.random
     calm = chance() < 0.1
-    share = choice((0.1, 0.25, 0.5))
-    faults = () if calm else tuple(fault for fault in FAULTS if chance() < share)
+    brief = chance() < 0.1
+    possible = QUICK_FAULTS if brief else FAULTS
+    faults = () if calm else tuple(draw.sample(possible, choice((2, 4, 8, 16)) if not brief else 6))
     grace_ms = choice((500, 1_000, 2_000))
     kinds = tuple(
-        choice(("sdk", "sdk", "sdk", "sdk", "plain", "forgetful"))
+        choice(("sdk", "sdk", "sdk", "sdk", "plain", "forgetful")) if not brief else "sdk"
         for _ in range(choice((2, 2, 3, 4)))
     )
+    nodes = choice((3, 3, 5))
     soft = "forgetful" in kinds  # its promise holds only while clocks agree within the grace
     # A rollback of a plain branch (any, until its participant has declared itself) counts only
     # after `expires_at`: as far away as the leader's clock was ahead when the transaction began.
@@ -114,13 +166,13 @@ def draw_environment(seed: int) -> Environment:
     heartbeat_ms = choice((100, 150, 250, 400))
     return Environment(
         seed=seed,
-        nodes=choice((3, 3, 5)),
+        nodes=nodes,
         kinds=kinds,
         clients=choice((1, 1, 2, 3)),
         faults=faults,
-        fault_gap_s=choice((0.3, 1.0, 2.0, 4.0)),
-        fault_s=choice((0.5, 1.5, 4.0)),
-        faulty_s=choice((4.0, 8.0, 12.0, 20.0)),
+        fault_gap_s=choice((0.3, 1.0, 2.0, 4.0)) if not brief else 2.0,
+        fault_s=choice((0.5, 1.5, 4.0)) if not brief else 0.3,
+        faulty_s=choice((4.0, 8.0, 12.0, 20.0)) if not brief else 30.0,
         settle_s=90.0,
         weather=Weather(
             mean_s=choice((0.0003, 0.001, 0.005, 0.03)),
@@ -130,37 +182,56 @@ def draw_environment(seed: int) -> Environment:
         ),
         sync_mean_s=choice((0.0005, 0.002, 0.01, 0.05)),
         crash_point=0.0 if calm else choice((0.0, 0.0, 0.0003, 0.002)),
-        snapshot_every=choice((5, 20, 60, 400)),
+        snapshot_every=_each(draw, nodes, (5, 20, 60, 400)),
+        append_bytes=choice((300, 1 << 20)),
+        piece_bytes=choice((400, 256 << 10)),
         heartbeat_ms=heartbeat_ms,
-        election_min_ms=heartbeat_ms * choice((4, 5)),
-        election_max_ms=heartbeat_ms * choice((8, 10)),
+        election_min_ms=(least_ms := heartbeat_ms * choice((4, 5))),
+        election_max_ms=least_ms * choice((102, 120, 200, 250)) // 100,
         call_timeout_ms=choice((500, 1_500, 3_000)),
         retry_max_ms=choice((300, 1_000)),
         grace_ms=grace_ms,
-        timeouts_ms=choice(((400, 3_000), (1_500, 3_000), (3_000,))),
-        keep_ms=(keep_ms := choice((2_000, 5_000, 86_400_000, 86_400_000))),
+        timeouts_ms=choice(((400, 3_000), (1_500, 3_000), (3_000,))) if not brief else (45_000,),
+        keep_ms=(keep_ms := choice((2_000, 5_000, DAY_MS, DAY_MS)) if not brief else DAY_MS),
+        tombstones_ms=BRIEFLY_MS if brief else 7 * DAY_MS,
         clock_rate=choice((0.0, 0.0, 0.001, 0.01)) if not soft else 0.0,
         clock_offset_ms=choice((0, 100, 2_000)) if not soft else grace_ms // 4,
         # If most clocks are wrong by more than ids are kept, new ids are refused: not a fault.
-        clock_jump_ms=min(choice(jumps) if not soft else grace_ms // 8, keep_ms // 8),
+        clock_jump_ms=min(
+            choice(jumps) if not soft else grace_ms // 8,
+            keep_ms // 8,
+            BRIEFLY_MS // 16 if brief else DAY_MS,  # nor must a clock make tombstones old
+        ),
         think_s=choice((0.2, 0.6, 1.5)),
         client_timeout_s=choice((0.5, 1.0, 2.0)),
         vote_no=choice((0.0, 0.05, 0.3)),
         read_only=choice((0.0, 0.1, 0.4)),
         contended=chance() < 0.3,
         repeat=choice((0.0, 0.1, 0.4)),
-        other_body=choice((0.0, 0.05)),
+        other_body=choice((0.0, 0.1, 0.4)),
+        impatient=choice((0.0, 0.1, 0.4)),
+        operator=choice((0.0, 0.0, 0.3)),
+        nonsense=choice((0.0, 0.0, 0.1)),
+        burst=choice((0.0, 0.0, 0.3)),
         manners=Manners()
-        if calm or chance() < 0.4
+        if calm or brief or chance() < 0.4
         else Manners(
             slow=choice((0.0, 0.05, 0.3)),
             slow_s=choice((0.5, 2.0, 6.0)),
             error=choice((0.0, 0.02, 0.1)),
             lost_answer=choice((0.0, 0.02, 0.1)),
-            garbage=choice((0.0, 0.0, 0.02)),
+            garbage=choice((0.0, 0.0, 0.02, 0.1)),
+            hanging=choice((0.0, 0.0, 0.02)),
             duplicate=choice((0.0, 0.1, 0.3)),
             duplicate_s=choice((0.1, 3.0, 15.0)),
         ),
-        inquiry_after_s=choice((0.5, 1.5, 3.0)),
+        inquiry_after_s=choice((0.5, 1.5, 3.0, 6.0)),
         http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,
     )
+
+
+def _each(draw: Random, nodes: int, choices: tuple[int, ...]) -> tuple[int, ...]:
+    """One for all, or each node its own."""
+    if draw.random() < 0.5:
+        return (draw.choice(choices),) * nodes
+    return tuple(draw.choice(choices) for _ in range(nodes))

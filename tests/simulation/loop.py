@@ -54,7 +54,7 @@ PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 class Call:
     """A callback that waits for its time or its turn; in the place of asyncio's `TimerHandle`."""
 
-    __slots__ = ("_when", "args", "callback", "context", "process")
+    __slots__ = ("_when", "args", "callback", "context", "is_timer", "process")
 
     def __init__(
         self, when: float, callback: Callable[..., Any], args: tuple[Any, ...], context: Context
@@ -64,6 +64,7 @@ class Call:
         self.context = context
         self.process = context.get(PROCESS)
         self._when = when
+        self.is_timer = False
 
     def cancel(self) -> None:
         self.callback = None
@@ -129,6 +130,7 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> Call:
         context = copy_context() if context is None else context
         call = Call(when, callback, args, context)
+        call.is_timer = True
         self._sequence += 1
         heapq.heappush(self._timers, (when, self._sequence, call))
         return call
@@ -143,9 +145,12 @@ class SimLoop(asyncio.BaseEventLoop):
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def resume(self, process: Process) -> None:
-        """SIGCONT: what was put aside runs, before anything that comes from now on."""
+        """SIGCONT: what was put aside runs, before anything that comes from now on.
+
+        What came to it goes before its timers, as in a loop that comes back from its selector.
+        """
         process.paused = False
-        self._due.extend(process.deferred)
+        self._due.extend(sorted(process.deferred, key=lambda call: call.is_timer))
         process.deferred = []
 
     def run_in_executor(  # type: ignore[override]
@@ -154,6 +159,8 @@ class SimLoop(asyncio.BaseEventLoop):
         del executor
         future = self.create_future()
         draw = self._random
+        process = PROCESS.get()
+        mean_s = self.thread_mean_s + (getattr(process.owner, "slow_s", 0.0) if process else 0.0)
 
         def settle(result: Any, error: Exception | None) -> None:
             if future.done():
@@ -169,9 +176,9 @@ class SimLoop(asyncio.BaseEventLoop):
                 result = func(*args)
             except Exception as failure:
                 error = failure
-            self.call_later(draw.expovariate(4.0) * self.thread_mean_s, settle, result, error)
+            self.call_later(draw.expovariate(4.0) * mean_s, settle, result, error)
 
-        self.call_later(draw.expovariate(1.0) * self.thread_mean_s, work)
+        self.call_later(draw.expovariate(1.0) * mean_s, work)
         return future
 
     async def create_connection(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any
 
+from tests.simulation.babble import babble
+from tests.simulation.services import MAX_HEARD
 from tests.simulation.world import Host, NodeHost, World
 
 Heal = Callable[[], None]
 Pairs = list[tuple[str, str]]
+
+BRIEF_FAULT_S = 1.5
+"""The longest fault where tombstones are kept only briefly: no end of a branch may outlive them."""
 
 
 async def rage(world: World) -> None:
@@ -39,8 +46,11 @@ async def rage(world: World) -> None:
             if heal is not None:
                 number += 1
                 lasts_s = draw.expovariate(1.0) * environment.fault_s
+                if environment.brief:
+                    lasts_s = min(lasts_s, BRIEF_FAULT_S)
                 healing.append((loop.now + lasts_s, number, heal))
     world.faulty = False
+    world.watch = None
     for _, _, heal in healing:
         heal()
     for host in world.hosts:
@@ -78,6 +88,16 @@ class _Nemesis:
             "clock": self._clock,
             "full disk": self._full_disk,
             "rot": self._rot,
+            "lost write": lambda: self._damage("lost write"),
+            "misdirected write": lambda: self._damage("misdirected write"),
+            "slow disk": self._slow_disk,
+            "stall": self._stall,
+            "elected": lambda: self._wait_for("leader"),
+            "proposed": lambda: self._wait_for("prepare"),
+            "voted": lambda: self._wait_for("vote"),
+            "syncing": lambda: self._wait_for("sync"),
+            "replay": self._replay,
+            "nonsense": self._nonsense,
             "kill participant": lambda: self._down(self._any(self._world.services), power=False),
             "stop participant": lambda: self._stop(self._any(self._world.services)),
             "cut participant": self._cut_participant,
@@ -100,6 +120,8 @@ class _Nemesis:
         self._world.record("fault", kind=kind, target=target)
 
     def _down(self, host: Host, *, power: bool) -> None:
+        if isinstance(host, NodeHost) and host.damaged:
+            power = False  # more than one damage to a disk is not always told from a power loss
         if host.runs:
             self._say("power" if power else "kill", host.name)
             self._world.down(host, power=power)
@@ -129,16 +151,84 @@ class _Nemesis:
 
         return go_on
 
+    def _stall(self) -> Heal | None:
+        """All stand still together; and perhaps one does not come back."""
+        going_on = [heal for host in self._world.nodes if (heal := self._stop(host)) is not None]
+        if self._draw.random() < 0.5:
+            self._down(self._leader(), power=False)
+
+        def go_on() -> None:
+            for heal in going_on:
+                heal()
+
+        return go_on
+
+    # --- at a moment
+
+    def _wait_for(self, event: str) -> None:
+        """The next time that this happens, and a little later, one of the faults that hurt then."""
+        world, draw = self._world, self._draw
+        if world.watch is not None:
+            return
+        delay_s = draw.choice((0.0, 0.001, 0.02)) * draw.random()
+        lasts_s = draw.choice((0.5, 2.0, 6.0)) * draw.random()
+
+        def strike(fields: dict[str, Any]) -> None:
+            if not world.faulty:
+                return
+            heal = draw.choice(self._strikes_at(fields))()
+            if heal is not None:
+                world.network.later(world.loop.now + lasts_s, heal)
+
+        def seen(what: str, fields: dict[str, Any]) -> None:
+            if what == event and (event != "sync" or world.leader() is fields["host"]):
+                world.watch = None
+                world.network.later(world.loop.now + delay_s, strike, fields)
+
+        world.watch = seen
+
+    def _strikes_at(self, event: dict[str, Any]) -> list[Callable[[], Heal | None]]:
+        """What hurts now: something with the leader, all nodes, or the participant in question."""
+        draw, leader = self._draw, self._leader()
+        strikes: list[Callable[[], Heal | None]] = [
+            lambda: self._isolate_from_nodes(leader),
+            lambda: self._isolate_from_nodes(leader),
+            lambda: self._stop(leader),
+            lambda: self._down(leader, power=draw.random() < 0.5),
+            lambda: self._all_down(power=draw.random() < 0.5),
+        ]
+        if "host" in event:  # asleep in the middle of a sync it wakes up late to what went on
+            strikes += [lambda: self._stop(leader)] * 5
+        for host in self._world.services:
+            if host.name == event.get("participant"):
+                pairs = self._both([host], self._world.nodes)
+                strikes += [functools.partial(self._cut, "cut", host.name, pairs)] * 2
+        return strikes
+
+    def _isolate_from_nodes(self, host: Host) -> Heal:
+        """Clients and participants still reach it."""
+        others = [node for node in self._world.nodes if node is not host]
+        return self._cut("isolate", host.name, self._both([host], others))
+
     # --- the network
 
     def _cut(self, kind: str, target: str, pairs: Pairs) -> Heal:
         self._say(kind, target)
         network = self._world.network
         network.cut(pairs)
+        breaks = self._draw.random() < 0.5  # what the cut held up never arrives
 
         def mend() -> None:
             self._say("mend", target)
             network.mend(pairs)
+            if breaks:
+                for endpoint in network.endpoints():
+                    if (endpoint.machine.name, endpoint.peer.machine.name) in pairs:
+                        endpoint.reset()
+                return
+            for host in self._world.services:  # or some of what it held up arrives twice
+                if any(host.name in pair for pair in pairs):
+                    host.replay(5)
 
         return mend
 
@@ -220,6 +310,32 @@ class _Nemesis:
             pairs = pairs[: len(pairs) // 2]
         return self._cut("cut", f"{host.name} {leader.name}", pairs)
 
+    def _replay(self) -> Heal:
+        """For a while, what participants have heard comes again; rather to those in doubt."""
+        world, draw = self._world, self._draw
+        self._say("replay", "begins")
+        going_on = True
+
+        def again() -> None:
+            if not going_on:
+                return
+            doubtful = [host for host in world.services if host.store.in_doubt_now()]
+            host = draw.choice(doubtful or world.services)
+            host.replay(draw.choice((1, 5, MAX_HEARD)))
+            world.network.later(world.loop.now + draw.choice((0.1, 0.5, 2.0)), again)
+
+        def stop() -> None:
+            nonlocal going_on
+            going_on = False
+
+        again()
+        return stop
+
+    def _nonsense(self) -> None:
+        host = self._node()
+        self._say("nonsense", host.name)
+        babble(self._world, host)
+
     def _cut_client(self) -> Heal:
         host = self._any(self._world.clients)
         nodes = self._draw.sample(self._world.nodes, self._draw.randint(1, len(self._world.nodes)))
@@ -251,9 +367,44 @@ class _Nemesis:
 
         return mend
 
+    def _slow_disk(self) -> Heal | None:
+        """Every job of one node's threads takes much longer."""
+        host = self._node()
+        if host.slow_s:
+            return None
+        host.slow_s = self._draw.choice((0.05, 0.3, 1.0))
+        self._say("slow disk", f"{host.name} {host.slow_s}")
+
+        def mend() -> None:
+            host.slow_s = 0.0
+
+        return mend
+
+    def _damage(self, kind: str) -> None:
+        """One write of one node goes wrong; the node dies soon after, and must not hide it."""
+        world, draw = self._world, self._draw
+        host = self._node()
+        if not host.runs or any(node.damaged for node in world.nodes):
+            return
+        dies_after_s = draw.random() * 0.2
+
+        def wronged(what: str) -> None:
+            host.rotten = what
+            self._say(kind, f"{host.name} {what}")
+            world.network.later(world.loop.now + dies_after_s, self._die_damaged, host)
+
+        host.disk.wronged = wronged
+        if kind == "lost write":
+            host.disk.lose_next_write()
+        else:
+            host.disk.misdirect_next_write(draw)
+
+    def _die_damaged(self, host: NodeHost) -> None:
+        self._down(host, power=False)
+
     def _rot(self) -> None:
         """A bit of one node's disk, while the node is down; never of a majority."""
-        if any(host.rotten for host in self._world.nodes):
+        if any(host.damaged for host in self._world.nodes):
             return
         host = self._node()
         self._down(host, power=False)

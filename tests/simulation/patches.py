@@ -7,6 +7,7 @@
 | `RaftCore` applying, becoming leader | the same and a line of history | it is checked (I14) |
 | `random.seed`, the module's generator | one seeded by the run | aiohttp shuffles who waits |
 | `aiohttp.ClientSession`, `TCPConnector` | messages for bytes, in most seeds | see `light_client` |
+| `aiohttp.connector.monotonic` | the loop's clock | idle connections age by it |
 | `cluster.raft.snapshots.time` | a pause that is none | there are no threads to let in |
 
 Nothing of the project's own logic is among them.
@@ -90,6 +91,7 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
     try:
         with (
             _http(network, in_bytes=environment.http_in_bytes),
+            patch.object(aiohttp.connector, "monotonic", network.loop.time),
             patch.object(cluster.raft.snapshots, "time", types.SimpleNamespace(sleep=_nothing)),
             patch.object(aiohappyeyeballs, "start_connection", start_connection),
             patch.object(coordinator.courier, "select", _Select(network)),

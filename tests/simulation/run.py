@@ -121,10 +121,14 @@ def _configuration(environment: Environment) -> dict[str, Any]:
         "event": "run",
         "at": 0.0,
         "source": f"seed {environment.seed}",
-        "participants": {f"p{i}": kind for i, kind in enumerate(environment.kinds, 1)},
+        "participants": {
+            f"p{i}": "forgetful" if environment.brief else kind
+            for i, kind in enumerate(environment.kinds, 1)
+        },
         "nodes": [f"n{i}" for i in range(1, environment.nodes + 1)],
         "forgets": environment.forgets,
         "complete": True,
+        "ordered": True,
     }
 
 

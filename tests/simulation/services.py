@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -34,6 +35,7 @@ Note = Callable[..., None]
 
 ACCOUNTS = ("a", "b", "c", "d", "probe")
 """The last is left to the transactions that find out whether all is well again."""
+MAX_HEARD = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Manners:
     error: float = 0.0
     lost_answer: float = 0.0
     garbage: float = 0.0
+    hanging: float = 0.0
     duplicate: float = 0.0
     duplicate_s: float = 0.0
 
@@ -55,7 +58,20 @@ class SimStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.note: Note = _ignore
+        self.heard: deque[tuple[float, Any]] = deque(maxlen=MAX_HEARD)
+        """Messages that were received, and when: what a network may bring once more."""
         self._noted: list[dict[str, Any]] = []
+
+    def hear(self, message: Any) -> None:
+        self.heard.append((asyncio.get_running_loop().time(), message))
+
+    def once_more(self, draw: Random, count: int, youngest_s: float) -> list[Any]:
+        """Some of what was received; but no end of a branch that is older than `youngest_s`."""
+        since_s = asyncio.get_running_loop().time() - youngest_s
+        may = [m for at, m in self.heard if isinstance(m, Prepare) or at >= since_s]
+        if draw.random() < 0.5:
+            return may[-count:]
+        return draw.sample(may, min(len(may), count))
 
     async def open(self, create: Callable[[MemoryTable], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(None, create, self.table)
@@ -141,6 +157,7 @@ class SdkService(Participant[MemoryTable]):
     ) -> None:
         super().__init__(Ledger(ACCOUNTS), store, settings, now_ms=now_ms, random=random)
         self._note = store.note
+        self._heard = store
         self._draw = random
         self._manners = manners
         self._again: set[asyncio.Task[Any]] = set()
@@ -162,8 +179,15 @@ class SdkService(Participant[MemoryTable]):
         await asyncio.sleep(delay_s)
         await self._receive(messages)
 
+    async def replay(self, draw: Random, count: int, youngest_s: float) -> None:
+        """Let some of what was received come again; nobody waits for the answers."""
+        for message in self._heard.once_more(draw, count, youngest_s):
+            await self._receive([message])
+
     async def _receive(self, messages: Sequence[Received]) -> list[Reply]:
         for message in messages:
+            if isinstance(message, Prepare) or message.end in (End.COMMIT, End.ROLLBACK):
+                self._heard.hear(message)
             what = "prepare" if isinstance(message, Prepare) else message.end.name.lower()
             self._note(what, id=message.transaction_id, branch=message.branch_id)
         replies = await super().receive(messages)
@@ -201,10 +225,15 @@ class PlainService:
 
     async def _receive(self, request: web.Request) -> web.Response:
         operation = Operation(request.path.rpartition("/")[2])
-        message = await request.json()
+        answer = await self._carry_out(operation, await request.json())
+        return web.Response(body=answer, content_type="application/json")
+
+    async def _carry_out(self, operation: Operation, message: Any) -> bytes:
         id, branch = read_end(message)
         store = self._store
         store.note(str(operation), id=id, branch=branch)
+        if operation is not Operation.PREPARE:  # which is sent once: it promises no more
+            store.hear((operation, message))
 
         def work(_: LocalTransaction[MemoryTable]) -> bytes:
             if operation is Operation.PREPARE:
@@ -217,7 +246,12 @@ class PlainService:
         if operation is Operation.PREPARE:
             vote = Vote.YES if answer == b"true" else Vote.NO
             store.note("vote", id=id, branch=branch, vote=vote.value)
-        return web.Response(body=answer, content_type="application/json")
+        return answer
+
+    async def replay(self, draw: Random, count: int, youngest_s: float) -> None:
+        """As `SdkService.replay`."""
+        for operation, message in self._store.once_more(draw, count, youngest_s):
+            await self._carry_out(operation, message)
 
     def _prepare(self, message: Prepare) -> bytes:
         store, table = self._store, self._store.table
@@ -253,6 +287,36 @@ class PlainService:
 
 # --- what gets in between -------------------------------------------------------------------------
 
+HANGS_S = 30.0
+_STATUSES = (200, 202, 302, 307, 400, 403, 404, 418, 425, 429, 500, 503, 599)
+_BODIES = (
+    b"",
+    b"<html>ok</html>",
+    b'{"vote": "y',
+    b"[]",
+    b"null",
+    b'"yes"',
+    b"\xff\xfe\x00",
+    b'{"vote": ["yes"]}',
+    b'{"vote": "yes", "transaction_id": "another"}',
+    b'{"transaction_id": 7, "state": "committed"}',
+    b'{"results": [{}, 1]}',
+    b"[" * 3_000,
+    b"x" * 100_000,
+)
+"""None of them says yes or no to a prepare: a participant that lies about that breaks the contract.
+
+A 2xx acknowledges an end, whatever its body is; it was carried out before this came in its place.
+"""
+
+
+def _nonsense(draw: Random) -> web.Response:
+    return web.Response(
+        status=draw.choice(_STATUSES),
+        body=draw.choice(_BODIES),
+        content_type=draw.choice(("application/json", "text/html")),
+    )
+
 
 def with_manners(
     application: web.Application, manners: Manners, draw: Random, faulty: Callable[[], bool]
@@ -270,11 +334,13 @@ def with_manners(
         if manners.error and draw.random() < manners.error:
             return web.Response(status=draw.choice((500, 502, 503, 504)), text="no")
         response = await handler(request)
+        if manners.hanging and draw.random() < manners.hanging:
+            await asyncio.sleep(HANGS_S)
         if manners.lost_answer and draw.random() < manners.lost_answer:
             if request.transport is not None:
                 request.transport.abort()
         elif manners.garbage and draw.random() < manners.garbage:
-            return web.Response(body=draw.choice((b"<html>ok</html>", b'{"vote": "y', b"[]")))
+            return _nonsense(draw)
         return response
 
     if manners != Manners():

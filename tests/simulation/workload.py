@@ -7,17 +7,50 @@ done) or `info` (perhaps done, perhaps still to be done).
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable
 from random import Random
 from typing import Any
 
 from cluster.client.answers import ClientError, Expired, Refused, Transaction, UnknownTransaction
 from cluster.client.async_client import Client
+from cluster.client.calls import HttpAnswer, NoAnswer
 from tests.simulation.services import ACCOUNTS
 from tests.simulation.world import ClientHost, ServiceHost, World
 
 MAX_PARALLEL = 4
+MAX_READS = 6
+READ_S = 20.0
+"""How long a direct read waits: longer than a node that was stopped sleeps."""
 Body = dict[str, Any]
+
+
+NONSENSE: tuple[tuple[str, str, bytes | None], ...] = (
+    ("POST", "/v1/transactions", b"{"),
+    ("POST", "/v1/transactions", b"\xff\x00"),
+    ("POST", "/v1/transactions", b"[]"),
+    ("POST", "/v1/transactions", b"null"),
+    ("POST", "/v1/transactions", b"[" * 20_000),
+    ("POST", "/v1/transactions", b'{"participants": [], "id": "x"}'),
+    ("POST", "/v1/transactions", b'{"participants": {"name": 1}, "id": "x"}'),
+    (
+        "POST",
+        "/v1/transactions",
+        b'{"participants": [{"name": "a", "url": "file:///"}], "id": "x"}',
+    ),
+    ("POST", "/v1/transactions", b'{"id": 7, "participants": [{"name": "a"}]}'),
+    ("POST", "/v1/transactions", b'{"id": "x", "timeout_ms": 1e400, "participants": []}'),
+    ("POST", "/v1/transactions", b'{"transactions": 7}'),
+    ("POST", "/v1/transactions/x/resolve", b'{"outcome": "commit"}'),
+    ("POST", "/v1/transactions/x/resolve", b'{"outcome": ["abort"], "actor": 1, "reason": null}'),
+    ("POST", "/v1/transactions/x/commit", b"{}"),
+    ("GET", "/v1/transactions/x?wait_ms=-1", None),
+    ("GET", "/v1/transactions/x/decision", None),
+    ("GET", "/v1/transactions?limit=abc", None),
+    ("GET", "/v1/nothing", None),
+    ("DELETE", "/v1/transactions/x", None),
+)
+"""Method, path and body of requests without sense."""
 
 
 class Load:
@@ -26,6 +59,10 @@ class Load:
     def __init__(self, world: World) -> None:
         self.world = world
         self.bodies: dict[str, Body] = {}
+        self.unknown: list[str] = []
+        """Ids of which a client was told nothing."""
+        self.told: list[str] = []
+        """Ids of which a client was told an outcome."""
         self.operations = 0
         self._numbers = 0
 
@@ -36,13 +73,17 @@ class Load:
         async with self.library(host, draw) as library:
             user = User(self, host, library, draw)
             tasks: list[asyncio.Task[None]] = []
+            reads: list[asyncio.Task[None]] = []
             await world.raging.wait()
             while world.faulty:
                 await asyncio.sleep(draw.expovariate(1.0) * environment.think_s)
                 tasks = [task for task in tasks if not task.done()]
                 if len(tasks) < MAX_PARALLEL:
                     tasks.append(asyncio.create_task(user.act()))
-            await asyncio.gather(*tasks)
+                reads = [read for read in reads if not read.done()]
+                if len(reads) < MAX_READS:
+                    reads.append(asyncio.create_task(user.read()))
+            await asyncio.gather(*tasks, *reads)
 
     def library(self, host: ClientHost, draw: Random) -> Client:
         nodes = [node.settings.api.url for node in self.world.nodes]
@@ -53,11 +94,12 @@ class Load:
             now_ms=host.now_ms,
         )
 
-    def new_body(self, draw: Random, id: str) -> Body:
-        """A transfer between some of the services."""
+    def new_body(self, draw: Random, id: str, chosen: list[ServiceHost] | None = None) -> Body:
+        """A transfer between some of the services, or `chosen` ones."""
         environment = self.world.environment
         services = self.world.services
-        chosen = draw.sample(services, draw.randint(1, len(services)))
+        if chosen is None:
+            chosen = draw.sample(services, draw.randint(1, len(services)))
         accounts = ACCOUNTS[:1] if environment.contended else ACCOUNTS[:-1]
         self._numbers += 1
         work = f"w{self._numbers}"
@@ -116,8 +158,16 @@ class User:
         draw, environment = self._draw, self._world.environment
         known = list(self._load.bodies)
         kind = draw.random()
-        if kind < 0.2 and known:
+        if draw.random() < environment.nonsense:
+            await self.nonsense()
+        elif draw.random() < environment.other_body and self._load.unknown:
+            await self.use_again(draw.choice(self._load.unknown[-3:]))
+        elif draw.random() < environment.burst:
+            await asyncio.gather(*(self.submit(self.new_body()) for _ in range(8)))
+        elif kind < 0.15 and known:
             await self.ask(draw.choice(known[-20:]))
+        elif kind < 0.2 and known:
+            await self.ask_again(draw.choice(known))
         elif kind < 0.24:
             await self.inquire_then_begin()
         elif kind < 0.3:
@@ -125,23 +175,32 @@ class User:
         elif kind < 0.33:
             await self.list()
         else:
-            body = self.new_body()
-            calls: list[Awaitable[Any]] = [self.submit(body)]
-            if draw.random() < environment.repeat:
-                calls.append(self.submit({**body, "wait": "decision"}, after_s=draw.random()))
-            if draw.random() < environment.other_body:
-                other = self._load.new_body(draw, body["id"])
-                calls.append(self.submit(other, after_s=draw.random() / 5))
-            await asyncio.gather(*calls)
+            await self.transfer()
+
+    async def transfer(self) -> None:
+        """A new transaction; perhaps asked for twice, perhaps with another body beside it."""
+        draw, environment = self._draw, self._world.environment
+        body = self.new_body()
+        calls: list[Awaitable[Any]] = [self.submit_or_use_again(body)]
+        if draw.random() < environment.repeat:
+            calls.append(self.submit({**body, "wait": "decision"}, after_s=draw.random()))
+        if draw.random() < environment.other_body:
+            other = self._load.new_body(draw, body["id"])
+            calls.append(self.submit(other, after_s=draw.random() / 5))
+        if draw.random() < environment.operator:
+            after_s = draw.choice((0.01, 0.1, 1.0)) * draw.random()
+            calls.append(self.abort_by_hand(body["id"], after_s=after_s))
+        await asyncio.gather(*calls)
 
     def new_body(self) -> Body:
-        draw = self._draw
-        id = self._library._new_id()
-        if not self._world.environment.forgets and draw.random() < 0.2:
-            id = f"own-{draw.getrandbits(40):x}"
-        body = self._load.new_body(draw, id)
-        self._load.bodies[id] = body
+        body = self._load.new_body(self._draw, self.new_id())
+        self._load.bodies[body["id"]] = body
         return body
+
+    def new_id(self) -> str:
+        if not self._world.environment.forgets and self._draw.random() < 0.2:
+            return f"own-{self._draw.getrandbits(40):x}"
+        return self._library._new_id()
 
     # --- calls
 
@@ -195,10 +254,91 @@ class User:
             return answer
         return None
 
+    async def read(self) -> None:
+        """Ask one node, rather another than the leader, and wait for its own answer.
+
+        One that was asleep, or cut off, and believes that it leads, must not answer from the past.
+        """
+        told, known = self._load.told, list(self._load.bodies)
+        if not told:
+            return
+        id = self._draw.choice(told[-3:] if self._draw.random() < 0.5 else known[-6:])
+        nodes = self._world.nodes
+        if self._draw.random() < 0.7:
+            nodes = [node for node in nodes if node.settings.api.url != self._library.leader]
+        node = self._draw.choice(nodes)
+        call = self._invoke("get", id, stale=False, node=node.name)
+        url = f"{node.settings.api.url}/v1/transactions/{id}"
+        try:
+            answer = await self._library._exchange.send("GET", url, None, READ_S)
+        except NoAnswer as error:
+            call.end("info", error=str(error)[:80])
+            return
+        call.read(answer)
+
+    async def submit_or_use_again(self, body: Body) -> None:
+        """A program without patience: hears nothing, and comes back with something else."""
+        answer = await self.submit(body)
+        if answer is None and self._draw.random() < self._world.environment.other_body:
+            await asyncio.sleep(self._draw.random() * 3.0)
+            await self.use_again(body["id"])
+
+    async def use_again(self, id: str) -> None:
+        """Ask for other work under an id of which nothing was heard, perhaps of the same ones."""
+        chosen: list[ServiceHost] | None = None
+        if self._draw.random() < 0.7:
+            before = [entry["name"] for entry in self._load.bodies[id]["participants"]]
+            services = {service.name: service for service in self._world.services}
+            chosen = [services[name] for name in before]
+        await self.submit(self._load.new_body(self._draw, id, chosen))
+
+    async def ask_again(self, id: str) -> None:
+        """What was asked for long ago: the same body once more, or what a participant would ask."""
+        if self._draw.random() < 0.6:
+            await self.submit(self._load.bodies[id])
+            return
+        call = self._invoke("decision", id)
+        try:
+            decision = await self._library.decision(id, "1", "0" * 64, deadline=5.0)
+        except ClientError as error:
+            call.unknown(error)
+        else:
+            call.end("ok", outcome=None, decision=decision)
+        await self.ask(id)
+
+    async def abort_by_hand(self, id: str, *, after_s: float = 0.0) -> None:
+        """An operator loses patience."""
+        await asyncio.sleep(after_s)
+        call = self._invoke("resolve", id)
+        try:
+            answer = await self._library.resolve(
+                id, actor=self._session, reason="it takes too long", outcome="abort", deadline=5.0
+            )
+        except Refused as error:
+            call.failed(error)
+        except ClientError as error:
+            call.unknown(error)
+        else:
+            call.answered(answer)
+
+    async def nonsense(self) -> None:
+        """A request that no node can obey (I18)."""
+        draw = self._draw
+        node = draw.choice(self._world.nodes)
+        method, path, body = draw.choice(NONSENSE)
+        url = node.settings.api.url + path
+        try:
+            answer = await self._library._exchange.send(method, url, body, 5.0)
+        except NoAnswer:
+            return
+        # Who does not lead may send everything on to who does, looked at or not.
+        if answer.status not in (307, 503):
+            where = f"{method} {path}"
+            self.record("bad_input", node=node.name, to=where, status=answer.status, alive=True)
+
     async def inquire_then_begin(self) -> None:
         """Presumed abort: what was answered "abort" because nobody knew it never commits."""
-        body = self.new_body()
-        id = body["id"]
+        id = self.new_id()  # that nobody else asks for meanwhile
         call = self._invoke("decision", id)
         try:
             decision = await self._library.decision(id, "1", "0" * 64, deadline=5.0)
@@ -206,6 +346,7 @@ class User:
             call.unknown(error)
         else:
             call.end("ok", outcome="aborted" if decision == "abort" else None, decision=decision)
+        body = self._load.bodies[id] = self._load.new_body(self._draw, id)
         await self.submit(body)
 
     async def list(self) -> None:
@@ -215,6 +356,8 @@ class User:
             return
 
     def _deadline_s(self) -> float:
+        if self._draw.random() < self._world.environment.impatient:
+            return self._draw.choice((0.05, 0.2, 0.5))
         return self._draw.choice((3.0, 10.0, 20.0))
 
     def _invoke(self, call: str, id: str, **fields: Any) -> _Call:
@@ -241,6 +384,7 @@ class _Call:
         self.end("ok", outcome=answer.outcome, state=answer.state)
         if self._call == "submit" and answer.outcome is not None:
             self._user._world.count(answer.outcome)
+            self._user._load.told.append(self._id)
 
     def failed(self, error: Refused) -> None:
         self.end("fail", error=error.code)
@@ -250,6 +394,17 @@ class _Call:
         self.end("info", error=type(error).__name__)
         if self._call == "submit":
             self._user._world.count("unknown")
+            self._user._load.unknown.append(self._id)
+
+    def read(self, answer: HttpAnswer) -> None:
+        """What one node said by itself; only 200 and 404 say anything."""
+        if answer.status == 404:
+            self.unheard_of()
+        elif answer.status == 200:
+            told = json.loads(answer.body)
+            self.end("ok", outcome=told["outcome"], state=told["state"])
+        else:
+            self.end("info", error=str(answer.status))
 
     def unheard_of(self) -> None:
         self.end("ok", outcome=None, state="unknown")

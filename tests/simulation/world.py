@@ -14,6 +14,7 @@ import traceback
 import zlib
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,6 +23,8 @@ from aiohttp import web
 
 from cluster.errors import DiskFailed, StorageError
 from cluster.node import Node
+from cluster.raft.replica import ReplicaLimits
+from cluster.raft.state import CoreLimits
 from cluster.raft.syncing import QUICK_S
 from cluster.settings import (
     Address,
@@ -131,7 +134,9 @@ class NodeHost(Host):
         self.node: Node | None = None
         self.bootstrapped = False
         self.full = False
+        self.slow_s = 0.0
         self.rotten = ""
+        """What is wrong with its disk, since a fault made it so."""
         self.settings = NodeSettings(
             name,
             Address(address, API_PORT),
@@ -150,17 +155,26 @@ class NodeHost(Host):
             disk=self.disk,
         )
         self.bootstrapped = True
+        environment = world.environment
+        every = environment.snapshot_every[world.nodes.index(self)]
         self.node = Node(
-            world.settings,
+            replace(world.settings, log=LogSettings(every)),
             self.name,
             directory=directory,
             disk=self.disk,
             fsync=world.sync,
             now_ms=self.now_ms,
-            random=Random(f"{world.environment.seed} {self.name} {process.number}"),
+            random=Random(f"{environment.seed} {self.name} {process.number}"),
+            replica_limits=ReplicaLimits(
+                core=CoreLimits(
+                    append_bytes=environment.append_bytes, piece_bytes=environment.piece_bytes
+                )
+            ),
         )
-        is_slow = world.environment.sync_mean_s >= QUICK_S  # a job in place takes no time here
+        is_slow = environment.sync_mean_s >= QUICK_S  # a job in place takes no time here
         self.node.replica.syncs.quick_s = 0.0 if is_slow else math.inf
+        last = self.node._journal.last_index
+        world.record("recovered", node=self.name, start=process.number, last=last)
         return await self.node.run()
 
     def ended(self, code: int, why: str) -> None:
@@ -177,6 +191,11 @@ class NodeHost(Host):
         else:
             self.disk.kill()
 
+    @property
+    def damaged(self) -> bool:
+        """Whether its disk has done, or is about to do, what disks do not."""
+        return bool(self.rotten) or self.disk.wrong is not None
+
     def _before_operation(self, operation: str, path: Path) -> None:
         process = PROCESS.get()
         if process is None or not process.alive or process is not self.process:
@@ -184,6 +203,8 @@ class NodeHost(Host):
         world = self.world
         if self.full and operation in ("write", "create", "make"):
             raise DiskFailed(operation, path, "No space left on device")
+        if operation == "sync" and world.watch is not None:
+            world.watch(operation, {"host": self})
         point = world.environment.crash_point
         if point and world.faulty and world.draw("crash point").random() < point:
             power = world.draw("crash point").random() < 0.5
@@ -200,6 +221,7 @@ class ServiceHost(Host):
         super().__init__(world, name, address)
         self.kind = kind
         self.store = SimStore()
+        self.program: SdkService | PlainService | None = None
         self.url = f"http://{address}:{SERVICE_PORT}"
 
     async def main(self, process: Process) -> int:
@@ -214,22 +236,23 @@ class ServiceHost(Host):
         if self.kind == "sdk":
             settings = ParticipantSettings(
                 grace_ms=environment.grace_ms,
+                tombstones_kept_ms=environment.tombstones_ms,
+                sweep_every_s=1.0 if environment.brief else 600.0,
                 inquiry=InquirySettings(
                     first_after_s=environment.inquiry_after_s, max_delay_s=3.0, timeout_s=2.0
                 ),
             )
-            application = SdkService(
+            self.program = SdkService(
                 self.store,
                 settings,
                 now_ms=self.now_ms,
                 random=random,
                 manners=environment.manners,
-            ).application()
+            )
         else:
             remembers = self.kind == "plain"
-            application = PlainService(
-                self.store, now_ms=self.now_ms, remembers=remembers
-            ).application()
+            self.program = PlainService(self.store, now_ms=self.now_ms, remembers=remembers)
+        application = self.program.application()
         draw = Random(random.getrandbits(48))
         with_manners(application, environment.manners, draw, lambda: world.faulty)
         runner = web.AppRunner(application, access_log=None, handle_signals=False)
@@ -237,6 +260,17 @@ class ServiceHost(Host):
         await web.TCPSite(runner, self.address, SERVICE_PORT).start()
         await asyncio.get_running_loop().create_future()
         return 0
+
+    def replay(self, count: int) -> None:
+        """Let some of what it has received come again."""
+        environment, program = self.world.environment, self.program
+        if self.process is None or not self.process.alive or program is None:
+            return
+        context = copy_context()
+        context.run(PROCESS.set, self.process)
+        youngest_s = environment.tombstones_ms / 4_000
+        coming = program.replay(self.world.draw("replay"), count, youngest_s)
+        self.world.keep(self.world.loop.create_task(coming, context=context))
 
 
 class ClientHost(Host):
@@ -288,6 +322,8 @@ class World:
             for i, kind in enumerate(environment.kinds, 1)
         ]
         self.clients: list[ClientHost] = []
+        self.watch: Callable[[str, dict[str, Any]], None] | None = None
+        """Told of every event of history: for faults that wait for their moment."""
         self.settings = ClusterSettings(
             CLUSTER,
             tuple(node.settings for node in self.nodes),
@@ -300,7 +336,6 @@ class World:
                 environment.heartbeat_ms, environment.election_min_ms, environment.election_max_ms
             ),
             retention=Retention(keep_ms=environment.keep_ms),
-            log=LogSettings(environment.snapshot_every),
         )
         clocks = self.draw("clocks")
         for host in [*self.nodes, *self.services]:
@@ -356,6 +391,8 @@ class World:
         if self.verbose:
             rest = " ".join(f"{name}={value}" for name, value in fields.items())
             print(f"{self.loop.now:10.4f} {event:10} {rest}")
+        if self.watch is not None:
+            self.watch(event, line)
 
     def count(self, what: str, by: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + by

@@ -1,0 +1,319 @@
+"""How each planted bug breaks its rule: a function of the project is replaced while a seed runs.
+
+`tests/model/broken_rules.py` has those that are rules of the protocol alone. Where several nets
+hold one rule, a bug takes all of them away; and where only a clumsier peer would show what a rule
+is for, the peer is made clumsier, in a way that does no harm as long as the rule stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import coordinator.driver
+from cluster.raft.core import RaftCore
+from cluster.raft.proposals import Proposals
+from cluster.raft.replica import Replica
+from cluster.raft.replication import Replication
+from cluster.storage.journal import Journal
+from cluster.storage.journal_format import Log
+from coordinator.api_transactions import Transactions
+from coordinator.commands import Acknowledge, Command, Epoch
+from coordinator.driver import Driver
+from coordinator.inquiry import Decision, answer_inquiry
+from coordinator.machine import Machine, Result
+from coordinator.sweep import Sweep
+from participants.branch import ENDED, End, State
+from participants.contract import Vote
+from participants.messages import EndBranch, Prepare, read_time_ms
+from participants.store import BranchRecord
+from tests.model.broken_rules import Taken, replaced, together
+from tests.simulation.services import SimStore
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+def sync_is_a_lie(_original: Any, segments: Any, sync: Any) -> None:
+    segments._watermark.advance(sync.position)
+    sync.done = True
+
+
+def without_sync(original: Any, node: Any, *arguments: Any, **named: Any) -> None:
+    original(node, *arguments, **(named | {"fsync": False}))
+
+
+def forgotten_vote(original: Any, *arguments: Any, **named: Any) -> Any:
+    """At a start nothing is left of term and vote but what the entries say."""
+    journal = original(*arguments, **named)
+    journal.set_vote(journal.last_term if len(journal) else 0, None)
+    return journal
+
+
+def vote_of_any_kind(_original: Any, log: Log, term: int, vote: str | None) -> None:
+    """The journal's own net: it takes no lower term, and no second vote in a term."""
+    log.term, log.vote = term, vote
+
+
+def damage_is_cut(_original: Any, _reading: Any, _tear: Any, _numbers: Any) -> None:
+    """Whatever is not whole counts as written after the last sync."""
+
+
+def short_is_whole(original: Any, reading: Any, *arguments: Any) -> Any:
+    """A file that ends too early is no damage either."""
+    reading._mark = (0, 0)
+    return original(reading, *arguments)
+
+
+# --- elections ------------------------------------------------------------------------------------
+
+
+def vote_for_all(original: Any, core: Any, peer: str, message: Any) -> None:
+    """Votes are given again and again in one term."""
+    vote = core.vote
+    if message.term == core.term and vote not in (None, peer):
+        core._SyncObj__votedForNodeId = None
+        original(core, peer, message)
+        core._SyncObj__votedForNodeId = vote
+    else:
+        original(core, peer, message)
+
+
+def vote_for_less(_original: Any, *_: Any) -> bool:
+    return True
+
+
+def half_is_enough(taken: ExitStack) -> None:
+    """Two of five, or one of three, elect."""
+    quorum = property(lambda core: (len(core.peers) + 1) // 2)
+    taken.enter_context(patch.object(RaftCore, "quorum", quorum))
+
+
+# --- replication ----------------------------------------------------------------------------------
+
+
+def commit_at_once(original: Any, core: RaftCore) -> None:
+    """The leader counts entries as committed when they are in its own journal."""
+    if core.role.name == "LEADER":
+        core.set_commit(core.durable_index)
+    original(core)
+
+
+def truncate_always(original: Any, core: Any, peer: str, message: Any) -> int:
+    """A follower cuts its log at the leader's previous entry, whatever it holds."""
+    first = core.journal.first_index
+    if message.previous_index + 1 > max(first, 1) and core.journal.last_index > (
+        message.previous_index
+    ):
+        core.truncate_from(message.previous_index + 1)
+    return int(original(core, peer, message))
+
+
+def speaks_of_what_is_acknowledged(original: Any, core: Any, peer: str, shared: Any) -> None:
+    """A clumsy leader: now and then it first names the last entry that the peer acknowledged."""
+    following = core.match_index(peer) + 1
+    if core.round % 8 == 0 and core.journal.first_index < following <= core.journal.last_index:
+        core.send(peer, core._message(following, False))
+    original(core, peer, shared)
+
+
+def never_truncate(_original: Any, core: Any, _peer: str, message: Any) -> int:
+    """A follower keeps what it has where the leader has something else."""
+    verified: int = message.previous_index
+    for command, index, term in message.entries:
+        if index > core.journal.last_index:
+            core.append_entry(command, index, max(term, core.journal.last_term))
+        verified = index
+    return verified
+
+
+def trust_the_leader(original: Any, core: Any, message: Any) -> int | None:
+    """Entries are taken without looking whether the logs meet."""
+    hint = original(core, message)
+    return hint if message.previous_index > core.journal.last_index else None
+
+
+def commit_uncompared(original: Any, core: Any, peer: str, message: Any) -> None:
+    """A follower commits as far as the leader says, not as far as it has compared."""
+    original(core, peer, message)
+    core.set_commit(max(core.commit, min(message.commit, core.journal.last_index)))
+
+
+# --- snapshots ------------------------------------------------------------------------------------
+
+
+def ship_needlessly(original: Any, core: Any, peer: str, message: Any) -> None:
+    """A clumsy leader: whoever lacks an entry gets the snapshot, and the entries after it."""
+    original(core, peer, message)
+    if core.role.name == "LEADER" and not message.matched and core.store.meta is not None:
+        core.set_next_index(peer, core.journal.first_index)
+
+
+def taken_for_newer(original: Any, core: Any, *arguments: Any) -> None:
+    """A snapshot counts as newer than whatever is there."""
+    commit = core._SyncObj__raftCommitIndex
+    core._SyncObj__raftCommitIndex = 0
+    try:
+        original(core, *arguments)
+    finally:
+        if core.commit == 0:
+            core._SyncObj__raftCommitIndex = commit
+
+
+# --- reads and epochs -----------------------------------------------------------------------------
+
+
+def barrier_at_once(original: Any, replica: Replica) -> Any:
+    """Reads do not ask a quorum whether this node still leads."""
+    future = original(replica)
+    if not future.done():
+        future.set_result(None)
+    return future
+
+
+async def inquire_of_anybody(
+    _original: Any, driver: Driver, transaction_id: str, branch_id: str, fingerprint: str
+) -> Decision:
+    """Whoever is asked says what he knows, and of what he does not know: abort."""
+    transaction = driver._machine.get(transaction_id)
+    if transaction is None:
+        return Decision.ABORT
+    return answer_inquiry(transaction, branch_id, fingerprint)
+
+
+def lead_or_not(_original: Any, _transactions: Transactions, _request: Any) -> None:
+    """Every node takes itself for the one to ask."""
+
+
+def any_epoch(original: Any, machine: Machine, command: Command) -> Result:
+    if not isinstance(command, Epoch):
+        command = command._replace(epoch=machine.epoch)
+    return original(machine, command)  # type: ignore[no-any-return]
+
+
+def wait_for_the_next_leadership(taken: ExitStack) -> None:
+    """What waited to enter the log when leadership ended enters it in the next one (the library's
+    `commandsWaitLeader`), behind whatever that one has begun with.
+    """
+    fail, add = Proposals.fail, Proposals.add
+    late: dict[int, list[bytes]] = {}
+
+    def failed(proposals: Proposals, **named: Any) -> Any:
+        late.setdefault(id(proposals), []).extend(c for c, _ in proposals._waiting)
+        return fail(proposals, **named)
+
+    def added(proposals: Proposals, command: bytes, done: Any) -> None:
+        for waited in late.pop(id(proposals), ()):
+            add(proposals, waited, _nobody)
+        add(proposals, command, done)
+
+    taken.enter_context(patch.object(Proposals, "fail", failed))
+    taken.enter_context(patch.object(Proposals, "add", added))
+
+
+def _nobody(_: object) -> None:
+    """Whoever asked has been told that it failed."""
+
+
+def look_for_nothing(_original: Any, _driver: Driver) -> int:
+    return 0
+
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def acknowledged_all(original: Any, command: Acknowledge, standing: Any) -> Any:
+    """The first acknowledgement is taken for all of them."""
+    everybody = (1 << len(standing.branches)) - 1
+    return original(command._replace(branches=everybody), standing)
+
+
+def silence_is_consent(_original: Any, votes: Any, *_: Any) -> bool:
+    return Vote.NO not in tuple(votes)
+
+
+def keeps_nothing(_original: Any, sweep: Sweep) -> int | None:
+    """What is finished is forgotten by the next sweep."""
+    now_ms = sweep._now_ms()
+    return now_ms if now_ms > sweep._machine.horizon_ms else None
+
+
+def all_begin_early(taken: ExitStack) -> None:
+    """`all(branch.repeatable ...)` is what the driver asks before it overlaps `Begin`."""
+    taken.enter_context(patch.object(coordinator.driver, "all", lambda _: True, create=True))
+
+
+# --- participants ---------------------------------------------------------------------------------
+
+
+def no_tombstones(original: Any, store: SimStore, record: BranchRecord) -> None:
+    """What has ended is forgotten at once."""
+    original(store, record)
+    key = (record.transaction_id, record.branch_id)
+    if record.branch.state in ENDED:
+        store._others.pop(key, None)
+        store._ended.clear()
+
+
+def prepared_expires(original: Any, participant: Any, message: Prepare, local: Any) -> Any:
+    """A prepare that comes late ends the branch that is prepared already."""
+    expires_ms = read_time_ms(message.expires_at) + participant._settings.grace_ms
+    key = (message.transaction_id, message.branch_id)
+    record = local.find(*key)
+    late = participant._now_ms() > expires_ms
+    if late and record is not None and record.branch.state is State.PREPARED:
+        participant._end(EndBranch(*key, End.ROLLBACK), local)
+    return original(participant, message, local)
+
+
+async def answer_before_sync(original: Any, store: SimStore, works: Any) -> list[Any]:
+    """The replies leave at once; what they say is done a moment later, if the process lives."""
+    note, store.note = store.note, lambda *_, **__: None
+    replies: list[Any] = []
+    for work in works:
+        try:
+            replies.append(work(store))
+        except Exception as error:
+            replies.append(error)
+        store.undo()
+    store.note = note
+    loop = asyncio.get_running_loop()
+    later = asyncio.ensure_future(_after(0.1, original, store, works))
+    loop.late = later  # type: ignore[attr-defined]
+    return replies
+
+
+async def _after(seconds: float, original: Any, store: SimStore, works: Any) -> None:
+    await asyncio.sleep(seconds)
+    await original(store, works)
+
+
+# --- together -------------------------------------------------------------------------------------
+
+VOTE_NOT_WRITTEN: Taken = together(
+    replaced(Log, "set_vote", vote_of_any_kind),
+    replaced(Journal, "open", forgotten_vote),
+)
+VOTE_TWICE: Taken = together(
+    replaced(Log, "set_vote", vote_of_any_kind),
+    replaced(RaftCore, "on_request_vote", vote_for_all),
+)
+TRUNCATE_ALWAYS: Taken = together(
+    replaced(RaftCore, "_take", truncate_always),
+    replaced(Replication, "_send_entries", speaks_of_what_is_acknowledged),
+)
+SNAPSHOT_OVER_NEWER_LOG: Taken = together(
+    replaced(RaftCore, "on_snapshot_piece", taken_for_newer),
+    replaced(RaftCore, "_snapshot_received", taken_for_newer),
+    replaced(Replication, "on_append_reply", ship_needlessly),
+)
+NO_EPOCH_CHECK: Taken = together(
+    replaced(Machine, "step", any_epoch),
+    wait_for_the_next_leadership,
+    replaced(Driver, "take_up_forgotten", look_for_nothing),
+)
+INQUIRE_OF_ANYBODY: Taken = together(
+    replaced(Driver, "inquire", inquire_of_anybody),
+    replaced(Transactions, "_require_leader", lead_or_not),
+)
