@@ -163,6 +163,9 @@ class SdkService(Participant[MemoryTable]):
         self._again: set[asyncio.Task[Any]] = set()
 
     async def receive(self, messages: Sequence[Received]) -> list[Reply]:
+        for message in messages:  # once: what comes again is as old as it was
+            if isinstance(message, Prepare) or message.end in (End.COMMIT, End.ROLLBACK):
+                self._heard.hear(message)
         manners = self._manners
         again = manners.duplicate and self._draw.random() < manners.duplicate
         if again and all(
@@ -186,8 +189,6 @@ class SdkService(Participant[MemoryTable]):
 
     async def _receive(self, messages: Sequence[Received]) -> list[Reply]:
         for message in messages:
-            if isinstance(message, Prepare) or message.end in (End.COMMIT, End.ROLLBACK):
-                self._heard.hear(message)
             what = "prepare" if isinstance(message, Prepare) else message.end.name.lower()
             self._note(what, id=message.transaction_id, branch=message.branch_id)
         replies = await super().receive(messages)
@@ -225,15 +226,16 @@ class PlainService:
 
     async def _receive(self, request: web.Request) -> web.Response:
         operation = Operation(request.path.rpartition("/")[2])
-        answer = await self._carry_out(operation, await request.json())
+        message = await request.json()
+        if operation is not Operation.PREPARE:  # which is sent once: it promises no more
+            self._store.hear((operation, message))
+        answer = await self._carry_out(operation, message)
         return web.Response(body=answer, content_type="application/json")
 
     async def _carry_out(self, operation: Operation, message: Any) -> bytes:
         id, branch = read_end(message)
         store = self._store
         store.note(str(operation), id=id, branch=branch)
-        if operation is not Operation.PREPARE:  # which is sent once: it promises no more
-            store.hear((operation, message))
 
         def work(_: LocalTransaction[MemoryTable]) -> bytes:
             if operation is Operation.PREPARE:
