@@ -51,8 +51,9 @@ async def rage(world: World) -> None:
                 healing.append((loop.now + lasts_s, number, heal))
     world.faulty = False
     world.watch = None
-    for _, _, heal in healing:
+    for heal in [*(heal for _, _, heal in healing), *world.healing]:
         heal()
+    world.healing.clear()
     for host in world.hosts:
         host.offset_ms, host.rate = 0.0, 1.0
     world.network.weather = replace(world.network.weather, lost=0.0, reset=0.0)
@@ -178,7 +179,13 @@ class _Nemesis:
                 return
             heal = draw.choice(self._strikes_at(fields))()
             if heal is not None:
-                world.network.later(world.loop.now + lasts_s, heal)
+                world.healing.append(heal)
+                world.network.later(world.loop.now + lasts_s, over, heal)
+
+        def over(heal: Heal) -> None:
+            if heal in world.healing:
+                world.healing.remove(heal)
+                heal()
 
         def seen(what: str, fields: dict[str, Any]) -> None:
             if what == event and (event != "sync" or world.leader() is fields["host"]):

@@ -324,6 +324,8 @@ class World:
         self.clients: list[ClientHost] = []
         self.watch: Callable[[str, dict[str, Any]], None] | None = None
         """Told of every event of history: for faults that wait for their moment."""
+        self.healing: list[Callable[[], None]] = []
+        """What ends the faults that such a moment began, those that go on."""
         self.settings = ClusterSettings(
             CLUSTER,
             tuple(node.settings for node in self.nodes),
