@@ -14,6 +14,7 @@ import logging
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -307,11 +308,15 @@ def _collect() -> None:
 
 @contextmanager
 def _unheard() -> Iterator[None]:
-    """The last words of dead programs, in their `finally`s, are nobody's."""
+    """The last words of dead programs, in their `finally`s, are nobody's; nor what they were to do
+    and did not begin.
+    """
     hook = sys.unraisablehook
     sys.unraisablehook = _deaf
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
     finally:
         sys.unraisablehook = hook
 
