@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import logging
 import signal
 import sys
@@ -62,7 +61,7 @@ def run_node(
     0 after SIGTERM or SIGINT, 1 after a failure of its own, 2 for what the user must put right.
     """
     try:
-        gc.freeze()  # the modules: every full collection would look at them for 15 ms, measured
+        event_loop.collect_seldom()
         return event_loop.run(_run(settings, node_id, data_dir, bootstrap=bootstrap, fsync=fsync))
     except (DiskFailed, FailStop) as error:
         print(f"assent: {node_id}: {error}", file=sys.stderr)

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     level = options.log_level.upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    event_loop.collect_seldom()
     try:
         event_loop.run(_serve(options))
     except CannotStart as error:
