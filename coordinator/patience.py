@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, TypeVar
 
-from coordinator.alarms import NEVER_S, Alarms
+from coordinator.alarms import Alarms
+from coordinator.bell import Bell
 
 Result = TypeVar("Result")
 
@@ -19,13 +20,15 @@ class Patience:
 
     def __init__(self) -> None:
         self._alarms: Alarms[asyncio.Future[Any]] = Alarms()
-        self._timer: asyncio.TimerHandle | None = None
+        self._bell = Bell(self._alarms, _give_up)
 
     async def settled(self, future: asyncio.Future[Result], seconds: float) -> Result | None:
         """What `future` gives within this time, else None: then it is cancelled."""
         if future.done():
             return future.result()
-        self._set(future, seconds)
+        due_s = asyncio.get_running_loop().time() + max(seconds, 0)
+        self._alarms.set(future, due_s)
+        self._bell.arm()
         try:
             return await future
         except asyncio.CancelledError:
@@ -36,19 +39,6 @@ class Patience:
         finally:
             self._alarms.clear(future)
 
-    def _set(self, future: asyncio.Future[Any], seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        due_s = loop.time() + max(seconds, 0)
-        self._alarms.set(future, due_s)
-        if self._timer is not None:
-            if due_s >= self._timer.when():
-                return
-            self._timer.cancel()
-        self._timer = loop.call_at(self._alarms.next_s(), self._give_up)
 
-    def _give_up(self) -> None:
-        loop = asyncio.get_running_loop()
-        for future in self._alarms.take_due(loop.time()):
-            future.cancel()
-        next_s = self._alarms.next_s()
-        self._timer = loop.call_at(next_s, self._give_up) if next_s < NEVER_S else None
+def _give_up(future: asyncio.Future[Any]) -> None:
+    future.cancel()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from random import Random
 
 from coordinator.alarms import NEVER_S, Alarms
+from coordinator.bell import Bell
 from coordinator.commands import Acknowledge, Command, Decide, encode
 from coordinator.conversation import (
     Action,
@@ -78,7 +79,7 @@ class Talks:
         self._coordinators = encode_json(list(coordinators))
         self._steps = steps
         self._alarms: Alarms[Live] = Alarms()
-        self._bell: asyncio.TimerHandle | None = None  # rings when the next alarm is due
+        self._bell = Bell(self._alarms, self._wake)
         self._loop = asyncio.get_running_loop()
 
     def drop_all(self, error: Callable[[str], Exception]) -> None:
@@ -86,9 +87,7 @@ class Talks:
         for live in list(self.lives.values()):
             self.drop(live)
             live.fail(error(live.id))
-        if self._bell is not None:
-            self._bell.cancel()
-            self._bell = None
+        self._bell.silence()
 
     def drop(self, live: Live) -> None:
         """Have it in hand no more; withdraw what has not left."""
@@ -246,23 +245,12 @@ class Talks:
             return
         live.alarm_s = due_s
         self._alarms.set(live, due_s)
-        self._set_bell()
+        self._bell.arm()
 
-    def _set_bell(self) -> None:
-        next_s = self._alarms.next_s()
-        if self._bell is not None:
-            if self._bell.when() <= next_s:
-                return
-            self._bell.cancel()
-        self._bell = None if next_s == NEVER_S else self._loop.call_at(next_s, self._ring)
-
-    def _ring(self) -> None:
-        self._bell = None
-        for live in self._alarms.take_due(self._loop.time()):
-            live.alarm_s = NEVER_S
-            if self.lives.get(live.id) is live and live.conversation is not None:
-                self._perform(live, live.conversation.woken(self._loop.time()))
-        self._set_bell()
+    def _wake(self, live: Live) -> None:
+        live.alarm_s = NEVER_S
+        if self.lives.get(live.id) is live and live.conversation is not None:
+            self._perform(live, live.conversation.woken(self._loop.time()))
 
     def _propose_for(self, live: Live, action: Action, command: Command) -> None:
         done = functools.partial(self._applied, live, action)

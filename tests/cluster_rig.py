@@ -237,6 +237,8 @@ async def check(
     for node in local.node_ids:
         history.node(node, await _outcomes_at(local, node, told))
     assert history.violations() == []
+    for node in local.node_ids:  # an exception that was only logged is a defect all the same
+        assert "Traceback" not in local.log(node).read_text(), f"see {local.log(node)}"
 
 
 async def _outcomes_at(local: LocalCluster, node: str, ids: Sequence[str]) -> dict[str, str]:
