@@ -28,7 +28,7 @@ LEAST = 1_024
 """A burst, or as many clients that each wait for their answer, is never refused at an idle node. A
 batch of the largest size is less."""
 
-REFUSALS_PER_S = 250
+TURNED_AWAY_PER_S = 250
 LONGEST_REST_S = 1.0
 """A refusal costs a third of a transaction, nearly all of it HTTP. Programs that ask again at once
 would leave the node no time for those it has let in. So a connection that got a refusal is not read
@@ -37,7 +37,7 @@ for a while: as long as it takes that there are no more than so many refusals a 
 
 
 class Admission:
-    """`begun` and `applied` for each transaction let in; `forget` when leadership ends."""
+    """`beginning` and `begun` for each transaction let in; `forget` when leadership ends."""
 
     def __init__(self, *, target_s: float = TARGET_S, least: int = LEAST) -> None:
         self._target_s = target_s
@@ -55,16 +55,17 @@ class Admission:
         """May one more begin?"""
         return self.waiting < self._least or self.waiting < self._lately(now_s)
 
-    def begun(self) -> None:
+    def beginning(self) -> None:
         """One more waits for its `Begin` to be applied."""
         self.waiting += 1
 
-    def applied(self, now_s: float) -> None:
-        """One of them waits no more: it was applied, or refused by the log."""
+    def begun(self, now_s: float, *, applied: bool = True) -> None:
+        """One of them waits no more. What the log would not take is no sign of its speed."""
         assert self.waiting > 0
         self.waiting -= 1
-        self._turn(now_s)
-        self._in_span += 1
+        if applied:
+            self._turn(now_s)
+            self._in_span += 1
 
     def _lately(self, now_s: float) -> float:
         """About how many were applied within the last `target_s`."""
@@ -86,7 +87,9 @@ class Admission:
 class Rests:
     """How long the connection of each refusal is left unread, for few of them in a second."""
 
-    def __init__(self, *, per_s: float = REFUSALS_PER_S, longest_s: float = LONGEST_REST_S) -> None:
+    def __init__(
+        self, *, per_s: float = TURNED_AWAY_PER_S, longest_s: float = LONGEST_REST_S
+    ) -> None:
         self._each_s = 1 / per_s
         self._longest_s = longest_s
         self._next_s = 0.0

@@ -15,6 +15,9 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
+EMPTY_KEPT = 4_096
+"""Buckets beyond twice the alarms that are set, before the empty ones are cleared away."""
+
 GRAIN_S = 1 / 256
 """A power of two, so that rounding up is exact: an alarm that rang a hair early would be set again
 for the same grain, and a clock that stands still in between would never get past it."""
@@ -49,12 +52,20 @@ class Alarms(Generic[Item]):
             bucket = self._buckets[grain] = {}
             heapq.heappush(self._grains, grain)
         bucket[item] = None
+        if len(self._grains) > EMPTY_KEPT + 2 * len(self._grain_of):
+            self._clear_away()
 
     def clear(self, item: Item) -> None:
         """Do not wake it, if it was to be."""
         grain = self._grain_of.pop(item, None)
         if grain is not None:
             del self._buckets[grain][item]
+
+    def _clear_away(self) -> None:
+        """The buckets that are empty: of hours ahead, their time is long to come."""
+        self._buckets = {grain: bucket for grain, bucket in self._buckets.items() if bucket}
+        self._grains = list(self._buckets)
+        heapq.heapify(self._grains)
 
     def due_s(self, item: Item) -> float:
         """When it will be woken; NEVER_S if it is not to be."""

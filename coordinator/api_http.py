@@ -85,14 +85,15 @@ async def _handle(api: Api, rests: Rests, http: web.BaseRequest) -> web.StreamRe
     path, _, query = target.partition("#")[0].partition("?")
     content = http.content
     try:
-        if "Expect" in http.headers:
-            await _continue(http)
+        expects = "Expect" in http.headers and _expects_word(http)
         body = b""
         if not content.is_eof():
             admitted = api.admit(Request(http.method, path, query, http.headers))
             if isinstance(admitted, Answer):
                 return _Response(http, admitted)
             if admitted:
+                if expects:
+                    await _continue(http)
                 body = await _read_body(http, admitted)
         elif content is not EMPTY_PAYLOAD:
             body = _read_at_once(http)
@@ -101,15 +102,21 @@ async def _handle(api: Api, rests: Rests, http: web.BaseRequest) -> web.StreamRe
     answer = api.respond(Request(http.method, path, query, http.headers, body))
     if not isinstance(answer, Answer):
         answer = await answer
-    rest_s = rests.rest_s(asyncio.get_running_loop().time()) if answer.status == 429 else 0.0
+    rest_s = rests.rest_s(asyncio.get_running_loop().time()) if answer.rests else 0.0
     return _Response(http, answer, rest_s=rest_s)
 
 
-async def _continue(http: web.BaseRequest) -> None:
-    """Answers `Expect: 100-continue`, which curl sends before large bodies."""
+def _expects_word(http: web.BaseRequest) -> bool:
+    """Whether the client waits for a word before it sends its body, as curl does with a large one;
+    raises ApiError where it expects something else.
+    """
     if http.headers["Expect"].lower() != "100-continue":
         what = "Expect: only 100-continue is understood."
         raise ApiError(417, "expectation_failed", what)
+    return True
+
+
+async def _continue(http: web.BaseRequest) -> None:
     await http.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     http.writer.output_size = 0  # aiohttp: what was written so far is no part of the answer
 

@@ -35,12 +35,15 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`headers` are those besides type and length of the body."""
+    """`headers` are those besides type and length of the body. `rests`: who asked is to be kept
+    from asking again at once, for the node has more to do than it can.
+    """
 
     status: int
     body: bytes
     content_type: str = JSON
     headers: Mapping[str, str] = {}
+    rests: bool = False
 
 
 Answers = Callable[[Request, str], Answer | Awaitable[Answer]]

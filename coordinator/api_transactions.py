@@ -42,7 +42,7 @@ from coordinator.api_requests import (
 )
 from coordinator.api_shapes import Submission, show
 from coordinator.driver import Driver
-from coordinator.errors import CoordinatorError, NotAllowed, UnknownTransaction
+from coordinator.errors import CoordinatorError, NotAllowed, unknown
 from coordinator.facts import Mode, Outcome, Transaction
 from coordinator.live import Waiting
 from coordinator.log import LogError, ReplicatedLog
@@ -62,7 +62,7 @@ MAX_WAIT_MS = 60_000
 
 DEFAULT_PAGE = 100
 BACKLOG_SHOWN = 50
-AT_CAPACITY = error_answer(at_capacity())  # made once, for it must be cheap
+AT_CAPACITY = error_answer(at_capacity())._replace(rests=True)  # once: it must be cheap
 BRANCHES_PER_TURN = 500
 """Branches shown in a list, or begun in a batch, before the event loop gets a turn: some
 milliseconds."""
@@ -175,7 +175,8 @@ class Transactions:
             for each in begun:
                 if not isinstance(each, ApiError) and not each.future.done():
                     each.future.cancel()
-        return text_answer(200, f'{{"transactions":[{",".join(answers)}]}}')
+        answer = text_answer(200, f'{{"transactions":[{",".join(answers)}]}}')
+        return answer._replace(rests=is_full)
 
     def _begin_element(self, value: Any, traceparent: str | None) -> _Begun | ApiError:
         try:
@@ -408,11 +409,7 @@ class Transactions:
     def _known(self, transaction_id: str) -> Transaction:
         transaction = self._machine.get(transaction_id)
         if transaction is None:
-            raise UnknownTransaction(
-                f"Transaction {transaction_id} is not remembered, which does not mean that it "
-                "aborted: look up the id, or ask the participants.",
-                id=transaction_id,
-            )
+            raise unknown(transaction_id)
         return transaction
 
     def _show(self, transaction: Transaction) -> str:

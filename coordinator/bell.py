@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from coordinator.alarms import NEVER_S, Alarms
 
 Item = TypeVar("Item")
+
+LOG = logging.getLogger("assent.bell")
 
 
 class Bell(Generic[Item]):
@@ -35,9 +38,11 @@ class Bell(Generic[Item]):
         self._timer, self._rings_s = None, NEVER_S
 
     def _ring(self) -> None:
+        """One that raises must not keep the others from being woken."""
         self._timer, self._rings_s = None, NEVER_S
-        try:
-            for item in self._alarms.take_due(asyncio.get_running_loop().time()):
+        for item in self._alarms.take_due(asyncio.get_running_loop().time()):
+            try:
                 self._woken(item)
-        finally:
-            self.arm()
+            except Exception:
+                LOG.exception("%s could not be woken", item)
+        self.arm()

@@ -96,15 +96,16 @@ class Delivery(NamedTuple):
     """What became of a request: an answer to each of its messages, and what it says of the
     participant.
 
-    `impression` is that of the answers that did not serve (`impressions`). `heard` is whether the
-    participant answered in a way that would have carried its declaration; `declaration` is that
-    header's value.
+    `impression` is that of the answers that did not serve (`impressions`). `answered` is whether
+    the participant itself did, `heard` whether in a way that would have carried its declaration;
+    `declaration` is that header's value.
     """
 
     answers: Sequence[Answer]
     impression: Impression
     heard: bool = False
     declaration: str | None = None
+    answered: bool = False
 
     def impressions(self) -> list[tuple[Impression, int]]:
         """What the answers say of the participant, in their order; how many in a row say it."""
@@ -210,7 +211,7 @@ class Courier:
             response.body or b"",
             [(m.operation, m.transaction_id, m.branch_id) for m in messages],
         )
-        return Delivery(answers, _impression(response.status), response.heard, response.declaration)
+        return _delivered(answers, response)
 
     async def _request(self, request: _Request) -> _Response | _Lost:
         """The response, or the failure that took its place."""
@@ -302,7 +303,13 @@ def _understood(message: Message, response: _Response, answer_bytes: int) -> Del
         answer = Failed(f"answered {status} with more than {answer_bytes} bytes", answered=own)
     else:
         answer = read_prepare_answer(status, body, message.transaction_id, response.retry_after)
-    return Delivery((answer,), _impression(status), response.heard, response.declaration)
+    return _delivered((answer,), response)
+
+
+def _delivered(answers: Sequence[Answer], response: _Response) -> Delivery:
+    own = response.status not in PROXY_STATUSES
+    impression = _impression(response.status)
+    return Delivery(answers, impression, response.heard, response.declaration, own)
 
 
 def _impression(status: int) -> Impression:

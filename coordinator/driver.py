@@ -54,7 +54,7 @@ LOG = logging.getLogger("assent.driver")
 TAKE_UP_AT_ONCE = 500
 """Transactions that a new leader takes up in one turn of the loop: some 20 ms of work."""
 
-REFUSALS_PER_S = 1_000
+REFUSES_PER_S = 1_000
 """Inquiries about unknown ids write to the log; a broken participant must not fill it."""
 
 
@@ -102,7 +102,7 @@ class Driver:
         )
         self._capacity = Capacity(limits)
         self._admission = Admission()
-        self._refusals = Allowance(REFUSALS_PER_S)
+        self._refusals = Allowance(REFUSES_PER_S)
         self._taking_up: asyncio.Handle | None = None
         self._draining = False
         self._loop = asyncio.get_running_loop()
@@ -121,6 +121,7 @@ class Driver:
             self._submit(plan, wait, future)
         except (CoordinatorError, LogError) as error:
             future.set_exception(error)
+            future.exception()  # who asked may have gone: not an error of ours
         return future
 
     @property
@@ -361,7 +362,7 @@ class Driver:
         live.traceparent = plan.traceparent
         self._talks.lives[plan.id] = live
         self._capacity.beginning(branches)
-        self._admission.begun()
+        self._admission.beginning()
         self._log.propose(encoded, epoch, functools.partial(self._begun, live, branches))
         if all(repeatable):
             # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
@@ -377,7 +378,7 @@ class Driver:
         if self._talks.lives.get(live.id) is not live:
             return  # leadership ended; whoever waits has been told
         self._capacity.begun(branches)
-        self._admission.applied(self._loop.time())
+        self._admission.begun(self._loop.time(), applied=not isinstance(result, LogError))
         match result:
             case Applied(transaction=transaction) if not transaction.is_refusal:
                 if live.conversation is None:

@@ -10,7 +10,6 @@ Rules
   rollbacks to a participant that does not serve wait in a closed lane, and one of them at a time
   probes (coordinator/lane.py). The probe's failure is its answer; the others have none until they
   are sent.
-
 - For a participant that takes many messages at once, everything that waits in a lane shares one
   request. One such request is under way at a time, and the next gathers meanwhile: no timers.
 - A participant that has not answered yet may be one of those: until it has, its calls go one after
@@ -55,6 +54,9 @@ the participant is quick (measured: 0.99 of the throughput), and save the others
 
 _STRANGER_PATIENCE_S = 0.005
 """The same for the first calls to a participant: it may be a slow one, and must not be held up."""
+
+_MOST_BESIDE = 16
+"""Requests of either kind under way at one time: what hangs must not use up all connections."""
 
 _SINGLY_S = 60.0
 
@@ -214,9 +216,10 @@ class Gateway:
                 del self._doors[door.key]
             return
         look_at = door.lane.next_at() if forget_at is None else forget_at
-        if patience_s is not None and door.requests and door.lane:
-            # No sooner than the next one may leave.
-            look_at = max(look_at or 0.0, door.last_sent + patience_s)
+        if patience_s is not None and door.lane and 0 < door.requests < _MOST_BESIDE:
+            may_at = door.last_sent + patience_s
+            if now < may_at:  # else what waits, waits for room, and an answer pumps
+                look_at = max(look_at or 0.0, may_at)
         door.set_timer(None if look_at is None else self._loop.call_at(look_at, self._pump, door))
 
     def _go(self, door: _Door, calls: list[Call], batch_url: str | None, now: float) -> None:
@@ -227,11 +230,7 @@ class Gateway:
                 self._drop_expiry(call)
         task = self._loop.create_task(self._send(door, calls, batch_url))
         self._requests[task] = calls
-        task.add_done_callback(self._forget_request)
-
-    def _forget_request(self, task: asyncio.Task[None]) -> None:
-        if self._requests.pop(task, None) and not task.cancelled():
-            task.result()  # it answers all its calls, and raises nothing
+        task.add_done_callback(lambda ended: self._requests.pop(ended, None))
 
     async def _send(self, door: _Door, calls: list[Call], batch_url: str | None) -> None:
         """Send the calls, in one request if there are several; they are answered one by one."""
@@ -247,7 +246,7 @@ class Gateway:
                 if not is_prepare:
                     call.end_at = now + self._timeout
             delivery = await self._carry(calls, batch_url, now)
-            if delivery.heard:
+            if delivery.heard or (delivery.answered and door.key[0] not in self._declared):
                 self._remember(door.key[0], delivery.declaration)
             answered = calls.copy()
             calls.clear()
@@ -256,9 +255,15 @@ class Gateway:
         self._pump(door)
 
     async def _carry(self, calls: list[Call], batch_url: str | None, now: float) -> Delivery:
-        if batch_url is None or len(calls) == 1:
-            return await self._courier.carry(calls[0])
-        delivery = await self._courier.carry_batch(batch_url, calls)
+        """What became of the calls; raises nothing, save that it may be cancelled."""
+        try:
+            if batch_url is None or len(calls) == 1:
+                return await self._courier.carry(calls[0])
+            delivery = await self._courier.carry_batch(batch_url, calls)
+        except Exception:  # nobody foresaw it: the calls have failed all the same
+            _log.exception("a request to %s failed in an unforeseen way", calls[0].participant)
+            failed = Failed("failed in an unforeseen way; the node's log says how")
+            return Delivery((failed,) * len(calls), Impression.UNREACHED)
         if not delivery.heard:
             # Perhaps something between us and it does not let batches through: singly for a while.
             self._singly_until[calls[0].participant] = now + _SINGLY_S
@@ -281,7 +286,13 @@ class Gateway:
         for impression, count in delivery.impressions():
             door.lane.finished(impression, now, count)
         sent_at = calls[0].sent_at
-        self.on_answers(calls, answers, 0.0 if sent_at is None else now - sent_at)
+        self._tell(calls, answers, 0.0 if sent_at is None else now - sent_at)
+
+    def _tell(self, calls: Sequence[Call], answers: Sequence[Answer], seconds: float) -> None:
+        try:
+            self.on_answers(calls, answers, seconds)
+        except Exception:
+            _log.exception("answers of %s could not be counted", calls[0].participant)
         for call, answer in zip(calls, answers, strict=True):
             try:
                 call.done(answer)
@@ -291,9 +302,7 @@ class Gateway:
     def _expire(self, door: _Door, call: Call) -> None:
         """A prepare's deadline passed while it waited."""
         if self._take_back(door, call):
-            answers = _too_late(1).answers
-            self.on_answers((call,), answers, 0.0)
-            call.done(answers[0])
+            self._tell((call,), _too_late(1).answers, 0.0)
             self._pump(door)
 
     def _take_back(self, door: _Door, call: Call) -> bool:
@@ -340,7 +349,9 @@ class _Door:
     def may_send(self, now: float, patience_s: float) -> bool:
         """One is under way at a time, and the next gathers meanwhile; one that takes long does not
         hold up the others."""
-        return self.requests == 0 or now >= self.last_sent + patience_s
+        if self.requests == 0:
+            return True
+        return self.requests < _MOST_BESIDE and now >= self.last_sent + patience_s
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         if self.timer is not None:

@@ -1,7 +1,8 @@
 """Who may be called next: the queue before one participant, and when it is left alone. Pure.
 
 Rules
-- First come, first served; at most `room` calls are under way; who waits may be withdrawn.
+- First come, first served; at most `room` calls are under way, of those taken one by one. How many
+  share a request, and how many requests there are, the owner says. Who waits may be withdrawn.
 - A lane that paces itself closes when its participant does not serve: at once when it cannot be
   reached, after many refusals in a row when it answers but does nothing of what is asked.
 - Through a closed lane one call goes per pause, as a probe; everybody else waits here, where

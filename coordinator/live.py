@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
-from coordinator.alarms import NEVER_S
 from coordinator.conversation import Conversation
 from coordinator.facts import Transaction
 from coordinator.gateway import Call
@@ -29,8 +28,8 @@ class Live:
     """A transaction in this leader's hands. `conversation` is None until `Begin` is applied."""
 
     __slots__ = (
+        "_look_at",
         "_waiting",
-        "alarm_s",
         "conversation",
         "ends",
         "epoch",
@@ -50,8 +49,8 @@ class Live:
         self.traceparent: str | None = None
         self.prepares: dict[int, Call] = {}
         self.ends: dict[int, Call] = {}
-        self.alarm_s = NEVER_S  # when it will be woken
         self._waiting: list[tuple[Wait, Waiting]] = []
+        self._look_at = 16  # when so many wait
 
     @property
     def is_undecided(self) -> bool:
@@ -59,7 +58,13 @@ class Live:
         return self.conversation is None or self.conversation.transaction.outcome is None
 
     def wait(self, wait: Wait, future: Waiting) -> None:
-        """Give `future` the transaction once as much as `wait` says has been reached."""
+        """Give `future` the transaction once as much as `wait` says has been reached.
+
+        Who gave up is let go of now and then: a client that asks again and again waits each time.
+        """
+        if len(self._waiting) >= self._look_at:
+            self._waiting = [each for each in self._waiting if not each[1].done()]
+            self._look_at = 16 + 2 * len(self._waiting)
         self._waiting.append((wait, future))
 
     def tell(self, transaction: Transaction) -> None:

@@ -53,6 +53,7 @@ from participants.contract import (
 LOG = logging.getLogger("assent.talks")
 
 PROPOSE_AGAIN_S = 0.05
+WAKE_AGAIN_S = 1.0
 _PREPARE = Operation.PREPARE  # looked up once: 90 ns each time
 
 
@@ -241,16 +242,20 @@ class Talks:
     def _arm(self, live: Live, conversation: Conversation) -> None:
         """An alarm that rings too early is harmless: it is only moved when it would be late."""
         due_s = conversation.due_s
-        if due_s >= live.alarm_s or conversation.is_finished:
+        if due_s >= self._alarms.due_s(live) or conversation.is_finished:
             return
-        live.alarm_s = due_s
         self._alarms.set(live, due_s)
         self._bell.arm()
 
     def _wake(self, live: Live) -> None:
-        live.alarm_s = NEVER_S
-        if self.lives.get(live.id) is live and live.conversation is not None:
-            self._perform(live, live.conversation.woken(self._loop.time()))
+        if self.lives.get(live.id) is not live or live.conversation is None:
+            return
+        now_s = self._loop.time()
+        try:
+            self._perform(live, live.conversation.woken(now_s))
+        except Exception:
+            self._alarms.set(live, now_s + WAKE_AGAIN_S)  # its deadline must not be lost
+            raise
 
     def _propose_for(self, live: Live, action: Action, command: Command) -> None:
         done = functools.partial(self._applied, live, action)
@@ -267,6 +272,7 @@ class Talks:
                 conversation.not_proposed(action, self._loop.time(), PROPOSE_AGAIN_S)
                 self._arm(live, conversation)
             case Refusal() if result is not Refusal.STALE_EPOCH:
+                self._steps.write()  # what led to it comes first
                 LOG.error("%s: %s was refused: %s", live.id, type(action).__name__, result.value)
             case _:
                 pass  # leadership has ended, or is about to: the next leader goes on

@@ -46,7 +46,7 @@ def play(admission: Admission, *, capacity: float, offered: float) -> Played:
             due -= 1
             asked += counted
             if admission.admits(now):
-                admission.begun()
+                admission.beginning()
                 waiting.append(now)
             else:
                 refused += counted
@@ -54,7 +54,7 @@ def play(admission: Admission, *, capacity: float, offered: float) -> Played:
         for _ in range(min(int(done), len(waiting))):
             done -= 1
             began = waiting.popleft()
-            admission.applied(now + GROUP_S)
+            admission.begun(now + GROUP_S)
             applied += counted
             longest_s = max(longest_s, (now + GROUP_S - began) if counted else 0.0)
     return Played(applied / (SECONDS * 0.75), refused / max(1, asked), longest_s)
@@ -94,19 +94,19 @@ def test_an_idle_node_takes_a_burst_and_no_more() -> None:
     admission = Admission(least=10)
     for _ in range(10):
         assert admission.admits(1_000.0)
-        admission.begun()
+        admission.beginning()
     assert not admission.admits(1_000.0)
-    admission.applied(1_000.0)
+    admission.begun(1_000.0)
     assert admission.admits(1_000.0)
 
 
 def test_while_the_log_stands_still_what_it_did_before_counts_no_more() -> None:
     admission = Admission(target_s=1.0, least=10)
     for _ in range(100):
-        admission.begun()
-        admission.applied(5.0)
+        admission.beginning()
+        admission.begun(5.0)
     for _ in range(50):
-        admission.begun()
+        admission.beginning()
     assert admission.admits(5.5)  # a hundred were applied within the last second
     assert not admission.admits(7.5)  # and none within this one
     assert admission.waiting == 50
@@ -117,14 +117,14 @@ def test_a_faster_log_makes_room_for_more() -> None:
     allowed = []
     for second in range(1, 5):
         while admission.admits(float(second)):
-            admission.begun()
+            admission.beginning()
         allowed.append(admission.waiting)
         for _ in range(admission.waiting):
-            admission.applied(second + 0.5)
+            admission.begun(second + 0.5)
             if admission.admits(second + 0.5):
-                admission.begun()
+                admission.beginning()
         for _ in range(admission.waiting):
-            admission.applied(second + 0.6)
+            admission.begun(second + 0.6)
     assert allowed == sorted(allowed)
     assert allowed[-1] > allowed[0]
 
@@ -132,7 +132,7 @@ def test_a_faster_log_makes_room_for_more() -> None:
 def test_what_a_leadership_left_waiting_is_forgotten() -> None:
     admission = Admission(least=3)
     for _ in range(3):
-        admission.begun()
+        admission.beginning()
     assert not admission.admits(1.0)
     admission.forget()
     assert admission.admits(1.0)

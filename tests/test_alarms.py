@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from random import Random
 
-from coordinator.alarms import GRAIN_S, NEVER_S, Alarms
+from coordinator.alarms import EMPTY_KEPT, GRAIN_S, NEVER_S, Alarms
 
 
 def test_nothing_rings_early_and_nothing_more_than_a_grain_late() -> None:
@@ -57,3 +57,14 @@ def test_what_was_cleared_or_has_rung_leaves_nothing_behind() -> None:
     alarms.clear(7)
     assert alarms.next_s() == NEVER_S
     assert len(alarms) == len(alarms._buckets) == len(alarms._grains) == 0
+
+
+def test_alarms_of_hours_ahead_that_were_cleared_leave_nothing_behind_either() -> None:
+    alarms: Alarms[int] = Alarms()
+    alarms.set(-1, 1.0)
+    for item in range(50_000):
+        alarms.set(item, 3_600.0 + item / 100)
+        alarms.clear(item)
+    assert len(alarms._buckets) == len(alarms._grains) < 2 * EMPTY_KEPT
+    alarms.set(7, 3_605.0)
+    assert alarms.take_due(4_000.0) == [-1, 7]

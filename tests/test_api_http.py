@@ -81,6 +81,43 @@ def test_a_connection_that_was_refused_for_load_rests_before_it_is_read_again(
     run(test())
 
 
+def test_who_is_refused_for_the_sake_of_one_participant_need_not_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class NoRests(Rests):
+        def rest_s(self, now_s: float) -> float:
+            raise AssertionError(now_s)
+
+    monkeypatch.setattr(api_http, "Rests", NoRests)
+
+    async def test() -> None:
+        limits = Limits(unfinished_per_participant=1)
+        async with connected(limits=limits) as (node, reader, writer):
+            await node.post("/v1/transactions", node.body("down", wait="none"))
+            body = json.dumps(node.body("down")).encode()
+            head = f"POST /v1/transactions HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}"
+            writer.write(f"{head}\r\n\r\n".encode() + body)
+            assert "429" in (await read_answer(reader))[0]
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert "200" in (await read_answer(reader))[0]
+
+    run(test())
+
+
+def test_a_follower_says_where_the_leader_is_before_it_asks_for_a_large_body() -> None:
+    async def test() -> None:
+        async with connected() as (node, reader, writer):
+            node.log.stop_leading()
+            node.log.leader = "n2"
+            head = "POST /v1/transactions HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000"
+            writer.write(f"{head}\r\nExpect: 100-continue\r\n\r\n".encode())
+            first, headers, _ = await read_answer(reader)
+            assert "307" in first, "and not 100 Continue"
+            assert headers["location"].startswith(node.apis["n2"])
+
+    run(test())
+
+
 @pytest.mark.parametrize("what", NO_HTTP)
 def test_what_is_no_http_is_answered_in_the_one_shape(
     what: str, caplog: pytest.LogCaptureFixture

@@ -10,8 +10,9 @@ from random import Random
 import pytest
 
 from coordinator.commands import Acknowledge, Begin, Decide, Forget, Refuse, decode, encode
+from coordinator.conversation import Action, Conversation
 from coordinator.courier import Answer
-from coordinator.driver import REFUSALS_PER_S, TAKE_UP_AT_ONCE
+from coordinator.driver import REFUSES_PER_S, TAKE_UP_AT_ONCE
 from coordinator.errors import (
     AtCapacity,
     Conflict,
@@ -848,7 +849,7 @@ def test_only_a_leader_answers_inquiries_and_not_when_it_is_deposed_on_the_way()
 
 def test_how_fast_refusals_are_written_is_limited() -> None:
     async def scene(rig: Rig) -> None:
-        for number in range(REFUSALS_PER_S):
+        for number in range(REFUSES_PER_S):
             await rig.driver.inquire(f"u{number}", "1", "f1")
         with pytest.raises(AtCapacity):
             await rig.driver.inquire("one too many", "1", "f1")
@@ -1110,3 +1111,46 @@ def test_every_command_of_a_conversation_carries_the_epoch_in_which_it_began() -
         assert epochs == {"a": {1}, "b": {2}}
 
     play(scene)
+
+
+def test_who_gave_up_waiting_is_let_go_of() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        await rig.driver.submit(plan(), Wait.NONE)
+        live = rig.driver._talks.lives["t"]
+        staying = rig.driver.wait_for_end("t")
+        for _ in range(1_000):
+            rig.driver.wait_for_end("t").cancel()
+        assert len(live._waiting) < 50
+        rig.gateway.answer_all()
+        await rig.settle()
+        rig.gateway.answer_all()
+        assert (await staying).outcome is Outcome.COMMIT
+
+    play(scene)
+
+
+def test_a_conversation_that_fails_when_it_is_woken_is_woken_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = 0
+    original = Conversation.woken
+
+    def failing(conversation: Conversation, now_s: float) -> list[Action]:
+        nonlocal failures
+        if failures < 2:
+            failures += 1
+            raise RuntimeError("not now")
+        return original(conversation, now_s)
+
+    monkeypatch.setattr(Conversation, "woken", failing)
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        transaction = await rig.driver.submit(plan(), Wait.DECISION)
+        assert transaction.outcome is Outcome.ABORT
+        assert asyncio.get_running_loop().time() == pytest.approx(CLOCK_STARTS_S + 12)
+
+    play(scene)
+    assert failures == 2
+    assert "could not be woken" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -361,3 +362,80 @@ def test_stop_answers_what_was_begun_in_the_same_instant() -> None:
             assert not failed(await answered).arrived
 
     run(scenario)
+
+
+# --- what must not be -----------------------------------------------------------------------------
+
+
+def test_a_stranger_that_hangs_with_its_room_used_up_is_not_looked_at_in_vain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pumps = 0
+    original = Gateway._pump
+
+    def counted(gateway: Gateway, door: Any) -> None:
+        nonlocal pumps
+        pumps += 1
+        original(gateway, door)
+
+    monkeypatch.setattr(Gateway, "_pump", counted)
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(hang) as stub:
+            for number in range(5):
+                call = call_for(stub.url, transaction_id=f"t{number}")[0]
+                call.done = lambda _answer: None
+                gateway.begin(call)
+            await stub.until_received(2)
+            await asyncio.sleep(0.02)
+            before = pumps
+            await asyncio.sleep(0.1)
+            assert pumps - before <= 5
+            assert gateway.waiting() == {stub.url: 3}
+
+    run(scenario, limits=Limits(calls_per_participant=2))
+
+
+@pytest.mark.parametrize("status", [404, 409, 500])
+def test_who_answers_at_all_is_no_stranger(status: int) -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(answer(b"", status)) as stub:
+            assert stub.url not in gateway._declared
+            await ask(gateway, stub.url)
+            assert stub.url in gateway._declared
+            assert gateway.declaration(stub.url) is PLAIN
+
+    run(scenario)
+
+
+def test_answers_that_cannot_be_counted_are_told_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no room for one more number")
+
+    async def scenario(gateway: Gateway) -> None:
+        gateway.on_answers = broken
+        async with Stub(YES) as stub:
+            assert await ask(gateway, stub.url) == Voted(Vote.YES)
+            assert await ask(gateway, stub.url, COMMIT) == Acknowledged()
+
+    run(scenario)
+    assert "could not be counted" in caplog.text
+
+
+def test_a_call_whose_carrying_fails_in_an_unforeseen_way_has_failed_and_frees_its_place(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("what is this answer")
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(YES) as stub:
+            with monkeypatch.context() as patch:
+                patch.setattr("coordinator.courier._understood", broken)
+                assert "unforeseen" in failed(await ask(gateway, stub.url)).what
+            assert await ask(gateway, stub.url) == Voted(Vote.YES)
+
+    run(scenario, limits=Limits(calls_per_participant=1))
+    assert "what is this answer" in caplog.text

@@ -275,3 +275,27 @@ def test_a_closed_lane_whose_probe_is_under_way_is_not_looked_at_in_vain(
             assert await asyncio.gather(*probing) == [Acknowledged()] * 3
 
     run(scenario)
+
+
+def test_a_participant_whose_batches_hang_gets_no_more_than_a_few_at_one_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("coordinator.gateway._BATCH_PATIENCE_S", 0.0)
+    monkeypatch.setattr("coordinator.gateway._MOST_BESIDE", 3)
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            participant.hold = asyncio.Event()
+            hanging = []
+            for number in range(6):
+                pair = (f"a{number}", f"b{number}")
+                hanging += begin(gateway, participant.url, Operation.PREPARE, *pair)
+                await asyncio.sleep(0.01)
+            assert len(participant.requests) == 3
+            held, participant.hold = participant.hold, None
+            held.set()
+            assert await asyncio.gather(*hanging) == [Voted(Vote.YES)] * 12
+            assert len(participant.requests) == 4, "the others shared the next one"
+
+    run(scenario)
