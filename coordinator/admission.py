@@ -29,11 +29,11 @@ LEAST = 1_024
 batch of the largest size is less."""
 
 TURNED_AWAY_PER_S = 250
-LONGEST_REST_S = 1.0
+LONGEST_REST_S = 30.0
 """A refusal costs a third of a transaction, nearly all of it HTTP. Programs that ask again at once
 would leave the node no time for those it has let in. So a connection that got a refusal is not read
-for a while: as long as it takes that there are no more than so many refusals a second, at most what
-`Retry-After` asks for anyway."""
+for a while, as long as it takes that there are no more than so many refusals a second: 5 % of the
+node's time. `Retry-After` says how long, in whole seconds."""
 
 
 class Admission:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import re
 import time
 from email.utils import formatdate
@@ -102,8 +103,11 @@ async def _handle(api: Api, rests: Rests, http: web.BaseRequest) -> web.StreamRe
     answer = api.respond(Request(http.method, path, query, http.headers, body))
     if not isinstance(answer, Answer):
         answer = await answer
-    rest_s = rests.rest_s(asyncio.get_running_loop().time()) if answer.rests else 0.0
-    return _Response(http, answer, rest_s=rest_s)
+    if not answer.rests:
+        return _Response(http, answer)
+    rest_s = rests.rest_s(asyncio.get_running_loop().time())
+    later = {**answer.headers, "Retry-After": str(math.ceil(rest_s))}
+    return _Response(http, answer._replace(headers=later), rest_s=rest_s)
 
 
 def _expects_word(http: web.BaseRequest) -> bool:

@@ -12,7 +12,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -41,6 +40,7 @@ from coordinator.api_requests import (
     text_answer,
 )
 from coordinator.api_shapes import Submission, show
+from coordinator.capacity import largest
 from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError, NotAllowed, unknown
 from coordinator.facts import Mode, Outcome, Transaction
@@ -63,6 +63,10 @@ MAX_WAIT_MS = 60_000
 DEFAULT_PAGE = 100
 BACKLOG_SHOWN = 50
 AT_CAPACITY = error_answer(at_capacity())._replace(rests=True)  # once: it must be cheap
+BATCH_PATIENCE_S = 1.0
+"""How long a batch waits for room, all in all, before only its repeats are let in."""
+
+LOOK_FOR_ROOM_S = 0.01
 BRANCHES_PER_TURN = 500
 """Branches shown in a list, or begun in a batch, before the event loop gets a turn: some
 milliseconds."""
@@ -155,7 +159,8 @@ class Transactions:
         """All are begun before one is waited for, so that they share log entries and calls."""
         begun: list[_Begun | ApiError] = []
         branches = 0
-        is_full = self._driver.is_full  # a batch is let in as a whole, or only its repeats
+        give_up_s = asyncio.get_running_loop().time() + BATCH_PATIENCE_S
+        is_full = await self._is_full(give_up_s)
         try:
             for element in elements:
                 if is_full and self._turns_away(element):
@@ -167,6 +172,7 @@ class Transactions:
                 if branches >= BRANCHES_PER_TURN:
                     branches = 0
                     await asyncio.sleep(0)
+                    is_full = await self._is_full(give_up_s)
             answers = [
                 encode(each.body()) if isinstance(each, ApiError) else await self._answer_of(*each)
                 for each in begun
@@ -177,6 +183,15 @@ class Transactions:
                     each.future.cancel()
         answer = text_answer(200, f'{{"transactions":[{",".join(answers)}]}}')
         return answer._replace(rests=is_full)
+
+    async def _is_full(self, give_up_s: float) -> bool:
+        """Whether there is no room until `give_up_s`. A batch is many clients that wait as one."""
+        loop = asyncio.get_running_loop()
+        while self._driver.is_full:
+            if loop.time() >= give_up_s:
+                return True
+            await asyncio.sleep(LOOK_FOR_ROOM_S)
+        return False
 
     def _begin_element(self, value: Any, traceparent: str | None) -> _Begun | ApiError:
         try:
@@ -279,7 +294,7 @@ class Transactions:
         figures = self._driver.figures()
         rest = {
             "next_after": page.next_after,
-            "backlog": _largest(figures.backlog),
+            "backlog": dict(largest(figures.backlog, BACKLOG_SHOWN)),
             "oldest_in_doubt_ms": figures.oldest_in_doubt_ms,
             **({"stale": True} if stale else {}),
         }
@@ -417,12 +432,6 @@ class Transactions:
         if transaction.finished_ms is None:
             progress = self._driver.progress(transaction.id)
         return show(transaction, progress)
-
-
-def _largest(backlog: Mapping[str, int]) -> dict[str, int]:
-    """The participants with most unfinished branches, the most first."""
-    most = heapq.nsmallest(BACKLOG_SHOWN, backlog.items(), key=lambda item: (-item[1], item[0]))
-    return dict(most)
 
 
 def _status_of(transaction: Transaction, wait: Wait) -> int:

@@ -6,6 +6,7 @@ whose `Begin` is still under way are in no record yet and are counted here.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping
 
 from coordinator.errors import AtCapacity
@@ -63,3 +64,8 @@ class Capacity:
     def clear(self) -> None:
         """Leadership has ended, and with it what was under way."""
         self._beginning.clear()
+
+
+def largest(backlog: Mapping[str, int], most: int) -> list[tuple[str, int]]:
+    """The participants with most unfinished branches, the most first."""
+    return heapq.nsmallest(most, backlog.items(), key=lambda item: (-item[1], item[0]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from coordinator.capacity import largest
 from coordinator.counts import Counts, Durations, Labels
 from coordinator.courier import Answer
 from coordinator.driver import Figures
@@ -233,13 +233,11 @@ def _backlog(backlog: Mapping[str, int]) -> Metric:
         "Branches of unfinished transactions, by participant: the largest, and the rest as one.",
         labels=["participant"],
     )
-    largest = heapq.nsmallest(
-        BACKLOG_PARTICIPANTS, backlog.items(), key=lambda item: (-item[1], item[0])
-    )
-    for participant, count in largest:
+    shown = largest(backlog, BACKLOG_PARTICIPANTS)
+    for participant, count in shown:
         family.add_metric([participant], count)
-    if len(backlog) > len(largest):
-        rest = sum(backlog.values()) - sum(count for _, count in largest)
+    if len(backlog) > len(shown):
+        rest = sum(backlog.values()) - sum(count for _, count in shown)
         family.add_metric([OTHERS], rest)
     return family
 

@@ -150,16 +150,15 @@ def refusals_per_s(connections: int, rests: Rests, seconds: float = 20.0) -> flo
     return refused / seconds
 
 
-@pytest.mark.parametrize("connections", [1, 50, 250])
+@pytest.mark.parametrize("connections", [1, 50, 250, 5_000])
 def test_there_are_no_more_refusals_a_second_than_the_node_has_time_for(connections: int) -> None:
     at_first = connections / 20.0  # spread over the seconds that are played
     assert refusals_per_s(connections, Rests(per_s=250)) <= 251 + at_first
 
 
-def test_nobody_rests_longer_than_retry_after_asks() -> None:
+def test_nobody_rests_for_ever() -> None:
     rests = Rests(per_s=10)
     assert max(rests.rest_s(5.0) for _ in range(1_000)) == pytest.approx(LONGEST_REST_S)
-    assert refusals_per_s(2_000, Rests(per_s=250)) <= 2_000 / LONGEST_REST_S * 1.1
 
 
 def test_a_single_refusal_rests_hardly_at_all() -> None:

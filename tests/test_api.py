@@ -748,7 +748,9 @@ def test_only_what_begins_is_refused_for_load() -> None:
     run(test())
 
 
-def test_while_too_many_wait_to_begin_only_repeats_are_let_in() -> None:
+def test_while_too_many_wait_to_begin_only_repeats_are_let_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def test() -> None:
         async with api_node() as node:
             await node.post(PATH, node.body("yes", id="t-1"))
@@ -761,6 +763,7 @@ def test_while_too_many_wait_to_begin_only_repeats_are_let_in() -> None:
             assert node.machine.get("t-2") is None
             status, answer = await node.post(PATH, node.body("yes", id="t-1"))
             assert (status, answer["outcome"]) == (200, "committed")
+            monkeypatch.setattr(api_transactions, "BATCH_PATIENCE_S", 0.02)
             batch = {"transactions": [node.body("yes", id="t-3"), node.body("yes", id="t-1"), 7]}
             status, answer = await node.post(PATH, batch)
             assert status == 200
@@ -771,6 +774,23 @@ def test_while_too_many_wait_to_begin_only_repeats_are_let_in() -> None:
             async with node.session.get(node.url + "/metrics") as response:
                 text = await response.text()
             assert "assent_transactions_turned_away_total 5.0" in text
+
+    run(test())
+
+
+def test_a_batch_waits_for_room() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            open_again = node.driver._admission
+            node.driver._admission = Admission(target_s=1e-9, least=0)  # nobody may wait
+            batch = {"transactions": [node.body("yes") for _ in range(3)]}
+            asking = asyncio.create_task(node.post(PATH, batch))
+            await asyncio.sleep(0.05)
+            assert not asking.done()
+            node.driver._admission = open_again
+            status, answer = await asking
+            assert status == 200
+            assert {each["outcome"] for each in answer["transactions"]} == {"committed"}
 
     run(test())
 
