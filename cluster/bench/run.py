@@ -30,7 +30,7 @@ from cluster.bench.requests import Load
 from cluster.bench.settings import BenchError, BenchSettings
 
 _FILL_BATCH = 200
-_FILL_CLIENTS = 16
+_FILL_CLIENTS = 4
 _SETTLE_S = 15.0
 _LOOK_EVERY_S = 0.1
 
