@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,10 +56,10 @@ def test_a_low_hard_limit_is_one_line_of_warning() -> None:
 def test_where_there_is_no_hard_limit_the_soft_one_is_raised_and_never_lowered(
     soft: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unlimited = process.resource.RLIM_INFINITY
+    unlimited = resource.RLIM_INFINITY
     limits = [(soft, unlimited)]
-    monkeypatch.setattr(process.resource, "getrlimit", lambda _: limits[-1])
-    monkeypatch.setattr(process.resource, "setrlimit", lambda _, new: limits.append(new))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
     process.allow_many_connections()
     assert limits[-1] == (wanted, unlimited)
 
