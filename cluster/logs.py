@@ -1,9 +1,6 @@
 """What a process writes about itself, to standard error: lines for people, or JSON for machines.
 
-    2026-01-31T12:00:00.123Z INFO  n1 assent.transaction: decided commit  transaction_id=...
-
-Whatever a message carries beside its text (`_log.info("...", extra={"transaction_id": id})`) is a
-field of the JSON object; in a line for people it is shown at the end.
+    2026-01-31T12:00:00.123Z INFO  n1 assent.transaction: 0190...e1 decided commit
 
 A node writes seven lines for each transaction. They come many to a record (`coordinator/steps.py`)
 and are made of as little as possible; a line for people begins with the transaction's id, and in
@@ -21,12 +18,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from coordinator.steps import Lines
+from participants.logs import one_line
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-"""What every record has; the rest came with the message."""
-
-
-_encode = json.JSONEncoder(default=str).encode
+_encode = json.JSONEncoder().encode
 
 
 class LogFormat(enum.StrEnum):
@@ -49,17 +43,6 @@ def configure_logs(log_format: LogFormat, level: str = "INFO", *, node: str | No
     root.setLevel(level)
 
 
-def one_line(text: str) -> str:
-    """The text with whatever cannot be printed escaped: what others sent may stand in it, and must
-    neither look like a line of ours nor give orders to the terminal that shows it."""
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
-        for letter in text
-    )
-
-
 class _Text(logging.Formatter):
     def __init__(self, node: str | None) -> None:
         super().__init__()
@@ -70,9 +53,6 @@ class _Text(logging.Formatter):
         if isinstance(record.msg, Lines):
             return "\n".join([f"{head}{id} {one_line(text)}" for id, text in record.msg])
         line = head + one_line(record.getMessage())
-        if not vars(record).keys() <= _STANDARD:
-            fields = [f" {name}={value}" for name, value in _carried(record).items()]
-            line = f"{line} {''.join(fields)}"
         trace = _trace(self, record)
         return f"{line}\n{trace}" if trace else line
 
@@ -98,16 +78,10 @@ class _Json(logging.Formatter):
                 ]
             )
         entry["message"] = record.getMessage()
-        entry.update((name, value) for name, value in _carried(record).items() if name not in entry)
         trace = _trace(self, record)
         if trace:
             entry["trace"] = trace
         return _encode(entry)
-
-
-def _carried(record: logging.LogRecord) -> dict[str, Any]:
-    """In the order in which the message gave it."""
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
 def _time(record: logging.LogRecord) -> str:

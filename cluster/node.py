@@ -41,7 +41,7 @@ from coordinator.machine import Machine
 from coordinator.metrics import LogFigures, LoopLag, Metrics
 from coordinator.steps import Steps
 from coordinator.sweep import Sweep
-from participants import event_loop
+from participants import event_loop, process
 
 LOG = logging.getLogger("assent.node")
 
@@ -61,7 +61,7 @@ def run_node(
     0 after SIGTERM or SIGINT, 1 after a failure of its own, 2 for what the user must put right.
     """
     try:
-        event_loop.collect_seldom()
+        process.prepare_to_serve()
         return event_loop.run(_run(settings, node_id, data_dir, bootstrap=bootstrap, fsync=fsync))
     except (DiskFailed, FailStop) as error:
         print(f"assent: {node_id}: {error}", file=sys.stderr)

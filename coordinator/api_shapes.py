@@ -40,6 +40,7 @@ from coordinator.facts import (
     branch_state,
     state_of,
 )
+from coordinator.packed import are_short
 from coordinator.plan import Plan, Planned, Wait
 from coordinator.settings import Limits, Timings
 from participants.contract import BadMessage, encode_json, fingerprint, rfc3339
@@ -328,7 +329,7 @@ def show(transaction: Transaction, progress: tuple[Progress, ...] | None = None)
         # It may have committed longer ago than is remembered (PROTOCOL, section 5).
         state, outcome = State.REFUSED, None
     expires_ms = None if transaction.is_refusal else transaction.deadline_ms
-    if transaction.outcome is None or len(transaction.branches) > _MOST_REMEMBERED:
+    if transaction.outcome is None or not are_short(transaction.branches):
         branches = _show_branches(transaction, progress)
     else:
         branches = _remembered_branches(_standing(transaction), progress)
@@ -343,9 +344,6 @@ def show(transaction: Transaction, progress: tuple[Progress, ...] | None = None)
         f'"metadata":{(transaction.metadata or b"{}").decode("ascii")}}}'
     )
 
-
-_MOST_REMEMBERED = 16
-"""Branches of a transaction whose text is remembered, which bounds the memory that this takes."""
 
 _OUTCOMES = {Outcome.COMMIT: "committed", Outcome.ABORT: "aborted"}
 

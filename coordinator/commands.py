@@ -177,14 +177,20 @@ def decode(packed: bytes) -> Command:
     try:
         number, version, *fields = msgpack.unpackb(packed, use_list=False)
         if version != COMMAND_VERSION:
-            raise UnknownCommand(
-                f"command version {version!r}: this program knows {COMMAND_VERSION}"
-            )
+            raise UnknownCommand(of_another_version("command", version, COMMAND_VERSION))
         return _DECODERS[number](*fields)
     except UnknownCommand:
         raise
     except Exception as error:  # whatever the bytes are, they are not a command of ours
         raise UnknownCommand(f"not a command: {packed[:60]!r}: {error!r}") from error
+
+
+def of_another_version(what: str, version: object, known: int) -> str:
+    """What to say, and to do, about bytes that this program does not read."""
+    return (
+        f"{what} version {version!r}, and this program knows {known}: start the program that wrote "
+        "it, or begin a new cluster with empty directories"
+    )
 
 
 def _begin(

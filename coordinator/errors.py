@@ -50,7 +50,8 @@ class NotAllowed(CoordinatorError):
 
 def unknown(transaction_id: str) -> UnknownTransaction:
     return UnknownTransaction(
-        f"transaction {transaction_id} is not known, which does not mean that it aborted",
+        f"transaction {transaction_id} is not remembered, which does not mean that it aborted: "
+        "check the id, or ask the participants",
         id=transaction_id,
     )
 

@@ -89,7 +89,10 @@ class StateMachine(Protocol):
         """An immutable view of the state, cheap to take (well below a millisecond per 100,000)."""
 
     def chunks(self, view: object) -> Iterator[bytes]:
-        """The view as pieces of some 64 KiB; called in a thread, once. Same state, same bytes."""
+        """The view as pieces, some 50 KB of usual transactions each; called in a thread, once.
+
+        Same state, same bytes.
+        """
 
     def restore(self, chunks: Iterable[bytes]) -> None:
         """Replace the state by what `chunks` gave; raises ValueError, state unchanged, if it

@@ -35,6 +35,7 @@ from coordinator.commands import (
     Resolve,
     decode,
     encode,
+    of_another_version,
 )
 from coordinator.facts import (
     State,
@@ -358,7 +359,7 @@ class Restoring:
 
     def _read_header(self, version: object, *fields: Any) -> None:
         if version != SNAPSHOT_VERSION:
-            raise ValueError(f"snapshot version {version!r}: this program knows {SNAPSHOT_VERSION}")
+            raise ValueError(of_another_version("snapshot", version, SNAPSHOT_VERSION))
         built = self._built
         built.epoch, built.leader, built.horizon_ms, built._sequence, *counts = fields
         unfinished, finished = counts

@@ -9,20 +9,21 @@ the same services, so they are packed once and held once for many.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import msgpack
 
 from coordinator.facts import Branch, Effect, Mode, Outcome, Resolution, Transaction
 from participants.contract import Vote
 
-REMEMBERED_SHAPES = 2_000
-"""Distinct branches, votes or reasons that are packed and unpacked once as long as they recur."""
+REMEMBERED_SHAPES = 1_000
+"""Distinct branches or votes that are made or unpacked once as long as they recur."""
 
-FEW_BRANCHES = 10
-FEW_BYTES = 4_000
-"""What is larger is not remembered: 2,000 of them, all different, could fill the memory."""
+SHORT_BYTES = 2_000
+"""Of branches, or in their URLs. Larger ones are not remembered: all different, with the longest
+URLs, they would take hundreds of megabytes. Ten usual branches are 1,300.
+"""
 
 _LARGEST_PACKED = (1 << 64) - 1
 _LETTERS = {
@@ -33,7 +34,18 @@ _LETTERS = {
     Vote.UNKNOWN: "U",
 }
 _VOTES = {letter: vote for vote, letter in _LETTERS.items()}
-_new = tuple.__new__
+
+
+class Place(Protocol):
+    """Where a branch is, planned or begun."""
+
+    @property
+    def prepare_url(self) -> str: ...
+    @property
+    def commit_url(self) -> str: ...
+    @property
+    def rollback_url(self) -> str: ...
+
 
 pack: Callable[[object], bytes] = msgpack.Packer().pack
 """`msgpack.packb` makes a packer each time, which takes twice as long as to pack a command."""
@@ -42,25 +54,27 @@ pack: Callable[[object], bytes] = msgpack.Packer().pack
 
 
 def pack_branches(branches: tuple[Branch, ...]) -> bytes:
-    """Remembered where there are few: most transactions are at the same services."""
-    return _pack_few(branches) if len(branches) <= FEW_BRANCHES else pack(branches)
-
-
-@functools.lru_cache(REMEMBERED_SHAPES)
-def _pack_few(branches: tuple[Branch, ...]) -> bytes:
     return pack(branches)
 
 
 def unpack_branches(packed: bytes) -> tuple[Branch, ...]:
-    """What `pack_branches` packed; of few, one object for all that are packed alike.
+    """What `pack_branches` packed; where it is short, one object for all that are packed alike.
 
     Whatever is raised, these are none of ours.
     """
-    return _unpack_few(packed) if len(packed) <= FEW_BYTES else _unpacked(packed)
+    return _unpack_short(packed) if len(packed) <= SHORT_BYTES else _unpacked(packed)
+
+
+def are_short(branches: Iterable[Place]) -> bool:
+    """Whether what is made of these may be remembered."""
+    chars = 0
+    for place in branches:
+        chars += len(place.prepare_url) + len(place.commit_url) + len(place.rollback_url)
+    return chars <= SHORT_BYTES
 
 
 @functools.lru_cache(REMEMBERED_SHAPES)
-def _unpack_few(packed: bytes) -> tuple[Branch, ...]:
+def _unpack_short(packed: bytes) -> tuple[Branch, ...]:
     return _unpacked(packed)
 
 

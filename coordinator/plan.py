@@ -7,7 +7,7 @@ import functools
 from typing import NamedTuple
 
 from coordinator.facts import Branch, Mode
-from coordinator.packed import FEW_BRANCHES, REMEMBERED_SHAPES
+from coordinator.packed import REMEMBERED_SHAPES, are_short
 
 
 class Wait(enum.StrEnum):
@@ -34,10 +34,8 @@ class Planned(NamedTuple):
 
 
 def recorded(planned: tuple[Planned, ...], repeatable: tuple[bool, ...]) -> tuple[Branch, ...]:
-    """The branches as `Begin` records them; one object for equal ones, where they are few."""
-    if len(planned) <= FEW_BRANCHES:
-        return _recorded_few(planned, repeatable)
-    return _recorded(planned, repeatable)
+    """The branches as `Begin` records them; one object for equal ones, where they are short."""
+    return (_recorded_short if are_short(planned) else _recorded)(planned, repeatable)
 
 
 def _recorded(planned: tuple[Planned, ...], repeatable: tuple[bool, ...]) -> tuple[Branch, ...]:
@@ -47,7 +45,7 @@ def _recorded(planned: tuple[Planned, ...], repeatable: tuple[bool, ...]) -> tup
     )
 
 
-_recorded_few = functools.lru_cache(REMEMBERED_SHAPES)(_recorded)
+_recorded_short = functools.lru_cache(REMEMBERED_SHAPES)(_recorded)
 
 
 class Plan(NamedTuple):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -19,8 +18,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from participants import activity, bench, event_loop, inventory, profile
+from participants import activity, bench, event_loop, inventory, process, profile
 from participants.inquiry import InquirySettings
+from participants.logs import configure_logs
 from participants.sdk import ParticipantSettings
 from participants.simulated import Simulated
 from participants.store import StoreError
@@ -35,9 +35,8 @@ class CannotStart(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    level = options.log_level.upper()
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    event_loop.collect_seldom()
+    configure_logs(options.log_level.upper())
+    process.prepare_to_serve()
     try:
         event_loop.run(_serve(options))
     except CannotStart as error:

@@ -141,10 +141,6 @@ class Cell:
     to: State | None = None
     reason: str | None = None
 
-    @property
-    def asks_for_vote(self) -> bool:
-        return self.action in AFTER_VOTE
-
     def voted(self, vote: Vote) -> Cell:
         """The cell that follows the resource's vote: YES, NO or READ_ONLY; KeyError: not asked."""
         return AFTER_VOTE[self.action][vote]

@@ -1,6 +1,6 @@
-"""The event loop of a process, and how seldom Python looks for garbage beside it.
+"""The event loop of a process.
 
-The loop is uvloop's where it is installed, else asyncio's. uvloop comes with
+It is uvloop's where it is installed, else asyncio's. uvloop comes with
 `pip install 'assent[fast]'`. The environment variable ASSENT_EVENT_LOOP says otherwise: `asyncio`
 does without it where it is installed, `uvloop` insists on it.
 """
@@ -8,7 +8,6 @@ does without it where it is installed, `uvloop` insists on it.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -29,18 +28,6 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         raise
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
-
-
-def collect_seldom() -> None:
-    """For a program that serves: called once, when its modules are there.
-
-    A busy node makes some hundred containers for each transaction, nearly all of which end with it,
-    so that looking for circles after every 700 of them finds nothing: with this, a leader with 256
-    clients needs 0.81 of the CPU. 50,000 young containers are looked at in some milliseconds. The
-    modules are set aside: every full collection would look at them for 15 ms.
-    """
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _factory(wanted: str) -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -49,6 +49,7 @@ from participants.contract import (
 )
 from participants.endpoints import Reply, error_body, protocol_application
 from participants.inquiry import AskNode, Decision, Inquirer, InquirySettings
+from participants.logs import Lines
 from participants.messages import (
     EndBranch,
     Prepare,
@@ -381,7 +382,7 @@ def _log_replies(messages: Sequence[Received], replies: Sequence[Reply]) -> None
             f"{f' ({reason})' if reason else ''}"
         )
     if lines:
-        log.info("%s", "\n".join(lines))
+        log.info(Lines(lines))
 
 
 def _named(message: Received) -> str:

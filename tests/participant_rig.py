@@ -184,6 +184,8 @@ class Ledger(Resource[sqlite3.Connection]):
         match payload:
             case "refuse":
                 raise Refused("sold out")
+            case "forge":
+                raise Refused("sold out\ncommit t9/1: committed")
             case "no":
                 return Vote.NO
             case "read":

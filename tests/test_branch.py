@@ -137,9 +137,8 @@ def test_an_interactive_branch_that_votes_yes_is_prepared() -> None:
 
 
 def test_a_vote_is_asked_for_only_where_the_table_asks() -> None:
-    assert cell_of(None, DoPrepare(MINE)).asks_for_vote
+    assert cell_of(None, DoPrepare(MINE)).voted(Vote.YES).to is State.PREPARED
     settled = cell_of(Branch(State.PREPARED, MINE), DoPrepare(MINE))
-    assert not settled.asks_for_vote
     with pytest.raises(KeyError):
         settled.voted(Vote.NO)
 

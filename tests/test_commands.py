@@ -129,6 +129,12 @@ def test_what_is_not_a_command_of_ours_is_unknown_and_changes_nothing(packed: by
     assert snapshot(machine) == before
 
 
+def test_a_command_of_another_version_says_which_and_what_to_do() -> None:
+    said = "command version 9, and this program knows 2: start the program that wrote it"
+    with pytest.raises(UnknownCommand, match=said):
+        decode(msgpack.packb([1, 9, 1, 1, "n1"]))
+
+
 def test_damaged_bytes_raise_unknown_command_or_are_another_command_but_nothing_else() -> None:
     random = Random(11)
     refused = 0

@@ -944,7 +944,7 @@ def test_what_an_operator_may_not_do_is_refused_with_the_reason() -> None:
             await resolve(rig)
         with pytest.raises(NotAllowed, match="no such branch"):
             await resolve(rig, branch_id="9", effect=Effect.UNKNOWN)
-        with pytest.raises(UnknownTransaction):
+        with pytest.raises(UnknownTransaction, match=r"stranger is not remembered.*: check the id"):
             await resolve(rig, "stranger")
         rig.gateway.script = silence
         await rig.driver.submit(plan("u"), Wait.NONE)

@@ -6,11 +6,13 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
 from cluster.logs import LogFormat, configure_logs
 from coordinator.steps import Steps
+from participants import logs as participants_logs
 
 
 @pytest.fixture(autouse=True)
@@ -22,16 +24,14 @@ def _logging_as_before() -> Iterator[None]:
     root.setLevel(level)
 
 
-def test_what_a_message_carries_is_shown_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_printed_is_escaped_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(LogFormat.TEXT, node="n1")
     log = logging.getLogger("coordinator.driver")
-    log.info("decided %s", "commit", extra={"transaction_id": "t-1", "attempt": 2})
+    log.info("decided %s", "commit")
     log.debug("not shown")
     log.warning("first\nsecond \x1b[31m\u2028\ud800 é")
     first, second = capsys.readouterr().err.splitlines()
-    assert first.endswith(
-        "Z INFO  n1 coordinator.driver: decided commit  transaction_id=t-1 attempt=2"
-    )
+    assert first.endswith("Z INFO  n1 coordinator.driver: decided commit")
     assert second.endswith("coordinator.driver: first\\nsecond \\x1b[31m\\u2028\\ud800 é")
 
 
@@ -39,13 +39,13 @@ def test_a_machine_reads_one_object_a_line(capsys: pytest.CaptureFixture[str]) -
     configure_logs(LogFormat.JSON, "WARNING", node="n1")
     log = logging.getLogger("coordinator.driver")
     log.info("not shown")
-    log.warning("first\nsecond", extra={"transaction_id": "t-1", "what": object})
+    log.warning("first\n%s", "second")
     try:
         raise ValueError("broken")
     except ValueError:
         log.exception("failed")
     first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
-    assert (first["message"], first["transaction_id"]) == ("first\nsecond", "t-1")
+    assert first["message"] == "first\nsecond"
     assert (first["level"], first["node"], first["logger"]) == (
         "WARNING",
         "n1",
@@ -93,3 +93,29 @@ def test_nothing_is_kept_of_what_nobody_listens_to() -> None:
     configure_logs(LogFormat.TEXT, "WARNING")
     steps = Steps()
     steps.retry_planned("t-1", "a", 0.5)  # outside of any loop: nothing may be planned
+
+
+def test_each_reply_of_a_participant_is_a_line_with_its_head_and_forges_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    participants_logs.configure_logs("INFO")
+    log = logging.getLogger("assent.participant")
+    log.debug("not shown")
+    log.info(participants_logs.Lines(["prepare t-1/1: no (a\nforged line)", "commit t-2/1: yes"]))
+    log.error("commit t-3/1: %s", "another\rforged line")
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        log.exception("failed")
+    first, second, third, fourth, *trace = capsys.readouterr().err.splitlines()
+    for line, said in (
+        (first, "INFO assent.participant: prepare t-1/1: no (a\\nforged line)"),
+        (second, "INFO assent.participant: commit t-2/1: yes"),
+        (third, "ERROR assent.participant: commit t-3/1: another\\rforged line"),
+        (fourth, "ERROR assent.participant: failed"),
+    ):
+        time, head, rest = line[:23], line[23:24], line[24:]
+        assert (head, rest) == (" ", said)
+        assert datetime.strptime(time, "%Y-%m-%d %H:%M:%S,%f")
+    assert trace[-1] == "ValueError: broken"

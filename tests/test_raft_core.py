@@ -426,6 +426,30 @@ def test_a_snapshot_that_is_no_state_stops_the_node_and_changes_nothing(
     assert not follower.store.exists
 
 
+def test_a_sync_under_way_makes_nothing_durable_that_follows_an_installed_snapshot(
+    tmp_path: Path,
+) -> None:
+    """The tail that the snapshot contradicts is longer than it, and a thread syncs that tail."""
+    world, leader = lagging(tmp_path)
+    follower = world.nodes["B"]
+    follower.jobs_run_at_once = False
+    old_term, contradicted = leader.core.term - 1, range(2, 101)
+    follower.hear("A", append(old_term, (1, 0), [(at, old_term) for at in contradicted], 1))
+    while not follower.core.installing:
+        world.pass_rounds("L", "B", rounds=1)
+    assert follower.journal.last_index == 100
+    follower.core.sync_started()
+    follower.run_jobs()
+    last = follower.journal.last_index
+    assert last == leader.core.commit < 100
+    term = leader.core.term
+    follower.hear("L", append(term, (last, term), [(last + 1, term)], last, number=100))
+    follower.core.sync_ended()
+    assert follower.core.durable_index <= last, "the new entry was not in that sync"
+    follower.write()
+    assert follower.core.durable_index == last + 1
+
+
 def installing(tmp_path: Path) -> tuple[World, Node, Node]:
     """B has received all of L's snapshot, and what is to be done with it waits in `jobs`."""
     world, leader = lagging(tmp_path)

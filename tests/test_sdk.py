@@ -410,6 +410,7 @@ def test_every_step_is_logged_those_of_a_batch_in_one_record(
         batch = [
             message("prepare", "t1"),
             message("prepare", "t2", "refuse"),
+            message("prepare", "t6", "forge"),
             message("commit", "t1"),
             message("commit", "t3"),
             message("rollback", "t4"),
@@ -421,6 +422,7 @@ def test_every_step_is_logged_those_of_a_batch_in_one_record(
             [
                 "prepare t1/1: yes",
                 "prepare t2/1: no (sold out)",
+                "prepare t6/1: no (sold out\\ncommit t9/1: committed)",
                 "commit t1/1: committed",
                 "commit t3/1: unknown_branch",
                 "rollback t4/1: rolled_back",

@@ -159,6 +159,12 @@ def test_damaged_or_foreign_bytes_raise_value_error_and_leave_the_state(name: st
     assert (snapshot(machine), derived(machine)) == (before, indexed)
 
 
+def test_a_snapshot_of_another_version_says_which_and_what_to_do() -> None:
+    said = "snapshot version 9, and this program knows 2: start the program that wrote it"
+    with pytest.raises(ValueError, match=said):
+        Machine().restore(iter(_header(GOOD, version=9)))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_random_damage_is_refused_as_a_value_error_or_not_noticed_but_nothing_else(
     seed: int,

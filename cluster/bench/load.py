@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import itertools
 import json
 import math
@@ -36,7 +35,7 @@ from urllib.parse import urlsplit
 
 from cluster.bench.connection import Connection
 from cluster.bench.requests import Load, Request, RequestMaker
-from participants import event_loop
+from participants import event_loop, process
 
 GIVE_UP_S = 30.0
 _AGAIN_S = 0.02
@@ -82,8 +81,8 @@ class Tally:
 def main() -> None:
     fields = json.loads(sys.stdin.readline())
     fields["nodes"], fields["participants"] = tuple(fields["nodes"]), tuple(fields["participants"])
-    gc.freeze()
     load = Load(**fields)
+    process.prepare_to_serve()
     tally = event_loop.run(run_load(load, _say_begun, _say_over, told_to_stop=_a_line_came))
     print(json.dumps(asdict(tally)), flush=True)
     sys.stdin.read()  # until nobody needs this process any more: what it used is read of the system

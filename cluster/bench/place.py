@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from cluster.local.child_process import ChildProcess
 from cluster.local.cluster import LocalCluster
 from cluster.local.ports import HOST, free_ports
 from cluster.profiling import VARIABLE as PROFILE_VARIABLE
+from participants import process
 
 _END_S = 10.0
 _START_S = 30.0
@@ -79,7 +79,7 @@ async def running(settings: BenchSettings, more_settings: str = "") -> AsyncIter
         parent = settings.data_dir or None
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="assent-", dir=parent)))
         stack.enter_context(_environment(settings))
-        _allow_many_connections()
+        process.allow_many_connections()
         async with _started(settings, directory, more_settings) as place:
             yield place
 
@@ -131,13 +131,6 @@ def _environment(settings: BenchSettings) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _allow_many_connections() -> None:
-    """As many open files as the system lets us have: an overload holds thousands of connections."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _local_cluster(

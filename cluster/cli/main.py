@@ -24,8 +24,8 @@ from cluster.client import ClientError, OutcomeUnknown, Refused
 from cluster.errors import StorageError
 from cluster.local.cluster import LocalClusterError
 from cluster.local.ports import PortBusyError
-from cluster.logs import one_line
 from cluster.settings import SettingsError
+from participants.logs import one_line
 
 EXIT_MISTAKE = 2
 EXIT_UNKNOWN = 3

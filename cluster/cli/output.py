@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cluster.client import Branch, ClusterStatus, Transaction
-from cluster.logs import one_line
+from participants.logs import one_line
 
 
 class UserMistake(Exception):

@@ -26,7 +26,6 @@ class LibraryFields(RaftState):
     """The library's node of a name."""
     clock_offsets_ms: dict[str, int]
     bytes_since_snapshot: int
-    _syncing_to: int
     _peer_names: tuple[str, ...]
     _peer_nodes: dict[str, Any]
 

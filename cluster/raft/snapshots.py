@@ -268,7 +268,9 @@ class Snapshots(Replication):
         if not receiving.adopt():
             raise FailStop(f"a newer snapshot than {meta.last[1]} is there, but not its state")
         reconcile(self.journal, meta)
+        # A sync that is under way covers the old log: what gets the same indices is not in it.
         self.durable_index = min(self.durable_index, self.commit)
+        self._syncing_to = min(self._syncing_to, self.commit)
         self.snapshot_index = meta.last[1]
         self.bytes_since_snapshot = 0
         self.set_commit(meta.last[1])

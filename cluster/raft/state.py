@@ -59,6 +59,8 @@ class RaftState:
     backlog: Callable[[str], int]
     durable_index: int
     """The last entry that is synced here; what is behind it counts for nothing yet."""
+    _syncing_to: int
+    """The last entry of this log that the sync under way covers."""
     last_contact: float
     """When the leader was last heard of."""
 
