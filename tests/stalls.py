@@ -45,6 +45,7 @@ from coordinator.facts import Branch, Mode
 from coordinator.ids import IdMaker
 from coordinator.machine import Applied, Machine
 from coordinator.sweep import FORGET_AT_ONCE
+from participants import process
 from participants.contract import Vote
 
 GOAL_MS = 50.0
@@ -319,7 +320,7 @@ def main() -> int:
     each = (_resident_bytes() - before) / arguments.finished
     print(f"  {each:.0f} bytes each", flush=True)
     held = each <= GOAL_BYTES
-    gc.freeze()  # as a node does it
+    process.prepare_to_serve()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / NODE
         print("serving", flush=True)

@@ -6,9 +6,10 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,11 @@ from cluster.bench import load
 from cluster.node import run_node
 from cluster.settings import parse_settings
 from participants import __main__ as participants_main
-from participants import process
+from participants import event_loop, process
 
 PROGRAM = """
 import gc, json, resource, sys
-from participants import process
+from participants import event_loop, process
 files = resource.RLIMIT_NOFILE
 soft, hard = int(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(files, (soft, hard))
@@ -64,8 +65,8 @@ def test_where_there_is_no_hard_limit_the_soft_one_is_raised_and_never_lowered(
     assert limits[-1] == (wanted, unlimited)
 
 
-class Prepared(Exception):
-    """Raised in the place of what is done at the start."""
+class Serves(Exception):
+    """Raised in the place of the event loop."""
 
 
 def a_node(directory: Path) -> None:
@@ -84,10 +85,14 @@ def the_load_of_a_measurement(_: Path) -> None:
 def test_every_process_that_serves_does_it_before_it_serves(
     start: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare() -> None:
-        raise Prepared
+    def run(main: Coroutine[Any, Any, Any]) -> None:
+        main.close()
+        raise Serves
 
-    monkeypatch.setattr(process, "prepare_to_serve", prepare)
+    prepared: list[str] = []
+    monkeypatch.setattr(process, "prepare_to_serve", lambda: prepared.append("once"))
+    monkeypatch.setattr(event_loop, "run", run)
     monkeypatch.setattr(sys, "stdin", StringIO('{"nodes": [], "participants": []}\n'))
-    with pytest.raises(Prepared):
+    with pytest.raises(Serves):
         start(tmp_path)
+    assert prepared == ["once"]
