@@ -154,7 +154,7 @@ def encode(command: Command) -> bytes:
 
 
 def _fields_of(command: Command) -> tuple[Any, ...]:
-    """Branches are bytes of their own: they recur, and are packed and unpacked once."""
+    """Branches are bytes of their own: they recur, and are unpacked once."""
     match command:
         case Begin():
             return (

@@ -3,7 +3,7 @@
 A finished transaction is hardly ever looked at again, and there may be a million of them. As bytes
 it weighs half of what its tuples weigh, Python's collector of garbage has nothing in it to walk
 over, and a snapshot copies it instead of packing it. Its branches are apart from it: most are at
-the same services, so they are packed once and held once for many.
+the same services, so they are held once for many.
 """
 
 from __future__ import annotations
