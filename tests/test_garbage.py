@@ -7,7 +7,12 @@ import gc
 
 import pytest
 
+from cluster.raft import snapshots
+from coordinator.machine import Machine
+from coordinator.table import BLOCK
+from participants.contract import Vote
 from tests.api_rig import ApiNode, api_node, run
+from tests.builders import begin, decide, led_machine, snapshot
 
 PATH = "/v1/transactions"
 
@@ -37,3 +42,29 @@ def test_a_transaction_leaves_no_circles_behind(services: tuple[str, ...]) -> No
             assert left < 32, f"160 transactions left {left} containers in circles"
 
     run(test())
+
+
+def test_a_state_that_is_restored_leaves_the_collector_little_to_look_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though by itself it does not come once meanwhile, as in a node, where it comes seldom."""
+    monkeypatch.setattr(snapshots, "_CHUNKS_PER_LOOK", 4)
+    machine = led_machine()
+    for number in range(BLOCK * 12):
+        machine.step(begin(f"t{number}"))
+        machine.step(decide((Vote.NO, Vote.UNSENT), f"t{number}"))
+    chunks = snapshot(machine)
+    del machine
+    gc.collect()
+    before = gc.get_threshold()
+    gc.set_threshold(1_000_000)
+    try:
+        restoring = Machine().restoring()
+        take = snapshots.feeding(restoring)
+        for chunk in chunks:
+            take(chunk)
+        watched = [o for o in gc.get_objects() if type(o) is tuple and len(o) == BLOCK]
+    finally:
+        gc.set_threshold(*before)
+    assert len(chunks) > 12
+    assert len(watched) <= 2 * 3, "ids and records of those that came after the last look"

@@ -30,6 +30,7 @@ from cluster.raft import wire
 from cluster.raft.core import RaftCore, Surroundings
 from cluster.raft.entries import encode_group
 from cluster.raft.proposals import Barriers, ProposalLimits, Proposals, Told, fail_future
+from cluster.raft.snapshots import feeding
 from cluster.raft.state import CoreLimits, Role
 from cluster.raft.status import PeerStatus, ReplicaStats, ReplicaStatus, unknown_status
 from cluster.raft.syncing import Syncs
@@ -140,7 +141,7 @@ class Replica:
         if self._snapshots.exists:
             restoring = self.machine.restoring()
             try:
-                await loop.run_in_executor(None, self._snapshots.load, restoring.feed)
+                await loop.run_in_executor(None, self._snapshots.load, feeding(restoring))
                 restoring.finish()
             except ValueError as error:
                 raise FailStop(f"the snapshot cannot be restored: {error}") from error

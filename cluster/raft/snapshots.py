@@ -13,6 +13,7 @@ Rules
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from coordinator.log import Restoring, StateMachine
 
 log = logging.getLogger(__name__)
 
+_CHUNKS_PER_LOOK: Final = 32
 _WINDOW: Final = 4
 """Pieces under way to one peer."""
 _RESEND_AFTER_S: Final = 1.0
@@ -219,17 +221,13 @@ class Snapshots(Replication):
         """Verify what was received, and make a state of it beside the present one."""
         restoring = self.machine.restoring()
 
-        def take(chunk: bytes) -> None:
-            restoring.feed(chunk)
-            time.sleep(0)  # a chance for the loop's thread to run
-
         def received(meta: SnapshotMeta | None, error: BaseException | None) -> None:
             try:
                 self._snapshot_received(restoring, meta, error)
             finally:
                 self.in_background(lambda: _use_up(restoring.release()), _expect_no_error)
 
-        self.in_background(lambda: receiving.finish(take), received)
+        self.in_background(lambda: receiving.finish(feeding(restoring)), received)
 
     def stop_receiving(self) -> None:
         if self.receiving is not None:
@@ -279,6 +277,26 @@ class Snapshots(Replication):
         self.adopt_members()
         log.info("%s: installed the leader's snapshot of %d", self.node, meta.last[1])
         self.on_installed()
+
+
+def feeding(restoring: Restoring) -> Callable[[bytes], None]:
+    """What takes a snapshot's chunks one by one, in a thread, with turns for the loop's.
+
+    Python's collector gives up tuples of bytes and text when it has seen what is in them. It is set
+    to come seldom (`participants/process.py`), and would look at a million transactions at once,
+    for 80 ms. So it is had to look at them while they are few.
+    """
+    fed = 0
+
+    def take(chunk: bytes) -> None:
+        nonlocal fed
+        restoring.feed(chunk)
+        fed += 1
+        if fed % _CHUNKS_PER_LOOK == 0 and gc.isenabled():
+            gc.collect(0)
+        time.sleep(0)
+
+    return take
 
 
 def _gently(chunks: Iterator[bytes]) -> Iterator[bytes]:
