@@ -7,6 +7,8 @@ import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from coordinator.courier import Answer
 from coordinator.gateway import Call, Gateway
 from coordinator.settings import Limits, Timings
@@ -81,3 +83,17 @@ def failed(given: Answer) -> Failed:
     assert isinstance(given, Failed), given
     assert 0 < len(given.what) <= 600
     return given
+
+
+def count_pumps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How often any lane is looked at from now on: a loop that spins shows here."""
+    pumps = 0
+    original = Gateway._pump
+
+    def counted(gateway: Gateway, door: Any) -> None:
+        nonlocal pumps
+        pumps += 1
+        original(gateway, door)
+
+    monkeypatch.setattr(Gateway, "_pump", counted)
+    return lambda: pumps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from participants.contract import (
     Vote,
     Voted,
 )
-from tests.calling import ask, call_for, failed, run
+from tests.calling import ask, call_for, count_pumps, failed, run
 from tests.stubs import (
     Behaviour,
     Stub,
@@ -370,15 +369,7 @@ def test_stop_answers_what_was_begun_in_the_same_instant() -> None:
 def test_a_stranger_that_hangs_with_its_room_used_up_is_not_looked_at_in_vain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pumps = 0
-    original = Gateway._pump
-
-    def counted(gateway: Gateway, door: Any) -> None:
-        nonlocal pumps
-        pumps += 1
-        original(gateway, door)
-
-    monkeypatch.setattr(Gateway, "_pump", counted)
+    pumps = count_pumps(monkeypatch)
 
     async def scenario(gateway: Gateway) -> None:
         async with Stub(hang) as stub:
@@ -388,9 +379,9 @@ def test_a_stranger_that_hangs_with_its_room_used_up_is_not_looked_at_in_vain(
                 gateway.begin(call)
             await stub.until_received(2)
             await asyncio.sleep(0.02)
-            before = pumps
+            before = pumps()
             await asyncio.sleep(0.1)
-            assert pumps - before <= 5
+            assert pumps() - before <= 5
             assert gateway.waiting() == {stub.url: 3}
 
     run(scenario, limits=Limits(calls_per_participant=2))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
 
 import pytest
 from aiohttp import web
@@ -12,7 +11,7 @@ from aiohttp import web
 from coordinator.courier import Answer
 from coordinator.gateway import Call, Gateway
 from participants.contract import DECLARATION_HEADER, Acknowledged, Failed, Operation, Vote, Voted
-from tests.calling import call_for, failed, run
+from tests.calling import call_for, count_pumps, failed, run
 
 BATCHES = {DECLARATION_HEADER: "1; repeatable-prepare; inquiry; batch=/seats/batch"}
 
@@ -247,15 +246,7 @@ def test_a_closed_lane_whose_probe_is_under_way_is_not_looked_at_in_vain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its probe's time is past, and no batch may leave: a loop that looks at once spins."""
-    pumps = 0
-    original = Gateway._pump
-
-    def counted(gateway: Gateway, door: Any) -> None:
-        nonlocal pumps
-        pumps += 1
-        original(gateway, door)
-
-    monkeypatch.setattr(Gateway, "_pump", counted)
+    pumps = count_pumps(monkeypatch)
 
     async def scenario(gateway: Gateway) -> None:
         async with Batching() as participant:
@@ -267,9 +258,9 @@ def test_a_closed_lane_whose_probe_is_under_way_is_not_looked_at_in_vain(
             probing = begin(gateway, participant.url, Operation.COMMIT, "a", "b", "c")
             gateway.wake(participant.url)
             await participant.until(1)
-            before = pumps
+            before = pumps()
             await asyncio.sleep(0.04)
-            assert pumps - before < 20
+            assert pumps() - before < 20
             participant.hold.set()
             participant.status, participant.hold = 200, None
             assert await asyncio.gather(*probing) == [Acknowledged()] * 3
