@@ -16,7 +16,7 @@ from cluster.raft.entries import decode_group, encode_group
 from cluster.raft.members import Configurations, decode_members, encode_members, is_one_change
 from cluster.raft.proposals import Barriers, ProposalLimits, Proposals
 from cluster.raft.state import CoreLimits, Role
-from cluster.raft.wire import AppendReply, PreVote, PreVoteReply, RequestVote, VoteReply
+from cluster.raft.wire import Append, AppendReply, PreVote, PreVoteReply, RequestVote, VoteReply
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from tests.ledger import LedgerRestoring
 from tests.raft_world import Node, World, append, lagging
@@ -459,3 +459,26 @@ def installing(tmp_path: Path) -> tuple[World, Node, Node]:
         world.pass_rounds("L", "B", rounds=1)
     assert follower.core.installing
     return world, leader, follower
+
+
+def test_a_follower_that_lost_what_it_acknowledged_gets_it_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else it would stay behind for as long as this leader leads."""
+    world = World(tmp_path)
+    leader = world.elect("A", "B", "C")
+    for number in range(5):
+        leader.put(f"line {number}")
+        world.pass_rounds("A", "B", "C")
+    last = leader.journal.last_index
+    assert leader.core.match_index("B") == last
+    world.drop("A", "B")
+    refusal = AppendReply(leader.core.term, leader.core.round, 0, False, last - 1)
+    leader.hear("B", refusal)
+    leader.step()
+    assert leader.core.match_index("B") == last - 2, "it counts no more for what it lost"
+    assert "its disk lost what was synced" in caplog.text
+    sent = [m for m in world.link("A", "B") if isinstance(m, Append) and m.entries]
+    assert [entry[1] for entry in sent[0].entries] == [last - 1, last]
+    world.pass_rounds("A", "B", "C")
+    assert leader.core.match_index("B") == last

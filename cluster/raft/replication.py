@@ -123,13 +123,25 @@ class Replication(RaftState):
             if self.next_index(peer) <= last:
                 self.speak_soon()
         elif message.round > self.obeyed.get(peer, 0):
-            following = max(
-                2, min(message.next_index, last + 1)
-            )  # the first is the same everywhere
-            if following > self.match_index(peer):
-                self.obeyed[peer] = self.round
-                self.set_next_index(peer, following)
-                self.speak_soon()
+            following = max(2, min(message.next_index, last + 1))  # the first is the same for all
+            if following <= self.match_index(peer):
+                self._forgot(peer, following)
+            self.obeyed[peer] = self.round
+            self.set_next_index(peer, following)
+            self.speak_soon()
+
+    def _forgot(self, peer: str, following: int) -> None:
+        """It asks for what it acknowledged to this leadership, and counts no more for that.
+
+        Messages arrive in order, so this is no old news: its disk lost what was synced, or it runs
+        without sync and lost power. Not to listen would leave it behind until somebody else leads.
+        """
+        log.error(
+            "%s acknowledged entry %d and asks for %d: its disk lost what was synced (or it runs "
+            "without sync); look at that disk before it fails again",
+            *(peer, self.match_index(peer), following),
+        )
+        self.set_match_index(peer, following - 1)
 
     # --- follower
 

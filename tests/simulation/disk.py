@@ -113,7 +113,8 @@ class SimDisk:
     def misdirect_next_write(self, draw: Random) -> None:
         """The next write lands elsewhere: in another file, or in another place of the same.
 
-        Not in the watermark: with that and what it guards gone at once, nothing can tell.
+        Not in the watermark, nor the watermark's own: with that and what it guards gone at once,
+        nothing can tell.
         """
 
         def misdirect(path: Path, offset: int, piece: bytes) -> str | None:
@@ -122,7 +123,7 @@ class SimDisk:
                 for other, content in self._files.items()
                 if len(content.now) > SECTOR and other.name != "watermark"
             ]
-            if not others:
+            if not others or path.name == "watermark":
                 return None
             other = draw.choice(others)
             content = self._files[other]
