@@ -262,17 +262,18 @@ def test_a_superseded_stream_never_delivers_again() -> None:
         node = await lone()
         port = node.transport.port
         streams = []
-        for boot, stream in ((1, 1), (1, 2), (2, 1)):
+        for number, (boot, stream) in enumerate(((1, 1), (1, 2), (2, 1))):
             superseded = node.transport.inbound.get("n2")
             peer = await Stranger.open(port)
             peer.greet("n2", "n1", boot, stream)
             assert isinstance(await peer.answer(), Welcome)
             streams.append(peer)
+            peer.write(encode(TimeoutNow(number)))
+            assert await node.hears() == ("n2", TimeoutNow(number))
             if superseded is not None:
                 superseded.receive(TimeoutNow(66))  # what it had read before it was cut
-        for number, peer in enumerate(streams):
-            peer.write(encode(TimeoutNow(number)))
-        assert await node.hears() == ("n2", TimeoutNow(2))
+        for peer in streams[:2]:
+            peer.write(encode(TimeoutNow(66)))
         for peer in streams[:2]:
             assert await peer.answer() is None
         for boot, stream in (
@@ -289,6 +290,32 @@ def test_a_superseded_stream_never_delivers_again() -> None:
         assert await node.hears() == ("n2", TimeoutNow(3))
         for peer in streams:
             peer.close()
+        await node.stop()
+
+    run(scenario)
+
+
+def test_the_late_hello_of_a_start_that_is_over_does_not_retire_the_one_that_lives() -> None:
+    """It lay unread while this node was stopped. Its process is gone, and never says more."""
+
+    async def scenario() -> None:
+        node = await lone()
+        living = await Stranger.open(node.transport.port)
+        living.greet("n2", "n1", 2, 1)
+        assert isinstance(await living.answer(), Welcome)
+        late = await Stranger.open(node.transport.port)
+        late.greet("n2", "n1", 1, 7)
+        assert isinstance(await late.answer(), Welcome)
+        living.write(encode(TimeoutNow(1)))
+        assert await node.hears() == ("n2", TimeoutNow(1))
+        late.close()
+        living.close()
+        again = await Stranger.open(node.transport.port)
+        again.greet("n2", "n1", 2, 2)
+        assert isinstance(await again.answer(), Welcome)
+        again.write(encode(TimeoutNow(2)))
+        assert await node.hears() == ("n2", TimeoutNow(2))
+        again.close()
         await node.stop()
 
     run(scenario)

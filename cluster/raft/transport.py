@@ -211,6 +211,11 @@ class Transport:
             return "an older stream than the last one"
         return None
 
+    def is_another_start(self, hello: Hello) -> bool:
+        """Does it say that its sender was started anew since it was last heard of?"""
+        newest = self._newest.get(hello.sender)
+        return newest is not None and newest[0] != hello.boot
+
     def accepted(self, stream: _Acceptor, hello: Hello) -> None:
         """From now on `stream` alone delivers what its sender says."""
         before = self._newest.get(hello.sender)
@@ -370,6 +375,10 @@ class _Acceptor(_Stream):
     def __init__(self, owner: Transport) -> None:
         super().__init__(owner)
         self.hello: Hello | None = None
+        self.counts = False
+        """It alone delivers what its sender says. Of another start only from its first message on:
+        the `Hello` of a start that is over may have lain unread while this node was stopped, and
+        must not retire the one that lives. Whoever is gone never answers our `Welcome`."""
 
     @property
     def name(self) -> str:
@@ -385,6 +394,8 @@ class _Acceptor(_Stream):
             return
         if isinstance(message, Hello | Welcome | Refused):
             raise BadFrame("a second handshake")
+        if not self.counts and not self._begin_to_count(self.hello):
+            return
         sender = self.hello.sender
         if owner.inbound.get(sender) is self and sender not in owner.blocked:
             owner.on_message(sender, message)
@@ -405,9 +416,20 @@ class _Acceptor(_Stream):
                 self.transport.close()
             return
         self.hello = message
-        self.owner.accepted(self, message)
+        if not self.owner.is_another_start(message):
+            self._begin_to_count(message)
         self.establish()
         self.write(wire.encode(Welcome(self.owner.boot)))
+
+    def _begin_to_count(self, hello: Hello) -> bool:
+        """False, and it is cut, if another stream of this sender has begun to count meanwhile."""
+        if (reason := self.owner.objection(hello)) is not None:
+            self.owner.tell(f"stream {self.name} is cut: {reason}")
+            self.abort()
+            return False
+        self.counts = True
+        self.owner.accepted(self, hello)
+        return True
 
 
 def refuse_beyond_loopback(bind: Address) -> None:
