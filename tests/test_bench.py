@@ -537,6 +537,11 @@ def test_the_floor_is_more_than_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         ("--json /nowhere/at/all.json", "is not a directory"),
         ("--compare --batch nine", "--compare"),
         ("--nodes http://elsewhere:1", "--participants"),
+        ("--clients 3 failover", "failover has no option --clients"),
+        ("failover --kills 0", "--kills must be more than nothing"),
+        ("growth --json /nowhere/at/all.json", "is not a directory"),
+        ("failover --node-count 1", "three nodes"),
+        ("page /nowhere --page /nowhere/page.md", "page.md"),
     ],
 )
 def test_a_mistake_is_one_line(options: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

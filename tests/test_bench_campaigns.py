@@ -520,23 +520,6 @@ def test_a_campaign_without_rows_has_no_plot() -> None:
 # --- the commands ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("--clients 3 failover", "failover has no option --clients"),
-        ("failover --kills 0", "--kills must be more than nothing"),
-        ("growth --json /nowhere/at/all.json", "is not a directory"),
-        ("failover --node-count 1", "three nodes"),
-        ("page /nowhere --page /nowhere/page.md", "page.md"),
-    ],
-)
-def test_a_mistake_is_one_line(options: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *options.split()]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
-
-
 def run_campaign(tmp_path: Path, options: str, seconds: float = 0.3) -> dict[str, Any]:
     """A short real run; what it wrote."""
     file = tmp_path / "result.json"
