@@ -16,13 +16,14 @@ Rules
   the other. Else a burst to one that is new to this node would open hundreds of connections.
 
 How it works: `begin` puts the call into its lane; `_pump` takes out of a lane whoever may go; the
-courier (coordinator/courier.py) carries it, a task for each request; the answer frees the place,
-and the lane is pumped again.
+courier (coordinator/courier.py) carries it; the answer frees the place, and the lane is pumped
+again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -103,7 +104,6 @@ class Gateway:
         self._courier = Courier(answer_bytes=limits.answer_bytes)
         self._doors: dict[tuple[str, bool], _Door] = {}
         self._expiries: dict[Call, asyncio.TimerHandle] = {}
-        self._requests: dict[asyncio.Task[None], list[Call]] = {}  # those not answered yet
         self._declared: OrderedDict[str, tuple[str | None, Declaration, str | None]] = OrderedDict()
         self._singly_until: dict[str, float] = {}
         self._open = False
@@ -123,16 +123,8 @@ class Gateway:
             for call in list(door.lane):
                 if self._take_back(door, call):
                     call.done(Failed("this node is stopping", arrived=False))
-        requests, self._requests = self._requests, {}
-        for task in requests:
-            task.cancel()
-        await asyncio.gather(*requests, return_exceptions=True)
-        for calls in requests.values():
-            for call in calls:
-                arrived = call.sent_at is not None
-                call.done(Failed("this node is stopping", arrived=arrived))
-        self._doors.clear()
         await self._courier.stop()
+        self._doors.clear()
 
     def begin(self, call: Call) -> None:
         """Send the call as soon as its lane allows; `call.done` is told later what became of it."""
@@ -223,51 +215,45 @@ class Gateway:
         door.set_timer(None if look_at is None else self._loop.call_at(look_at, self._pump, door))
 
     def _go(self, door: _Door, calls: list[Call], batch_url: str | None, now: float) -> None:
-        door.requests += 1
-        door.last_sent = now
+        """Send the calls, in one request if there are several; they are answered one by one."""
         if self._expiries:
             for call in calls:
                 self._drop_expiry(call)
-        task = self._loop.create_task(self._send(door, calls, batch_url))
-        self._requests[task] = calls
-        task.add_done_callback(lambda ended: self._requests.pop(ended, None))
-
-    async def _send(self, door: _Door, calls: list[Call], batch_url: str | None) -> None:
-        """Send the calls, in one request if there are several; they are answered one by one."""
-        now = self._loop.time()
         is_prepare = door.key[1]
         if is_prepare and (late := [call for call in calls if now >= call.end_at]):
-            for call in late:
-                calls.remove(call)
-            self._answer(door, late, _too_late(len(late)), now)
-        if calls:
-            for call in calls:
-                call.sent_at = now
-                if not is_prepare:
-                    call.end_at = now + self._timeout
-            delivery = await self._carry(calls, batch_url, now)
-            if delivery.heard or (delivery.answered and door.key[0] not in self._declared):
-                self._remember(door.key[0], delivery.declaration)
-            answered = calls.copy()
-            calls.clear()
-            self._answer(door, answered, delivery, self._loop.time())
+            calls = [call for call in calls if now < call.end_at]
+            self._loop.call_soon(self._came_too_late, door, late)
+            if not calls:
+                return
+        for call in calls:
+            call.sent_at = now
+            if not is_prepare:
+                call.end_at = now + self._timeout
+        door.requests += 1
+        door.last_sent = now
+        if batch_url is None or len(calls) == 1:
+            told = functools.partial(self._answered, door, calls, False)
+            self._courier.carry(calls[0], told)
+        else:
+            told = functools.partial(self._answered, door, calls, True)
+            self._courier.carry_batch(batch_url, calls, told)
+
+    def _answered(
+        self, door: _Door, calls: list[Call], was_batch: bool, delivery: Delivery
+    ) -> None:
+        participant, now = door.key[0], self._loop.time()
+        if was_batch and not delivery.heard:
+            # Perhaps something between us and it does not let batches through: singly for a while.
+            self._singly_until[participant] = now + _SINGLY_S
+        if delivery.heard or (delivery.answered and participant not in self._declared):
+            self._remember(participant, delivery.declaration)
+        self._answer(door, calls, delivery, now)
         door.requests -= 1
         self._pump(door)
 
-    async def _carry(self, calls: list[Call], batch_url: str | None, now: float) -> Delivery:
-        """What became of the calls; raises nothing, save that it may be cancelled."""
-        try:
-            if batch_url is None or len(calls) == 1:
-                return await self._courier.carry(calls[0])
-            delivery = await self._courier.carry_batch(batch_url, calls)
-        except Exception:  # nobody foresaw it: the calls have failed all the same
-            _log.exception("a request to %s failed in an unforeseen way", calls[0].participant)
-            failed = Failed("failed in an unforeseen way; the node's log says how")
-            return Delivery((failed,) * len(calls), Impression.UNREACHED)
-        if not delivery.heard:
-            # Perhaps something between us and it does not let batches through: singly for a while.
-            self._singly_until[calls[0].participant] = now + _SINGLY_S
-        return delivery
+    def _came_too_late(self, door: _Door, calls: list[Call]) -> None:
+        self._answer(door, calls, _too_late(len(calls)), self._loop.time())
+        self._pump(door)
 
     def _batch_url(self, participant: str) -> str | None:
         """Where the participant takes many messages at once; None if it does not."""

@@ -10,10 +10,10 @@ import threading
 from typing import Any
 
 import pytest
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http import StreamWriter
 
-from coordinator import courier, resolver
+from coordinator import resolver
+from coordinator.connection import Connection, Origin
+from coordinator.connections import Connections
 from coordinator.courier import Answer
 from coordinator.gateway import Gateway
 from coordinator.settings import Timings
@@ -197,9 +197,9 @@ def test_a_request_is_json_and_carries_the_trace() -> None:
             call, answered = call_for(stub.url)
             call.traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
             gateway.begin(call)
-            assert call.sent_at is None
+            sent_at = call.sent_at
             await answered
-            assert call.sent_at is not None
+            assert call.sent_at == sent_at is not None
             await ask(gateway, stub.url)
             first, second = stub.received
             assert first.path == "/prepare"
@@ -244,10 +244,10 @@ def test_a_name_that_is_looked_up_for_ever_delays_no_other_name(
     answers = threading.Event()
     look_up = resolver._addresses
 
-    def silent(host: str, port: int, family: socket.AddressFamily) -> Any:
+    def silent(host: str, port: int) -> Any:
         if host == "silent.invalid":
             answers.wait(30)
-        return look_up(host, port, family)
+        return look_up(host, port)
 
     monkeypatch.setattr(resolver, "_addresses", silent)
 
@@ -350,17 +350,16 @@ def test_a_connection_that_ends_at_the_last_moment_is_not_used_for_a_prepare(
 
     async def scenario(gateway: Gateway) -> None:
         async with Stub(YES) as stub:
-            is_quiet = courier._is_quiet
+            is_quiet = Connection.is_quiet
             ended: list[bool] = []
 
-            def hang_up_first(writer: Any, transport: Any, reused: bool) -> bool:
-                if reused:
-                    stub.hang_up()
-                    assert not transport.is_closing()
-                    ended.append(True)
-                return is_quiet(writer, transport, reused)
+            def hang_up_first(connection: Connection) -> bool:
+                stub.hang_up()
+                assert connection.is_open
+                ended.append(True)
+                return is_quiet(connection)
 
-            monkeypatch.setattr(courier, "_is_quiet", hang_up_first)
+            monkeypatch.setattr(Connection, "is_quiet", hang_up_first)
             while not ended:
                 stub.received.clear()
                 assert await ask(gateway, stub.url) == Voted(Vote.YES)
@@ -369,53 +368,49 @@ def test_a_connection_that_ends_at_the_last_moment_is_not_used_for_a_prepare(
     run(scenario)
 
 
-def test_a_connection_that_ends_before_its_first_message_is_not_used(
+def test_a_message_whose_new_connection_ends_before_it_has_not_arrived(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    made = Connections.made
+
+    async def ended(connections: Connections, origin: Origin) -> Connection:
+        connection = await made(connections, origin)
+        connection.abort()
+        return connection
+
     async def scenario(gateway: Gateway) -> None:
         async with Stub(YES) as stub:
-            is_quiet = courier._is_quiet
-            ended: list[bool] = []
-
-            def end_first(writer: Any, transport: Any, reused: bool) -> bool:
-                if not ended:
-                    transport.abort()
-                    ended.append(True)
-                return is_quiet(writer, transport, reused)
-
-            monkeypatch.setattr(courier, "_is_quiet", end_first)
+            with monkeypatch.context() as patch:
+                patch.setattr(Connections, "made", ended)
+                assert not failed(await ask(gateway, stub.url)).arrived
             assert await ask(gateway, stub.url) == Voted(Vote.YES)
             assert len(stub.received) == 1
 
     run(scenario)
 
 
-class OpenTransport(asyncio.Transport):
-    def is_closing(self) -> bool:
-        return False
-
-
 def test_a_kept_connection_is_quiet_only_while_it_brings_nothing() -> None:
     async def main() -> None:
         ours, theirs = socket.socketpair()
-        transport = OpenTransport({"socket": ours})
-        protocol = ResponseHandler(asyncio.get_running_loop())
-        writer = StreamWriter(protocol, asyncio.get_running_loop())
-        with ours, theirs:
-            assert courier._is_quiet(writer, transport, True)
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        _, connection = await loop.create_connection(
+            lambda: Connection(loop, lambda _: ended.set()), sock=ours
+        )
+        with theirs:
+            connection.used = True
+            assert connection.is_quiet()
             theirs.send(b"x")
-            assert not courier._is_quiet(writer, transport, True)
-            ours.recv(1)
-            assert courier._is_quiet(writer, transport, True)
-            protocol.feed_data(("unasked", None), 0)  # type: ignore[arg-type]
-            assert not courier._is_quiet(writer, transport, True)
+            assert connection.is_open  # the event loop has not read it yet
+            assert not connection.is_quiet()
+            await ended.wait()
+            assert not connection.is_open
+            assert not connection.is_quiet()
 
     asyncio.run(main())
 
 
 def test_a_prepare_that_may_have_arrived_is_never_sent_twice() -> None:
-    """Also not by aiohttp, which by itself repeats some requests over a new connection."""
-
     async def scenario(gateway: Gateway) -> None:
         for ending in (close, reset):
             async with Stub(in_turn(YES, ending, YES)) as stub:

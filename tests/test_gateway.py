@@ -254,7 +254,7 @@ def test_a_backlog_for_a_participant_that_is_down_costs_nearly_nothing_and_then_
             for _ in range(20):  # meanwhile others are served
                 assert await ask(gateway, well.url, COMMIT) == Acknowledged()
             assert len(stub.received) < 200
-            assert len(gateway._requests) <= 2
+            assert len(gateway._courier._errands) <= 2
             stub.behaviour = answer(b"")
             gateway.wake(stub.url)
             await backlog.drained.wait()

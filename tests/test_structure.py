@@ -76,7 +76,7 @@ ALLOWED_IN_PURE = {
 }
 CLOCKS = {"now", "utcnow", "today"}
 
-KNOW_AIOHTTP = {"coordinator/api_http.py", "coordinator/courier.py", "coordinator/resolver.py"}
+KNOW_AIOHTTP = {"coordinator/api_http.py", "coordinator/connection.py"}
 """What speaks HTTP: everything else speaks of requests and answers."""
 
 MAX_LINES = 440

@@ -1,9 +1,10 @@
-"""HTTP as messages, the client's side: instead of aiohttp's `ClientSession` and `TCPConnector`.
+"""HTTP as messages, the client's side: instead of aiohttp's `ClientSession` and `TCPConnector`, and
+of the bytes of a connection to a participant.
 
-Only as much of them as the project uses: `request`, `get`, `post`, a pool of kept connections, one
-timeout, redirects. Whoever asks is told what aiohttp would tell: the same exceptions for a refused,
-a reset, an ended connection; one repeat of an idempotent request whose kept connection has ended;
-a body that writes itself is asked to, on a connection, before anything has left.
+Of aiohttp's only as much as the project uses: `request`, `get`, `post`, a pool of kept connections,
+one timeout, redirects. Whoever asks is told what aiohttp would tell: the same exceptions for a
+refused, a reset, an ended connection; one repeat of an idempotent request whose kept connection has
+ended.
 """
 
 from __future__ import annotations
@@ -17,17 +18,37 @@ from typing import Any, cast
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
-from aiohttp.http import StreamWriter
-from aiohttp.payload import Payload
 from multidict import CIMultiDict
 from yarl import URL
 
+from coordinator.connection import Connection, Reply, Target
 from tests.simulation.light_server import Answer, Request
 from tests.simulation.network import Endpoint
 
 _REDIRECTS = 10
 _REDIRECTING = (301, 302, 303, 307, 308)
 _IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE")
+
+
+class LightConnection(Connection):
+    """A connection to a participant: all as it is, but for what the parser would be given."""
+
+    def message_received(self, answer: Answer) -> None:
+        if self._asker is None:
+            self.data_received(b"unasked")
+            return
+        self._begun = True
+        fits = len(answer.body) <= self._limit
+        self._spent |= answer.closes or not fits
+        self._reply(Reply(answer.status, answer.headers, answer.body if fits else None))
+
+    def _write(self, target: Target, traceparent: str | None, body: bytes) -> None:
+        headers = CIMultiDict(
+            {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        )
+        if traceparent is not None:
+            headers["traceparent"] = traceparent
+        cast("Endpoint", self.transport).send(Request("POST", target.path, headers, body))
 
 
 class LightSession:
@@ -59,7 +80,7 @@ class LightSession:
         method: str,
         url: str | URL,
         *,
-        data: bytes | Payload | None = None,
+        data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         allow_redirects: bool = True,
         timeout: aiohttp.ClientTimeout | None = None,
@@ -74,7 +95,7 @@ class LightSession:
         self,
         method: str,
         text: str | URL,
-        data: bytes | Payload | None,
+        data: bytes | None,
         headers: CIMultiDict[str],
         redirects: int,
         total_s: float | None,
@@ -90,7 +111,7 @@ class LightSession:
                 redirects -= 1
 
     async def _exchange(
-        self, method: str, url: URL, data: bytes | Payload | None, headers: CIMultiDict[str]
+        self, method: str, url: URL, data: bytes | None, headers: CIMultiDict[str]
     ) -> Answer:
         line = await self._connector.line(url)
         try:
@@ -228,12 +249,12 @@ class _Line(ResponseHandler):
         return self.is_connected() and not self._unasked
 
     async def exchange(
-        self, method: str, target: str, data: bytes | Payload | None, headers: CIMultiDict[str]
+        self, method: str, target: str, data: bytes | None, headers: CIMultiDict[str]
     ) -> Answer:
         """Raises ClientConnectionError and its like; whatever it raises ends the connection."""
         self._answer = asyncio.get_running_loop().create_future()
         try:
-            await self._write(method, target, data, headers)
+            self._send(method, target, data or b"", headers)
             answer = await self._answer
         except BaseException:
             self._answer.cancel()
@@ -246,18 +267,13 @@ class _Line(ResponseHandler):
             self._owner.keep(self)
         return answer
 
-    async def _write(
-        self, method: str, target: str, data: bytes | Payload | None, headers: CIMultiDict[str]
-    ) -> None:
-        writer = _Writer(self, method, target, headers)
-        if not isinstance(data, Payload):
-            await writer.write(data or b"")
-            return
-        headers.setdefault("Content-Type", data.content_type)
-        try:
-            await data.write(writer)
-        except OSError as error:
-            raise aiohttp.ClientConnectionError(str(error)) from error
+    def _send(self, method: str, target: str, body: bytes, headers: CIMultiDict[str]) -> None:
+        endpoint = cast("Endpoint | None", self.transport)
+        if endpoint is None or endpoint.is_closing():
+            raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+        if body or method != "GET":
+            headers["Content-Length"] = str(len(body))
+        endpoint.send(Request(method, target, headers, body))
 
     # --- what the connection tells
 
@@ -283,25 +299,6 @@ class _Line(ResponseHandler):
             self._answer.set_exception(aiohttp.ClientOSError(*error.args))
         else:
             self._answer.set_exception(aiohttp.ServerDisconnectedError())
-
-
-class _Writer(StreamWriter):
-    """What a body writes itself to; with it goes the whole request."""
-
-    def __init__(self, line: _Line, method: str, target: str, headers: CIMultiDict[str]) -> None:
-        super().__init__(line, asyncio.get_running_loop())
-        self._method = method
-        self._target = target
-        self._headers = headers
-
-    async def write(self, chunk: Any, **_: Any) -> None:
-        endpoint = cast("Endpoint | None", self.transport)
-        if endpoint is None or endpoint.is_closing():
-            raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
-        body = bytes(chunk)
-        if body or self._method != "GET":
-            self._headers["Content-Length"] = str(len(body))
-        endpoint.send(Request(self._method, self._target, self._headers, body))
 
 
 def _usable(text: str | URL) -> URL:

@@ -1,0 +1,135 @@
+"""Connections to participants: made where there is none, kept for a moment after use.
+
+Rules
+- A failure to connect is mapped once, here, to words for people: `NoConnection`.
+- Servers close idle connections whenever they like, so one that was idle for longer than a server's
+  shortest usual patience is not used again, and what is given out is quiet (`Connection.is_quiet`).
+- How many there are is not limited here: the lanes limit, per participant. A limit here would be
+  shared by all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ssl
+
+import aiohappyeyeballs
+
+from coordinator.connection import Connection, Origin
+from coordinator.resolver import Resolver
+
+IDLE_S = 0.75
+"""How long an unused connection is kept. Some servers close after one second, many after two or
+five."""
+
+NEXT_ADDRESS_S = 0.25
+"""A name's next address is tried when the one before has been silent for so long (RFC 8305)."""
+
+
+class NoConnection(Exception):
+    """There is none, for a reason that the text tells. Nothing was sent."""
+
+
+class Connections:
+    """All of one node."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._resolver = Resolver()
+        self._idle: dict[Origin, list[Connection]] = {}
+        """Those used last at the end."""
+        self._open: dict[Connection, Origin] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def kept(self, origin: Origin) -> Connection | None:
+        """One that is open and quiet, if there is one; it is the caller's then."""
+        idle = self._idle.get(origin)
+        if not idle:
+            return None
+        stale_s = self._loop.time() - IDLE_S
+        while idle:
+            connection = idle.pop()
+            if connection.idle_since_s >= stale_s and connection.is_quiet():
+                return connection
+            connection.abort()
+        return None
+
+    async def made(self, origin: Origin) -> Connection:
+        """A new one; raises NoConnection."""
+        try:
+            addresses = await self._resolver.addresses(origin.host, origin.port)
+        except OSError as error:
+            what = f"host {origin.host!r} cannot be resolved: {error.strerror or error}"
+            raise NoConnection(what) from error
+        try:
+            sock = await aiohappyeyeballs.start_connection(
+                addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, loop=self._loop
+            )
+            _, connection = await self._loop.create_connection(
+                functools.partial(Connection, self._loop, self._free),
+                sock=sock,
+                ssl=_verifying() if origin.is_tls else None,
+                server_hostname=origin.host.rstrip(".") if origin.is_tls else None,
+            )
+        except ssl.SSLCertVerificationError as error:
+            what = f"its TLS certificate is not accepted: {error.verify_message}"
+            raise NoConnection(what) from error
+        except ssl.SSLError as error:
+            raise NoConnection(f"TLS failed: {error}") from error
+        except OSError as error:
+            raise NoConnection(f"no connection: {error.strerror or error}") from error
+        self._open[connection] = origin
+        return connection
+
+    async def close(self) -> None:
+        """Close all. Nothing may be under way any more."""
+        self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for connection in self._open:
+            connection.close()
+        self._idle.clear()
+        await self._resolver.close()
+        await asyncio.sleep(0)  # connections that end say so in the loop's next turn
+
+    def _free(self, connection: Connection) -> None:
+        """What was under way on it is over, or it is lost itself."""
+        origin = self._open.get(connection)
+        if origin is None:
+            return
+        if not connection.is_open:
+            del self._open[connection]
+            return
+        if self._closed:
+            connection.close()
+            return
+        connection.idle_since_s = self._loop.time()
+        self._idle.setdefault(origin, []).append(connection)
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(IDLE_S, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Those that nobody used for a while; again after the same time, if any are left."""
+        self._sweep = None
+        stale_s = self._loop.time() - IDLE_S
+        for origin, idle in list(self._idle.items()):
+            fresh = [each for each in idle if each.is_open and each.idle_since_s > stale_s]
+            for connection in idle:
+                if connection.is_open and connection.idle_since_s <= stale_s:
+                    connection.close()
+            if fresh:
+                self._idle[origin] = fresh
+            else:
+                del self._idle[origin]
+        if self._idle:
+            self._sweep = self._loop.call_later(IDLE_S, self._close_idle)
+
+
+@functools.cache
+def _verifying() -> ssl.SSLContext:
+    """Made when it is first asked for: it reads the system's certificates."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
