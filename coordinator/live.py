@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
+from coordinator.alarms import NEVER_S
 from coordinator.conversation import Conversation
 from coordinator.facts import Transaction
 from coordinator.gateway import Call
@@ -12,7 +13,9 @@ from coordinator.plan import Wait
 from participants.contract import Vote
 
 Waiting = asyncio.Future[Transaction]
-_NONE, _DECISION = Wait.NONE, Wait.DECISION  # looked up once: 90 ns each time
+
+# Looked up once: 90 ns each time.
+_NONE, _DECISION, _COMPLETION = Wait.NONE, Wait.DECISION, Wait.COMPLETION
 
 
 class Progress(NamedTuple):
@@ -30,6 +33,7 @@ class Live:
     __slots__ = (
         "_look_at",
         "_waiting",
+        "alarm_s",
         "conversation",
         "ends",
         "epoch",
@@ -47,6 +51,7 @@ class Live:
         self.started_s = started_s
         self.conversation: Conversation | None = None
         self.traceparent: str | None = None
+        self.alarm_s = NEVER_S  # when it is woken, as far as that is planned
         self.prepares: dict[int, Call] = {}
         self.ends: dict[int, Call] = {}
         self._waiting: list[tuple[Wait, Waiting]] = []
@@ -56,6 +61,11 @@ class Live:
     def is_undecided(self) -> bool:
         """Whether it waits for its `Begin`, for votes, or for its decision to be applied."""
         return self.conversation is None or self.conversation.transaction.outcome is None
+
+    @property
+    def end_is_awaited(self) -> bool:
+        """Whether anybody waits until the last branch has acknowledged."""
+        return any(wait is _COMPLETION for wait, _ in self._waiting)
 
     def wait(self, wait: Wait, future: Waiting) -> None:
         """Give `future` the transaction once as much as `wait` says has been reached.

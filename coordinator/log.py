@@ -65,8 +65,12 @@ class ReplicatedLog(Protocol):
         it leads.
         """
 
-    def propose(self, command: bytes, epoch: int, done: Done) -> None:
-        """Ask for a command to enter the log. Refusals go to `done` as well, never raised."""
+    def propose(self, command: bytes, epoch: int, done: Done, *, patient: bool = False) -> None:
+        """Ask for a command to enter the log. Refusals go to `done` as well, never raised.
+
+        A patient one begins no entry of its own: it goes with the next that is not, or after a
+        moment.
+        """
 
     def barrier(self) -> asyncio.Future[None]:
         """Resolves when a read of the applied state is current; fails with a LogError."""

@@ -51,7 +51,8 @@ class MemoryLog:
         self._barriers = []
         self.on_leadership(None)
 
-    def propose(self, command: bytes, epoch: int, done: Done) -> None:
+    def propose(self, command: bytes, epoch: int, done: Done, *, patient: bool = False) -> None:
+        del patient  # entries cost nothing here
         loop = asyncio.get_running_loop()
         if epoch != self._epoch:
             loop.call_soon(done, NotLeader(f"epoch {epoch} is not led here"))

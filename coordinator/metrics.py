@@ -132,6 +132,11 @@ class Metrics:
     # --- the gateway's `on_answers` ---
 
     def answered(self, calls: Sequence[Call], answers: Sequence[Answer], seconds: float) -> None:
+        if len(calls) == 1:
+            operation = calls[0].operation
+            self._calls.add((operation, _result_of(answers[0])))
+            self._call_seconds.observe(seconds, (operation,))
+            return
         series = Counter(zip([c.operation for c in calls], map(_result_of, answers), strict=True))
         for (operation, result), count in series.items():
             self._calls.add((operation, result), count)

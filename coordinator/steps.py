@@ -90,11 +90,11 @@ class Steps:
         if LOG.isEnabledFor(logging.INFO):
             first = ", ".join([leg.branch.name for leg in legs if leg.attempts == 1])
             if first:
-                self._say(transaction_id, f"{operation.value} sent to {first}")
+                self._say(transaction_id, f"{operation} sent to {first}")
         for leg in legs:
             if leg.attempts > 1:
                 self.observer.retried(operation)
-                again = f"{operation.value} sent to {leg.branch.name}, try {leg.attempts}"
+                again = f"{operation} sent to {leg.branch.name}, try {leg.attempts}"
                 self._say(transaction_id, again)
 
     def prepare_failed(self, transaction_id: str, name: str, answer: Working | Failed) -> None:
@@ -112,7 +112,7 @@ class Steps:
     def end_failed(
         self, transaction_id: str, operation: Operation, leg: Leg, failed: Failed
     ) -> None:
-        what = f"{operation.value} at {leg.branch.name} failed, try {leg.attempts}: {failed.what}"
+        what = f"{operation} at {leg.branch.name} failed, try {leg.attempts}: {failed.what}"
         self._warn(transaction_id, what)
 
     def acknowledged(self, transaction: Transaction, branches: int) -> None:
@@ -130,7 +130,7 @@ class Steps:
         self.observer.decided(transaction.outcome, seconds)
         if LOG.isEnabledFor(logging.INFO):
             why = f": {transaction.reason}" if transaction.reason else ""
-            self._say(transaction.id, f"decided {transaction.outcome.value}{why}")
+            self._say(transaction.id, f"decided {transaction.outcome}{why}")
 
     def finished(self, transaction: Transaction, seconds: float) -> None:
         assert transaction.outcome is not None
@@ -168,5 +168,5 @@ class Steps:
 def _vote_of(leg: Leg) -> str:
     if leg.vote is None:
         return f"{leg.branch.name} has not"
-    said = f"{leg.branch.name} {leg.vote.value}"
+    said = f"{leg.branch.name} {leg.vote}"
     return f"{said} ({leg.reason})" if leg.reason else said

@@ -138,9 +138,10 @@ class Talks:
                 case ProposeAcknowledgement(branches=branches):
                     self._steps.acknowledged(conversation.transaction, branches)
                     now_ms = self._now_ms()
-                    self._propose_for(
-                        live, action, Acknowledge(live.epoch, now_ms, live.id, branches)
-                    )
+                    acknowledge = Acknowledge(live.epoch, now_ms, live.id, branches)
+                    # Lost with its leader it costs a repeat: nobody waits for it, as a rule.
+                    patient = not live.end_is_awaited
+                    self._propose_for(live, action, acknowledge, patient=patient)
         if sent:
             self._steps.sent(live.id, operation, sent)
         self._arm(live, conversation)
@@ -242,24 +243,30 @@ class Talks:
     def _arm(self, live: Live, conversation: Conversation) -> None:
         """An alarm that rings too early is harmless: it is only moved when it would be late."""
         due_s = conversation.due_s
-        if due_s >= self._alarms.due_s(live) or conversation.is_finished:
-            return
+        if due_s < live.alarm_s and not conversation.is_finished:
+            self._set_alarm(live, due_s)
+
+    def _set_alarm(self, live: Live, due_s: float) -> None:
+        live.alarm_s = due_s
         self._alarms.set(live, due_s)
         self._bell.arm()
 
     def _wake(self, live: Live) -> None:
+        live.alarm_s = NEVER_S
         if self.lives.get(live.id) is not live or live.conversation is None:
             return
         now_s = self._loop.time()
         try:
             self._perform(live, live.conversation.woken(now_s))
         except Exception:
-            self._alarms.set(live, now_s + WAKE_AGAIN_S)  # its deadline must not be lost
+            self._set_alarm(live, now_s + WAKE_AGAIN_S)  # its deadline must not be lost
             raise
 
-    def _propose_for(self, live: Live, action: Action, command: Command) -> None:
+    def _propose_for(
+        self, live: Live, action: Action, command: Command, *, patient: bool = False
+    ) -> None:
         done = functools.partial(self._applied, live, action)
-        self._log.propose(encode(command), live.epoch, done)
+        self._log.propose(encode(command), live.epoch, done, patient=patient)
 
     def _applied(self, live: Live, action: Action, result: object) -> None:
         if self.lives.get(live.id) is not live or live.conversation is None:

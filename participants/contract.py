@@ -260,6 +260,10 @@ def _end_answer(
 
 
 def _decoded(body: bytes) -> Any:
+    if body == b"true":  # the vote of a plain participant, nearly always
+        return True
+    if not body:
+        return None
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

@@ -80,13 +80,16 @@ class PlayedLog(MemoryLog):
         super().__init__(machine)
         self.held = False
         self.too_busy_for = 0
+        self.patient: list[bytes] = []
 
-    def propose(self, command: bytes, epoch: int, done: Done) -> None:
+    def propose(self, command: bytes, epoch: int, done: Done, *, patient: bool = False) -> None:
+        if patient:
+            self.patient.append(command)
         if self.too_busy_for:
             self.too_busy_for -= 1
             asyncio.get_running_loop().call_soon(done, Overloaded("too much waits already"))
             return
-        super().propose(command, epoch, done)
+        super().propose(command, epoch, done, patient=patient)
 
     def release(self) -> None:
         self.held = False

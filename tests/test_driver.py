@@ -1154,3 +1154,15 @@ def test_a_conversation_that_fails_when_it_is_woken_is_woken_again(
     play(scene)
     assert failures == 2
     assert "could not be woken" in caplog.text
+
+
+def test_acknowledgements_are_patient_unless_somebody_waits_for_the_end() -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.driver.submit(plan("t1"), Wait.DECISION)
+        await rig.settle()
+        assert [type(decode(command)) for command in rig.log.patient] == [Acknowledge]
+        await rig.driver.submit(plan("t2"), Wait.COMPLETION)
+        await rig.settle()
+        assert len(rig.log.patient) == 1
+
+    play(scene)

@@ -154,6 +154,42 @@ def test_a_group_takes_what_waits_and_the_next_one_gathers_meanwhile() -> None:
     assert len(proposals) == 0
 
 
+def test_a_patient_command_goes_with_the_next_that_is_not_or_when_it_is_hurried() -> None:
+    proposals = Proposals(ProposalLimits())
+    proposals.add(b"patient", print, patient=True)
+    assert proposals.next_group() is None
+    proposals.add(b"urgent", print)
+    proposals.add(b"patient too", print, patient=True)
+    group = proposals.next_group()
+    assert group is not None
+    assert group[0] == [b"patient", b"urgent", b"patient too"]
+    proposals.entered(1, 1, group[1])
+    proposals.applied(1, 1, [None] * 3)
+    proposals.add(b"left alone", print, patient=True)
+    assert proposals.next_group() is None
+    proposals.hurry()
+    alone = proposals.next_group()
+    assert alone is not None
+    assert alone[0] == [b"left alone"]
+    proposals.hurry()  # nothing waits
+    proposals.entered(2, 1, alone[1])
+    proposals.applied(2, 1, [None])
+    proposals.add(b"patient", print, patient=True)
+    assert proposals.next_group() is None
+
+
+def test_what_a_full_group_leaves_behind_is_not_held_up_by_patience() -> None:
+    proposals = Proposals(ProposalLimits(group_commands=1))
+    proposals.add(b"urgent", print)
+    proposals.add(b"patient", print, patient=True)
+    proposals.add(b"urgent", print)
+    for index in range(3):
+        group = proposals.next_group()
+        assert group is not None
+        proposals.entered(index, 1, group[1])
+        proposals.applied(index, 1, [None])
+
+
 def test_a_group_is_bounded_in_bytes_but_takes_at_least_one() -> None:
     proposals = Proposals(ProposalLimits(group_bytes=10, command_bytes=50))
     for size in (50, 4, 4, 4, 4):

@@ -161,6 +161,26 @@ def test_what_is_proposed_is_applied_everywhere_in_one_order(tmp_path: Path, syn
     run(scenario())
 
 
+def test_a_patient_command_is_applied_with_the_next_or_after_a_moment(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.leader()
+            epoch = leader.epoch or 0
+            before = leader.stats.entries
+            loop = asyncio.get_running_loop()
+            patient: asyncio.Future[object] = loop.create_future()
+            leader.propose(put(epoch, "a"), epoch, patient.set_result, patient=True)
+            assert await propose(leader, "b") == 2
+            assert await patient == 1
+            assert leader.stats.entries == before + 1
+            alone: asyncio.Future[object] = loop.create_future()
+            leader.propose(put(epoch, "c"), epoch, alone.set_result, patient=True)
+            assert await alone == 3
+            await nodes.all_have("a", "b", "c")
+
+    run(scenario())
+
+
 def test_a_cluster_of_one_works_and_remembers(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with cluster(tmp_path, 1) as nodes:

@@ -3,6 +3,8 @@
 Rules
 - Everything that waits goes into one group, up to a limit; while a group is under way the next one
   gathers. There is no delay: a command that finds nothing under way leaves at once.
+- A patient command waits for one that is not, or until its owner hurries what waits: an entry of
+  its own would cost as much as that of a decision, and hold up the next one.
 - A command that never entered the log fails definitely; one that did, with its fate unknown.
 - A read waits for a round that began after it was asked for, answered by a quorum, and until what
   was committed then is applied (Raft thesis, section 6.4). All that wait share a round.
@@ -52,6 +54,8 @@ class Proposals:
         self.limits = limits
         self._waiting: deque[tuple[bytes, Done]] = deque()
         self._waiting_bytes = 0
+        self._urgent = False
+        """Does any that waits want to leave? What it shares its group with leaves, too."""
         self._under_way: deque[_UnderWay] = deque()
 
     def __len__(self) -> int:
@@ -62,7 +66,7 @@ class Proposals:
         """Is no entry of this leadership under way?"""
         return not self._under_way
 
-    def add(self, command: bytes, done: Done) -> None:
+    def add(self, command: bytes, done: Done, *, patient: bool = False) -> None:
         """Let `command` wait for the next group. Raises Overloaded."""
         limits = self.limits
         if len(command) > limits.command_bytes:
@@ -77,10 +81,15 @@ class Proposals:
             raise Overloaded(f"{len(self._waiting)} commands wait already; try again later")
         self._waiting.append((command, done))
         self._waiting_bytes += len(command)
+        self._urgent |= not patient
+
+    def hurry(self) -> None:
+        """What waits has been patient for long enough."""
+        self._urgent = bool(self._waiting)
 
     def next_group(self) -> tuple[list[bytes], list[Done]] | None:
         """What waits, as much as one group takes; None when nothing may go now."""
-        if not self._waiting or len(self._under_way) >= self.limits.groups_under_way:
+        if not self._urgent or len(self._under_way) >= self.limits.groups_under_way:
             return None
         commands: list[bytes] = []
         dones: list[Done] = []
@@ -95,6 +104,7 @@ class Proposals:
             dones.append(done)
             size += len(command)
         self._waiting_bytes -= size
+        self._urgent = bool(self._waiting)
         return commands, dones
 
     def entered(self, index: int, term: int, dones: list[Done]) -> None:
@@ -125,6 +135,7 @@ class Proposals:
         self._under_way.clear()
         self._waiting.clear()
         self._waiting_bytes = 0
+        self._urgent = False
         return told
 
 

@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 _TRAVEL_EARLY: Final = (Append, SnapshotPiece)
 _MAX_INBOX_BYTES: Final = 64 << 20
 _MAX_INBOX: Final = 20_000
+_PATIENCE_S: Final = 0.05
+"""Of a patient command while nothing else is proposed. A transaction's state shows its last
+acknowledgement as late as that; a client that asks one thing after another proposes sooner."""
 _TIMER_S: Final = 0.001
 """The timer's grain: less only makes it ring twice."""
 
@@ -125,6 +128,7 @@ class Replica:
         self._jobs: dict[asyncio.Future[Any], None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._patience: asyncio.TimerHandle | None = None
         self._bounds = (0, 0)
         self._caught_up = asyncio.Event()
         """What was known to be committed at the start is applied, or nothing will be."""
@@ -211,7 +215,7 @@ class Replica:
         silence_s = core.now() - core.last_contact
         return core.leader if silence_s < self._timings.election_max_ms / 1000 else None
 
-    def propose(self, command: bytes, epoch: int, done: Done) -> None:
+    def propose(self, command: bytes, epoch: int, done: Done, *, patient: bool = False) -> None:
         """Ask for a command to enter the log; `done` gets the machine's result or a LogError."""
         core = self._core
         if core is None or self._is_over or epoch != self._epoch or not core.leads(epoch):
@@ -219,10 +223,19 @@ class Replica:
             asyncio.get_running_loop().call_soon(self._tell, done, refusal)
             return
         try:
-            self._proposals.add(command, done)
+            self._proposals.add(command, done, patient=patient)
         except Overloaded as error:
             asyncio.get_running_loop().call_soon(self._tell, done, error)
             return
+        if not patient:
+            self._kick()
+        elif self._patience is None:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(_PATIENCE_S, self._patience_ends)
+
+    def _patience_ends(self) -> None:
+        self._patience = None
+        self._proposals.hurry()
         self._kick()
 
     def barrier(self) -> asyncio.Future[None]:
@@ -514,8 +527,9 @@ class Replica:
         self.on_leadership(epoch)
 
     def _fall_silent(self, waiting: NotLeader, under_way: FateUnknown) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._patience):
+            if timer is not None:
+                timer.cancel()
         self._caught_up.set()
         self.transport.close()
         self._inbox.clear()

@@ -75,14 +75,16 @@ def together(*parts: Taken) -> Taken:
 def before_durable(outcome: Outcome) -> Taken:
     """Once `Begin` is applied, a decision with this outcome is acted upon and never proposed."""
 
-    def propose_for(original: Any, talks: Talks, live: Live, action: Any, command: Command) -> None:
+    def propose_for(
+        original: Any, talks: Talks, live: Live, action: Any, command: Command, **named: Any
+    ) -> None:
         talk = live.conversation
         if isinstance(command, Decide) and talk is not None and talk.transaction.sequence:
             decided = coordinator.records.decided(command, talk.transaction)
             if decided.outcome is outcome:
                 talks._applied(live, action, Applied(decided, changed=True))
                 return
-        original(talks, live, action, command)
+        original(talks, live, action, command, **named)
 
     return replaced(Talks, "_propose_for", propose_for)
 

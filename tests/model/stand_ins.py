@@ -132,7 +132,15 @@ class Log:
     def leader(self) -> str | None:
         return "node"
 
-    def propose(self, command: bytes, epoch: int, done: Callable[[object], None]) -> None:
+    def propose(
+        self,
+        command: bytes,
+        epoch: int,
+        done: Callable[[object], None],
+        *,
+        patient: bool = False,
+    ) -> None:
+        del patient  # any order of entries is explored
         assert epoch == self._epoch
         self.proposed.append((decode(command), done))
 

@@ -203,10 +203,10 @@ def wait_for_the_next_leadership(taken: ExitStack) -> None:
         late.setdefault(id(proposals), []).extend(c for c, _ in proposals._waiting)
         return fail(proposals, **named)
 
-    def added(proposals: Proposals, command: bytes, done: Any) -> None:
+    def added(proposals: Proposals, command: bytes, done: Any, **named: Any) -> None:
         for waited in late.pop(id(proposals), ()):
             add(proposals, waited, _nobody)
-        add(proposals, command, done)
+        add(proposals, command, done, **named)
 
     taken.enter_context(patch.object(Proposals, "fail", failed))
     taken.enter_context(patch.object(Proposals, "add", added))
