@@ -589,7 +589,8 @@ def hold_syncs(monkeypatch: pytest.MonkeyPatch, nodes: Cluster, but: str) -> Gat
 
     for name, replica in nodes.replicas.items():
         if name != but:
-            replica.syncs.quick_s = 0.0  # in place it would hold up all nodes of this process
+            # In place it would hold up all nodes of this process.
+            replica.syncs.quick_s = replica.syncs.leader_quick_s = 0.0
             journal, start = replica._journal, replica._journal.start_sync
             monkeypatch.setattr(
                 journal, "start_sync", lambda start=start: (job := start()) and held(job)

@@ -1,10 +1,11 @@
-"""Where the journal's syncs run: a follower's in place while the disk is quick, others in a thread.
+"""Where the journal's syncs run: in place while the disk is quick, else in a thread.
 
 Rules
-- A leader has clients and participants to talk to while it syncs, so its syncs run in a thread. A
-  follower has nothing else to do, and no step may run during a sync: its loop waits for the sync
-  itself. A thread costs it as much processor time as the sync (measured: 217 against 107 us, eight
-  switches of context against four).
+- No step runs during a sync, so a follower's loop has next to nothing else to do. A thread costs as
+  much processor time as the sync (measured: 217 against 107 us, eight switches of context against
+  four), and who waits for the interpreter's lock is late besides.
+- A leader has clients and participants to talk to while it syncs. It too syncs in place, but only
+  where that takes no longer than one of its usual turns.
 - A disk is quick while its syncs take less than `quick_s` on the average of the latest ones. One
   that gets slow holds the loop up until the average says so; from then on only the log waits.
 """
@@ -18,6 +19,8 @@ from typing import Final
 
 QUICK_S: Final = 0.01
 """Ten times what a good disk takes. A client that asks a follower is late by no more than that."""
+LEADER_QUICK_S: Final = 0.001
+"""A sync of a good disk takes a fifth of it (docs/performance.md, "Floor")."""
 _LATEST: Final = 16
 
 
@@ -25,16 +28,21 @@ class Syncs:
     """The syncs of one journal, one at a time."""
 
     def __init__(
-        self, quick_s: float = QUICK_S, *, now: Callable[[], float] = time.perf_counter
+        self,
+        quick_s: float = QUICK_S,
+        leader_quick_s: float = LEADER_QUICK_S,
+        *,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """With `quick_s` 0 all run in a thread. Not by the loop's clock: uvloop's stands still."""
+        """With 0 all run in a thread. Not by the loop's clock: uvloop's stands still."""
         self.quick_s = quick_s
+        self.leader_quick_s = leader_quick_s
         self._now = now
         self._average_s = 0.0
 
     def run(self, job: Callable[[], None], *, leads: bool) -> asyncio.Future[None] | None:
         """Run `job` at once, and raise what it raises; or give the future of its end."""
-        if not leads and self._average_s < self.quick_s:
+        if self._average_s < (self.leader_quick_s if leads else self.quick_s):
             self._timed(job)
             return None
         return asyncio.get_running_loop().run_in_executor(None, self._timed, job)
