@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol, TypeAlias
 
 from coordinator.conversation import Leg
 from coordinator.facts import Outcome, Transaction
@@ -23,11 +23,8 @@ from participants.contract import Failed, Operation, Working
 LOG = logging.getLogger("assent.transaction")
 
 
-class Line(NamedTuple):
-    """One step of one transaction, in words."""
-
-    transaction_id: str
-    text: str
+Line: TypeAlias = tuple[str, str]
+"""One step of one transaction: its id, and the step in words."""
 
 
 class Lines(tuple[Line, ...]):
@@ -36,7 +33,7 @@ class Lines(tuple[Line, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        return "\n".join(f"{line.transaction_id} {line.text}" for line in self)
+        return "\n".join(f"{id_} {text}" for id_, text in self)
 
 
 class Observer(Protocol):
@@ -154,15 +151,16 @@ class Steps:
             LOG.info(lines)
 
     def _say(self, transaction_id: str, text: str) -> None:
-        if not LOG.isEnabledFor(logging.INFO):
-            return
+        """If anybody listens; who words it at some cost has asked before."""
         if not self._unwritten:
+            if not LOG.isEnabledFor(logging.INFO):
+                return
             asyncio.get_running_loop().call_soon(self.write)
-        self._unwritten.append(Line(transaction_id, text))
+        self._unwritten.append((transaction_id, text))
 
     def _warn(self, transaction_id: str, text: str) -> None:
         self.write()
-        LOG.warning(Lines([Line(transaction_id, text)]))
+        LOG.warning(Lines([(transaction_id, text)]))
 
 
 def _vote_of(leg: Leg) -> str:

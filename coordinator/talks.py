@@ -213,7 +213,12 @@ class Talks:
             self._steps.prepare_failed(live.id, leg.branch.name, answer)
         now_s = self._loop.time()
         actions = conversation.prepare_answered(position, answer, now_s, self._random.random())
-        self._go_on(live, leg, actions, now_s)
+        if (
+            actions
+            or leg.called_again_s is not None
+            or conversation.transaction.outcome is not None
+        ):
+            self._go_on(live, leg, actions, now_s)  # else it goes on waiting for the other votes
 
     def _end_answered(self, live: Live, position: int, answer: PrepareAnswer | EndAnswer) -> None:
         conversation = live.conversation
