@@ -138,6 +138,11 @@ class Connection(BaseProtocol):
         self._message: Any = None
         self._body = bytearray()
         self._begun = False
+        # A new one each time, for a microsecond: the one before may hold the beginning of an answer
+        # that nobody asked for, whose end would be taken for this one.
+        self._parser = HttpResponseParser(
+            self, self._loop, _BUFFER_BYTES, read_until_eof=True, auto_decompress=False
+        )
         self._write(target, traceparent, body)
 
     @property
@@ -166,12 +171,6 @@ class Connection(BaseProtocol):
             self.transport.abort()
 
     # --- what the transport tells ---
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._parser = HttpResponseParser(
-            self, self._loop, _BUFFER_BYTES, read_until_eof=True, auto_decompress=False
-        )
 
     def data_received(self, data: bytes) -> None:
         if self._asker is None:

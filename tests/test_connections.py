@@ -1,0 +1,171 @@
+"""coordinator/connections.py and resolver.py: who is connected, for how long, and where to."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+
+import pytest
+
+from coordinator import connections as module
+from coordinator import resolver
+from coordinator.connection import Broken, Connection, NotHttp, Origin, Reply, target_of
+from coordinator.connections import Connections, NoConnection
+from coordinator.resolver import Resolver
+from tests.stubs import Stub, answer, bound_socket, url_of
+
+
+class Asker:
+    def __init__(self) -> None:
+        self.told: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def replied(self, reply: Reply) -> None:
+        self.told.set_result(reply)
+
+    def failed(self, error: NotHttp | Broken) -> None:
+        self.told.set_exception(error)
+
+
+async def exchange(connection: Connection, url: str) -> None:
+    asker = Asker()
+    connection.ask(target_of(url), None, b"{}", 100, asker)
+    assert (await asker.told).body == b"true"
+
+
+def test_a_connection_is_kept_after_use_the_last_one_first_and_only_for_a_moment() -> None:
+    async def scene() -> None:
+        every = Connections()
+        async with Stub(answer(b"true")) as stub:
+            origin = target_of(stub.url).origin
+            assert every.kept(origin) is None
+            first, second = await every.made(origin), await every.made(origin)
+            assert every.kept(origin) is None, "it is its maker's until an exchange is over"
+            await exchange(first, stub.url)
+            await exchange(second, stub.url)
+            assert every.kept(origin) is second
+            assert every.kept(origin) is first
+            assert every.kept(origin) is None
+            await exchange(first, stub.url)
+            first.idle_since_s -= module.IDLE_S + 0.001
+            assert every.kept(origin) is None
+            assert not first.is_open
+        await every.close()
+
+    asyncio.run(scene())
+
+
+def test_what_nobody_uses_is_closed_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_S", 0.01)
+    free = Connections._free
+
+    async def scene() -> None:
+        every = Connections()
+        ended = asyncio.Event()
+
+        def freed(self: Connections, connection: Connection) -> None:
+            free(self, connection)
+            if not self._open:
+                ended.set()
+
+        monkeypatch.setattr(Connections, "_free", freed)
+        async with Stub(answer(b"true")) as stub:
+            for _ in range(3):
+                await exchange(await every.made(target_of(stub.url).origin), stub.url)
+            async with asyncio.timeout(10):
+                await ended.wait()
+            assert every._idle == {}
+        await every.close()
+
+    asyncio.run(scene())
+
+
+def test_what_is_closed_keeps_nothing_more() -> None:
+    async def scene() -> None:
+        every = Connections()
+        async with Stub(answer(b"true")) as stub:
+            connection = await every.made(target_of(stub.url).origin)
+            idle = await every.made(target_of(stub.url).origin)
+            await exchange(idle, stub.url)
+            await every.close()
+            assert not idle.is_open
+            assert not connection.is_open
+            assert every._open == {}
+
+    asyncio.run(scene())
+
+
+def test_why_there_is_no_connection_is_told_in_words() -> None:
+    async def scene() -> None:
+        every = Connections()
+        with bound_socket() as held:
+            refused = target_of(url_of(held)).origin
+            with pytest.raises(NoConnection, match="no connection"):
+                await every.made(refused)
+            with pytest.raises(NoConnection, match=r"'participant\.invalid' cannot be resolved"):
+                await every.made(Origin("participant.invalid", 80, False))
+        await every.close()
+
+    asyncio.run(scene())
+
+
+def test_a_name_is_looked_up_once_for_all_who_ask_at_a_time_and_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    may_answer = threading.Event()
+
+    def look_up(host: str, port: int) -> list[resolver.Address]:
+        asked.append(host)
+        may_answer.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.1", port))]
+
+    monkeypatch.setattr(resolver, "_addresses", look_up)
+
+    async def scene() -> None:
+        names = Resolver()
+        both = asyncio.gather(names.addresses("a.example", 80), names.addresses("a.example", 80))
+        await asyncio.sleep(0)
+        may_answer.set()
+        first, second = await both
+        assert first == second == await names.addresses("a.example", 80)
+        assert asked == ["a.example"]
+        await names.addresses("b.example", 80)
+        monkeypatch.setattr(resolver, "_REMEMBERED_S", 0.0)
+        await names.addresses("a.example", 80)
+        assert asked == ["a.example", "b.example", "a.example"]
+        await names.close()
+
+    asyncio.run(scene())
+
+
+def test_a_name_that_was_not_found_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def look_up(host: str, _port: int) -> list[resolver.Address]:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "not now")
+
+    monkeypatch.setattr(resolver, "_addresses", look_up)
+
+    async def scene() -> None:
+        names = Resolver()
+        for _ in range(2):
+            with pytest.raises(OSError, match="not now"):
+                await names.addresses("a.example", 80)
+        assert len(asked) == 2
+        await names.close()
+
+    asyncio.run(scene())
+
+
+def test_an_address_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(resolver, "_addresses")
+
+    async def scene() -> None:
+        names = Resolver()
+        assert (await names.addresses("127.0.0.1", 80))[0][4] == ("127.0.0.1", 80)
+        assert (await names.addresses("::1", 81))[0][4] == ("::1", 81, 0, 0)
+        await names.close()
+
+    asyncio.run(scene())
