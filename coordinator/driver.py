@@ -363,16 +363,12 @@ class Driver:
         self._talks.lives[plan.id] = live
         self._capacity.beginning(branches)
         self._admission.beginning()
-        self._log.propose(encoded, epoch, functools.partial(self._begun, live, branches))
-        if all(repeatable):
+        if all(repeatable) and self._log.takes(len(encoded)):
             # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
-            # (PROTOCOL, section 3). Soon, and not at once: a log that is too busy says so first.
-            self._loop.call_soon(self._begin_early, live, record_of(command, sequence=0))
+            # (PROTOCOL, section 3). So their messages leave before the log's sync holds them up.
+            self._talks.begin(live, record_of(command, sequence=0), took_over=False)
+        self._log.propose(encoded, epoch, functools.partial(self._begun, live, branches))
         return live
-
-    def _begin_early(self, live: Live, transaction: Transaction) -> None:
-        if self._talks.lives.get(live.id) is live and live.conversation is None:
-            self._talks.begin(live, transaction, took_over=False)
 
     def _begun(self, live: Live, branches: tuple[Branch, ...], result: object) -> None:
         if self._talks.lives.get(live.id) is not live:

@@ -65,6 +65,9 @@ class ReplicatedLog(Protocol):
         it leads.
         """
 
+    def takes(self, size: int) -> bool:
+        """Whether a command of so many bytes would not be refused as Overloaded just now."""
+
     def propose(self, command: bytes, epoch: int, done: Done, *, patient: bool = False) -> None:
         """Ask for a command to enter the log. Refusals go to `done` as well, never raised.
 

@@ -96,6 +96,8 @@ class Talks:
         self._alarms.clear(live)
         for call in live.calls():
             self._gateway.withdraw(call)
+        live.prepares.clear()  # a call that is still under way knows `live`: no circle
+        live.ends.clear()
 
     def hurry(self, live: Live) -> None:
         """Call again at once whoever is waited for."""

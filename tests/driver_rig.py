@@ -82,6 +82,10 @@ class PlayedLog(MemoryLog):
         self.too_busy_for = 0
         self.patient: list[bytes] = []
 
+    def takes(self, size: int) -> bool:
+        del size
+        return not self.too_busy_for
+
     def propose(self, command: bytes, epoch: int, done: Done, *, patient: bool = False) -> None:
         if patient:
             self.patient.append(command)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
+import weakref
 from random import Random
 
 import pytest
@@ -272,6 +274,7 @@ def test_what_is_known_of_a_participant_is_recorded_at_begin() -> None:
 def test_the_driver_tells_how_far_each_branch_is() -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = lambda call: None if call.branch_id == "2" else votes_only(call)
+        rig.gateway.everybody_is = PLAIN
         assert rig.driver.progress("t") is None
         rig.driver.submit(plan(), Wait.NONE)
         assert rig.driver.progress("t") is None
@@ -418,6 +421,7 @@ def test_a_begin_that_was_lost_gives_its_room_back() -> None:
                 await rig.driver.submit(plan(of=1), Wait.NONE)
             rig.log.held = True
             lost = rig.driver.submit(plan(of=1), Wait.NONE)
+            await rig.settle()
             rig.fail_over()
             with pytest.raises(FateUnknown):
                 await lost
@@ -577,6 +581,7 @@ def test_a_begin_that_was_lost_with_leadership_can_be_submitted_again() -> None:
     async def scene(rig: Rig) -> None:
         rig.log.held = True
         lost = rig.driver.submit(plan(), Wait.DECISION)
+        await rig.settle()
         rig.fail_over()
         again = rig.driver.submit(plan(), Wait.COMPLETION)
         rig.log.release()
@@ -591,6 +596,7 @@ def test_a_begin_that_was_lost_with_leadership_can_be_submitted_again() -> None:
 def test_a_begin_that_is_applied_after_its_leadership_was_let_go_sends_nothing() -> None:
     async def scene(rig: Rig) -> None:
         rig.log.held = True
+        rig.gateway.everybody_is = PLAIN
         wait = rig.driver.submit(plan(of=1), Wait.NONE)
         rig.driver.lead(rig.log.epoch)
         with pytest.raises(FateUnknown):
@@ -773,6 +779,7 @@ def test_an_unknown_id_is_refused_in_the_log_before_abort_is_answered() -> None:
 def test_a_begin_that_loses_the_race_against_a_refuse_gives_the_abort() -> None:
     async def scene(rig: Rig) -> None:
         rig.log.held = True
+        rig.gateway.everybody_is = PLAIN
         asked = asyncio.create_task(rig.driver.inquire("t", "1", "f1"))
         await rig.settle()
         wait = rig.driver.submit(plan(), Wait.DECISION)
@@ -1154,6 +1161,28 @@ def test_a_conversation_that_fails_when_it_is_woken_is_woken_again(
     play(scene)
     assert failures == 2
     assert "could not be woken" in caplog.text
+
+
+def test_a_prepare_that_outlives_its_transaction_holds_nothing_of_it() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: (
+            None if call.branch_id == "1" and call.operation is PREPARE else second_says_no(call)
+        )
+        wait = rig.driver.submit(plan(), Wait.COMPLETION)
+        conversation = weakref.ref(rig.driver._talks.lives["t"].conversation)
+        assert (await wait).finished_ms is not None
+        (late,) = rig.gateway.under_way
+        rig.gateway.answer(late, Voted(Vote.YES))
+        del late
+        rig.gateway.calls.clear()
+        await rig.settle()
+        assert conversation() is None, "it is in a circle, which waits for a collection"
+
+    gc.disable()
+    try:
+        play(scene)
+    finally:
+        gc.enable()
 
 
 def test_acknowledgements_are_patient_unless_somebody_waits_for_the_end() -> None:

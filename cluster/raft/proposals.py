@@ -66,21 +66,25 @@ class Proposals:
         """Is no entry of this leadership under way?"""
         return not self._under_way
 
+    def takes(self, size: int) -> bool:
+        """Whether a command of so many bytes may wait, too."""
+        limits = self.limits
+        return (
+            size <= limits.command_bytes
+            and len(self._waiting) < limits.waiting_commands
+            and self._waiting_bytes + size <= limits.waiting_bytes
+        )
+
     def add(self, command: bytes, done: Done, *, patient: bool = False) -> None:
         """Let `command` wait for the next group. Raises Overloaded."""
-        limits = self.limits
-        if len(command) > limits.command_bytes:
-            raise Overloaded(
-                f"a command of {len(command)} bytes; {limits.command_bytes} are allowed"
-            )
-        full = (
-            len(self._waiting) >= limits.waiting_commands
-            or self._waiting_bytes + len(command) > limits.waiting_bytes
-        )
-        if full:
+        size = len(command)
+        if not self.takes(size):
+            if size > self.limits.command_bytes:
+                most = self.limits.command_bytes
+                raise Overloaded(f"a command of {size} bytes; {most} are allowed")
             raise Overloaded(f"{len(self._waiting)} commands wait already; try again later")
         self._waiting.append((command, done))
-        self._waiting_bytes += len(command)
+        self._waiting_bytes += size
         self._urgent |= not patient
 
     def hurry(self) -> None:

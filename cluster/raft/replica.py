@@ -215,6 +215,10 @@ class Replica:
         silence_s = core.now() - core.last_contact
         return core.leader if silence_s < self._timings.election_max_ms / 1000 else None
 
+    def takes(self, size: int) -> bool:
+        """Whether a command of so many bytes would not be refused as Overloaded just now."""
+        return self._proposals.takes(size)
+
     def propose(self, command: bytes, epoch: int, done: Done, *, patient: bool = False) -> None:
         """Ask for a command to enter the log; `done` gets the machine's result or a LogError."""
         core = self._core

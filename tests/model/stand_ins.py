@@ -132,6 +132,10 @@ class Log:
     def leader(self) -> str | None:
         return "node"
 
+    def takes(self, size: int) -> bool:
+        del size
+        return True
+
     def propose(
         self,
         command: bytes,
