@@ -20,7 +20,6 @@ from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from cluster.clocks import ClockWatch
@@ -198,7 +197,7 @@ class Node:
             checks=self._checks,
             registry=registry,
         )
-        self._runner = api_http.runner(self.api, shutdown_timeout_s=SERVE_SHUTDOWN_S)
+        self._server = api_http.Server(self.api, shutdown_timeout_s=SERVE_SHUTDOWN_S)
 
     # --- running ---
 
@@ -223,9 +222,8 @@ class Node:
 
     async def _start(self) -> None:
         await self._gateway.start()
-        await self._runner.setup()
         bind = self._me.api_bind
-        await web.TCPSite(self._runner, bind.host, bind.port).start()
+        await self._server.listen(bind.host, bind.port)
         await self.replica.start()
         self._sweep.start()
         self._clocks.start()
@@ -257,7 +255,7 @@ class Node:
         self._lag.stop()
         await self._clocks.stop()
         await self._sweep.stop()
-        await self._runner.cleanup()
+        await self._server.stop()
         await self.replica.stop()
         self.driver.stop()
         await self._gateway.stop()

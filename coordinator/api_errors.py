@@ -23,6 +23,7 @@ CODES: Mapping[str, str] = {
     "unknown_transaction": "404: the id is not remembered, which does not mean that it aborted",
     "method_not_allowed": "405: the path is served with the methods in `Allow`",
     "body_timeout": "408: the body did not arrive in time",
+    "head_timeout": "408: the head of the request did not arrive in time",
     "transaction_id_conflict": "409: the id stands for other content",
     "not_interactive": "409: a one-shot transaction is not ended or enlarged by its client",
     "not_allowed": "409: the transaction's state does not allow it",
@@ -81,6 +82,11 @@ def too_large(what: str, size: int, limit: int) -> ApiError:
         f"{what} has {size} bytes, at most {limit} are taken; send less, or in several requests.",
         limit_bytes=limit,
     )
+
+
+def unreadable() -> ApiError:
+    what = "The body broke off, or its encoding is damaged; send it again."
+    return ApiError(400, "unreadable_body", what)
 
 
 def at_capacity() -> ApiError:

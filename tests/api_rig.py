@@ -291,7 +291,7 @@ async def api_node(
         _served(
             web.AppRunner(services, access_log=None, shutdown_timeout=0.1)
         ) as node.services.url,
-        _served(api_http.runner(node.api, shutdown_timeout_s=0.1)) as node.url,
+        _api_served(node.api) as node.url,
         aiohttp.ClientSession() as node.session,
     ):
         await node.gateway.start()
@@ -314,6 +314,16 @@ async def _served(runner: web.BaseRunner) -> AsyncIterator[str]:
     finally:
         await runner.cleanup()
         listening.close()
+
+
+@contextlib.asynccontextmanager
+async def _api_served(api: Api) -> AsyncIterator[str]:
+    server = api_http.Server(api, shutdown_timeout_s=0.1)
+    port = await server.listen("127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await server.stop()
 
 
 async def answered(answer: Answer | Awaitable[Answer]) -> Answer:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import api_http
+from coordinator import api_connection
 from coordinator.admission import Admission, Rests
 from coordinator.settings import Limits
 from tests.api_rig import ApiNode, api_node, error_of, run
@@ -63,7 +63,7 @@ def test_a_connection_that_was_refused_for_load_rests_before_it_is_read_again(
         def rest_s(self, now_s: float) -> float:  # noqa: ARG002
             return 1.3
 
-    monkeypatch.setattr(api_http, "Rests", LongRests)
+    monkeypatch.setattr(api_connection, "Rests", LongRests)
 
     async def test() -> None:
         async with connected() as (node, reader, writer):
@@ -89,7 +89,7 @@ def test_who_is_refused_for_the_sake_of_one_participant_need_not_rest(
         def rest_s(self, now_s: float) -> float:
             raise AssertionError(now_s)
 
-    monkeypatch.setattr(api_http, "Rests", NoRests)
+    monkeypatch.setattr(api_connection, "Rests", NoRests)
 
     async def test() -> None:
         limits = Limits(unfinished_per_participant=1)
@@ -197,7 +197,7 @@ def test_head_is_answered_without_the_body_and_with_its_length() -> None:
 
 
 def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_http, "BODY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(api_connection, "BODY_TIMEOUT_S", 0.01)
 
     async def test() -> None:
         async with connected() as (_, reader, writer):

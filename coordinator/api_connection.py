@@ -1,0 +1,319 @@
+"""One connection of the API's server: a request at a time, its answer, and an end to every wait.
+
+How requests and answers are carried is a subclass's: `http_connection` for bytes of HTTP.
+
+Rules
+- One request at a time. What a client sends ahead is not read meanwhile, save one piece.
+- Whatever is waited for has an end: `_until_s`, which one alarm looks after.
+- No answer is made for a client that does not take those that it has.
+- Nobody's going away ends a transaction. A client that has ended its direction may still read, so
+  it is answered, for a while; once the connection is lost, what is awaited is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import math
+import socket
+from typing import cast
+
+from coordinator.admission import Rests
+from coordinator.alarms import Alarms
+from coordinator.api import Api
+from coordinator.api_errors import ApiError, unreadable
+from coordinator.api_requests import Answer, Request, error_answer
+from coordinator.bell import Bell
+
+KEEP_S = 3630.0
+"""An idle connection is closed then: longer than proxies keep theirs, so that it is they who close,
+and no request meets a connection that is just being closed. As aiohttp has it."""
+
+HEAD_TIMEOUT_S = 30.0
+BODY_TIMEOUT_S = 30.0
+"""For a whole head, a whole body to arrive; a client that sends a byte a minute is not waited for
+longer."""
+
+SEND_TIMEOUT_S = 60.0
+"""For a client to take something of an answer."""
+
+LINGER_S = 10.0
+"""How long a body that nobody needs, or what follows an error, is read and thrown away. A
+connection closed with unread bytes is reset, and the answer lost with it (RFC 9112, 9.6)."""
+
+HALF_CLOSED_S = 30.0
+"""How long a client that will send nothing more is still answered. Most have gone altogether."""
+
+LOG = logging.getLogger("assent.api")
+
+
+class Phase(enum.Enum):
+    IDLE = "between two requests"
+    HEAD = "a part of a head has come"
+    BODY = "the body is being read"
+    DROPS = "the answer has left; the rest of the body is thrown away"
+    ANSWER = "the API is at work"
+    RESTS = "the next request is not looked at for a while"
+    FULL = "the client does not take its answers"
+    LEAVES = "the last answer has left; what comes is thrown away"
+    CLOSED = "closed, at the latest when all has been sent"
+
+
+# Looked up once: 90 ns each time.
+_IDLE, _HEAD, _BODY, _DROPS = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.DROPS
+_ANSWER, _RESTS, _FULL = Phase.ANSWER, Phase.RESTS, Phase.FULL
+READING = (_IDLE, _HEAD, _BODY, _DROPS)
+
+
+class Common:
+    """What the connections of a server share."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.rests = Rests()
+        self.connections: dict[Connection, None] = {}
+        self.alarms: Alarms[Connection] = Alarms()
+        self.bell = Bell(self.alarms, Connection.woken)
+
+
+class Connection(asyncio.Protocol):
+    """See the file's docstring."""
+
+    def __init__(self, common: Common) -> None:
+        self._common = common
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._phase = _IDLE
+        self._until_s = math.inf
+        self._ahead = b""
+        """What came while nothing was read; then nothing more is asked for."""
+        self._is_paused = False
+        """Nothing is read from the transport."""
+        self._is_full = False
+        """The transport holds more than the client takes at present."""
+        self._unsent = math.inf
+        """So many bytes, when it was last looked at."""
+        self._has_ended = False
+        """The client sends nothing more."""
+        self._closes = False
+        """After the present answer."""
+        self._rest_s = 0.0
+        """After the present request."""
+        self._awaited: asyncio.Future[Answer] | None = None
+        self._lost: asyncio.Future[None] | None = None
+
+    # --- what a way to carry requests must say
+
+    def _read_on(self, data: bytes) -> None:
+        """Take `data`, and begin requests until one is under way or no whole one is there."""
+        raise NotImplementedError
+
+    def _send(self, answer: Answer, *, closes: bool) -> None:
+        """Raises ValueError for an answer that cannot be sent."""
+        raise NotImplementedError
+
+    def _has_come(self) -> bool:
+        """Whether the whole body of the present request has been read."""
+        raise NotImplementedError
+
+    # --- what the transport tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        accepted = transport.get_extra_info("socket")
+        if accepted is not None:
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._common.connections[self] = None
+        self._enter(_IDLE, KEEP_S)
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
+        self._phase = Phase.CLOSED
+        self._common.alarms.clear(self)
+        self._common.connections.pop(self, None)
+        self._let_go()
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase in READING:
+            self._read_on(data)
+        elif self._phase in (_ANSWER, _RESTS, _FULL):
+            self._ahead += data
+            if not self._is_paused:
+                self._is_paused = True
+                self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Whether the connection stays open."""
+        self._has_ended = True
+        if self._phase is _BODY:
+            self._refuse(unreadable())
+        elif self._phase is _ANSWER:
+            self._enter(_ANSWER, HALF_CLOSED_S)
+        return self._phase in (_ANSWER, _RESTS, _FULL)
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+        self._unsent = math.inf
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        if self._phase is _FULL:
+            self._go_on()
+
+    # --- what the server and the clock tell
+
+    def end(self) -> asyncio.Future[None]:
+        """Close, after the answer to the request that is under way; done when that has happened."""
+        self._lost = self._loop.create_future()
+        if self._phase in (_BODY, _ANSWER):
+            self._closes = True
+        else:
+            self.close()
+        return self._lost
+
+    def close(self) -> None:
+        """What has been written is still sent."""
+        if self._phase is not Phase.CLOSED:
+            self._let_go()
+            self._transport.close()
+            self._enter(Phase.CLOSED, SEND_TIMEOUT_S)
+
+    def abort(self) -> None:
+        self._let_go()
+        self._transport.abort()
+
+    def woken(self) -> None:
+        """It may be for a time that counts no more: alarms are not cleared with every request."""
+        if self._loop.time() < self._until_s:
+            if self._until_s < math.inf:
+                self._common.alarms.set(self, self._until_s)
+            return
+        match self._phase:
+            case Phase.HEAD:
+                what = f"The head did not arrive within {HEAD_TIMEOUT_S:.0f} s; send it again."
+                self._refuse(ApiError(408, "head_timeout", what))
+            case Phase.BODY:
+                what = f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s; send it again."
+                self._refuse(ApiError(408, "body_timeout", what))
+            case Phase.RESTS:
+                self._go_on()
+            case Phase.FULL | Phase.CLOSED:
+                self._abort_if_stuck()
+            case _:
+                self.close()
+
+    def _abort_if_stuck(self) -> None:
+        """A slow client may take as long as it likes, if only it takes something."""
+        unsent = self._transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self._unsent = unsent
+            self._enter(self._phase, SEND_TIMEOUT_S)
+        else:
+            self.abort()
+
+    # --- a request and its answer
+
+    def _respond(self, request: Request) -> None:
+        answer = self._common.api.respond(request)
+        if isinstance(answer, Answer):
+            self._give(answer)
+            return
+        self._enter(_ANSWER, math.inf)
+        self._awaited = asyncio.ensure_future(answer)
+        self._awaited.add_done_callback(self._answered)
+
+    def _answered(self, awaited: asyncio.Future[Answer]) -> None:
+        if awaited is not self._awaited:
+            return  # nobody waits for it any more
+        self._awaited = None
+        if awaited.cancelled():
+            self.close()
+            return
+        self._give(awaited.result())
+        if self._phase is _IDLE:
+            self._read_on(b"")
+
+    def _give(self, answer: Answer) -> None:
+        """The answer to the present request."""
+        if answer.rests:
+            self._rest_s = self._common.rests.rest_s(self._loop.time())
+            later = {**answer.headers, "Retry-After": str(math.ceil(self._rest_s))}
+            answer = answer._replace(headers=later)
+        try:
+            self._send(answer, closes=self._closes)
+        except ValueError:
+            LOG.exception("an answer cannot be sent; this is a defect")
+            self.close()
+            return
+        if self._closes:
+            self._leave()
+        elif self._has_come():
+            self._free()
+        else:
+            self._enter(_DROPS, LINGER_S)
+
+    def _free(self) -> None:
+        """The answer has left, and the whole request has come."""
+        if self._rest_s:
+            rest_s, self._rest_s = self._rest_s, 0.0
+            self._enter(_RESTS, rest_s)
+        elif self._is_full:
+            self._enter(_FULL, SEND_TIMEOUT_S)
+        else:
+            self._enter(_IDLE, KEEP_S)
+
+    def _yield(self) -> None:
+        """The next request is for the next turn of the loop."""
+        self._enter(_RESTS, math.inf)
+        self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Nothing hinders the next request any more."""
+        if self._phase in (_RESTS, _FULL):
+            self._free()
+            if self._phase is _IDLE:
+                self._read_on(b"")
+
+    def _await_bytes(self) -> None:
+        """All that has come is read."""
+        if self._has_ended:
+            self.close()
+        elif self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    # --- the end
+
+    def _refuse(self, error: ApiError) -> None:
+        """A last answer, to what is no whole request."""
+        self._send(error_answer(error), closes=True)
+        self._linger()
+
+    def _leave(self) -> None:
+        """The last answer has left."""
+        if self._has_come():
+            self.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Nothing more is answered; what still comes is thrown away."""
+        self._enter(Phase.LEAVES, LINGER_S)
+        self._transport.write_eof()
+        self._await_bytes()
+
+    def _enter(self, phase: Phase, seconds: float) -> None:
+        """Be in this phase, for no longer than this."""
+        self._phase = phase
+        self._until_s = self._loop.time() + seconds
+        alarms = self._common.alarms
+        if self._until_s < alarms.due_s(self):
+            alarms.set(self, self._until_s)
+            self._common.bell.arm()
+
+    def _let_go(self) -> None:
+        awaited, self._awaited = self._awaited, None
+        if awaited is not None:
+            awaited.cancel()

@@ -1,0 +1,200 @@
+"""One connection as bytes of HTTP: requests are parsed, bodies read within limits.
+
+aiohttp's parser does the reading; aiohttp's own server, which starts coroutines and makes request,
+response and streams for each request, would cost three times as much.
+
+Rules
+- The parser stops behind each request and goes on when its answer has left. A turn of the loop
+  answers no more than `REQUESTS_PER_TURN`.
+- A body is taken out of the parser with every piece. It is kept if `Api.admit` allows that, and
+  only as much of it; else the answer leaves at once, and what comes of the body is thrown away.
+- What is no HTTP is answered in the API's one shape, and is the end of the connection.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+from aiohttp import EMPTY_PAYLOAD, HttpVersion10, StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessage
+
+from coordinator import api_connection
+from coordinator.api_connection import LOG, READING, Common, Connection, Phase
+from coordinator.api_errors import ApiError, too_large
+from coordinator.api_requests import Answer, Request, error_answer
+from coordinator.http_wire import CONTINUE, answer_bytes, unpacked
+
+REQUESTS_PER_TURN = 16
+LINE_BYTES = 8_190
+HEADERS = 128
+"""aiohttp's limits: of the request line and of each header, and how many headers."""
+
+_IDLE, _BODY, _DROPS = Phase.IDLE, Phase.BODY, Phase.DROPS  # looked up once
+_NEVER_FULL = 1 << 30
+
+
+class _NoFlowControl:
+    """What the parser's streams ask to pause: they never fill up (see the rules)."""
+
+    def pause_reading(self) -> None:
+        raise AssertionError("a body was left in the parser")
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        pass
+
+
+_PARSER_OWNER = cast("BaseProtocol", _NoFlowControl())
+
+
+class HttpConnection(Connection):
+    """See the file's docstring."""
+
+    def __init__(self, common: Common) -> None:
+        super().__init__(common)
+        self._parser = HttpRequestParser(
+            _PARSER_OWNER,
+            self._loop,
+            _NEVER_FULL,
+            max_line_size=LINE_BYTES,
+            max_field_size=LINE_BYTES,
+            max_headers=HEADERS,
+            auto_decompress=False,
+            max_msg_queue_size=1,
+        )
+        self._message: RawRequestMessage | None = None
+        """The head of the present request."""
+        self._payload: StreamReader = EMPTY_PAYLOAD
+        """Where the parser puts its body."""
+        self._request: Request
+        self._body = bytearray()
+        self._limit = 0
+        """The request whose body is read, what has come of it, and how much may."""
+
+    def _read_on(self, data: bytes) -> None:
+        left = REQUESTS_PER_TURN
+        while True:
+            self._parser.message_consumed()
+            try:
+                messages, _, _ = self._parser.feed_data(data)
+            except HttpProcessingError as error:
+                self._refuse_bytes(error)
+                return
+            if messages:
+                self._begin(*messages[0])
+            elif self._phase in (_BODY, _DROPS):
+                self._read_body()
+            elif data and self._phase is _IDLE:
+                self._enter(Phase.HEAD, api_connection.HEAD_TIMEOUT_S)
+            if self._phase not in READING:
+                return
+            if self._phase is _IDLE and (data or messages):  # the parser may have another
+                data = b""
+                left -= 1
+                if not left:
+                    self._yield()
+                    return
+            elif self._ahead:
+                data, self._ahead = self._ahead, b""
+            else:
+                self._await_bytes()
+                return
+
+    def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
+        """A request whose head is there, and its body as far as it came in the same piece."""
+        target = message.path
+        if not target.startswith("/"):  # "GET http://host/path HTTP/1.1", as proxies are asked
+            target = message.url.raw_path_qs
+        path, _, query = target.partition("#")[0].partition("?")
+        headers = message.headers
+        self._message = message
+        self._payload = payload
+        # aiohttp's parser loses what follows a request to change the protocol.
+        self._closes = message.should_close or message.upgrade
+        if "Expect" in headers and headers["Expect"].lower() != "100-continue":
+            what = "Expect: only 100-continue is understood."
+            self._give(error_answer(ApiError(417, "expectation_failed", what)))
+        elif payload is EMPTY_PAYLOAD:
+            self._respond(Request(message.method, path, query, headers))
+        elif payload.is_eof() and message.compression is None:
+            self._respond(Request(message.method, path, query, headers, payload.read_nowait()))
+        else:
+            self._begin_body(message, Request(message.method, path, query, headers))
+
+    # --- bodies that have not come with their head, or are packed
+
+    def _begin_body(self, message: RawRequestMessage, request: Request) -> None:
+        """It is read only where it is needed: to be sent to the leader, nobody has to send 16 MiB
+        first.
+        """
+        admitted = self._common.api.admit(request)
+        if isinstance(admitted, Answer):
+            self._give(admitted)
+            return
+        if not admitted:
+            self._respond(request)
+            return
+        announced = int(message.headers.get("Content-Length", 0))
+        if announced > admitted:
+            self._give(error_answer(too_large("The body", announced, admitted)))
+            return
+        if "Expect" in message.headers and not self._has_come() and not self._is_old():
+            self._transport.write(CONTINUE)
+        self._request, self._body, self._limit = request, bytearray(), admitted
+        self._enter(_BODY, api_connection.BODY_TIMEOUT_S)
+        self._read_body()
+
+    def _read_body(self) -> None:
+        """Take what has come of it out of the parser."""
+        piece = self._payload.read_nowait()
+        if self._phase is _DROPS:
+            if self._has_come():
+                self._free()
+            return
+        self._body += piece
+        if len(self._body) > self._limit:
+            self._give(error_answer(too_large("The body", len(self._body), self._limit)))
+        elif self._has_come():
+            self._respond_to_body()
+
+    def _respond_to_body(self) -> None:
+        assert self._message is not None
+        body = bytes(self._body)
+        self._body = bytearray()
+        try:
+            if body and self._message.compression is not None:
+                body = unpacked(body, self._message.compression, self._limit)
+        except ApiError as error:
+            self._give(error_answer(error))
+        else:
+            self._respond(self._request._replace(body=body))
+
+    def _has_come(self) -> bool:
+        return self._payload.is_eof()
+
+    # --- answers
+
+    def _send(self, answer: Answer, *, closes: bool) -> None:
+        connection = "close" if closes else "keep-alive" if self._is_old() else None
+        is_head = self._message is not None and self._message.method == "HEAD"
+        self._transport.write(
+            answer_bytes(answer, int(time.time()), connection=connection, without_body=is_head)
+        )
+
+    def _is_old(self) -> bool:
+        return self._message is not None and self._message.version == HttpVersion10
+
+    def _free(self) -> None:
+        self._message, self._payload = None, EMPTY_PAYLOAD
+        super()._free()
+
+    def _refuse_bytes(self, error: HttpProcessingError) -> None:
+        """What came is no HTTP. Anybody who reaches the port can send that: it fills no log."""
+        if self._phase is _DROPS:
+            self._linger()  # its request has been answered
+            return
+        LOG.debug("%s sent what is no HTTP: %r", self._transport.get_extra_info("peername"), error)
+        first_line = (error.message or "it cannot be read").strip().split("\n", 1)[0].rstrip(": ")
+        what = f"This is no HTTP request: {first_line[:200]}; the connection is closed."
+        self._refuse(ApiError(400, "bad_request", what))
