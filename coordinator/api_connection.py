@@ -316,4 +316,4 @@ class Connection(asyncio.Protocol):
     def _let_go(self) -> None:
         awaited, self._awaited = self._awaited, None
         if awaited is not None:
-            awaited.cancel()
+            self._loop.call_soon(awaited.cancel)  # not before it has begun: Python would complain

@@ -1,14 +1,16 @@
-"""HTTP as messages, the server's side: aiohttp's application without its parser and its writer.
+"""HTTP as messages, the server's side: neither parsed nor written.
 
 A request arrives whole, as a `Request`, and an `Answer` goes back, over the same simulated
-connections that bytes would take: in order, late, lost with the connection, half-open. The
-servers' functions, applications, routers and handlers are the real ones, and so are the requests
-and responses that they take and give; a stopping runner closes these connections as its own.
+connections that bytes would take: in order, late, lost with the connection, half-open. All else is
+real: of the coordinator's API its `Connection`, of a participant aiohttp's application, routers and
+handlers, with the requests and responses that they take and give; a stopping server closes these
+connections as its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +22,9 @@ from aiohttp.http import RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from coordinator import api_http
+from coordinator import api_requests
+from coordinator.api_connection import Common, Connection, Phase
+from coordinator.http_connection import HttpConnection
 from tests.simulation.network import Endpoint
 
 LOG = logging.getLogger(__name__)
@@ -49,14 +53,44 @@ class Answer(NamedTuple):
 
 
 def serving(factory: Callable[[], asyncio.BaseProtocol]) -> Callable[[], asyncio.BaseProtocol]:
-    """What is to listen in the place of `factory`: of a server of aiohttp, this file's."""
+    """What is to listen in the place of `factory`: if that serves HTTP, this file's."""
+    if isinstance(factory, functools.partial) and factory.func is HttpConnection:
+        return functools.partial(_ApiConnection, *factory.args)
     if isinstance(factory, web.Server):
         server = factory
-        return lambda: _Connection(server)
+        return lambda: _AppConnection(server)
     return factory
 
 
-class _Connection(BaseProtocol):
+class _ApiConnection(Connection):
+    """In the place of `HttpConnection`."""
+
+    def __init__(self, common: Common) -> None:
+        super().__init__(common)
+        self._waiting: deque[Request] = deque()
+
+    def message_received(self, request: Request) -> None:
+        self._waiting.append(request)
+        if self._phase is Phase.IDLE:
+            self._read_on(b"")
+
+    def _read_on(self, data: bytes) -> None:
+        assert not data
+        while self._phase is Phase.IDLE and self._waiting:
+            method, target, headers, body = self._waiting.popleft()
+            path, _, query = target.partition("?")
+            self._respond(api_requests.Request(method, path, query, headers, body))
+
+    def _send(self, answer: api_requests.Answer, *, closes: bool) -> None:
+        headers = CIMultiDict(answer.headers)
+        endpoint = cast("Endpoint", self._transport)
+        endpoint.send(Answer(answer.status, headers, answer.body, closes))
+
+    def _has_come(self) -> bool:
+        return True
+
+
+class _AppConnection(BaseProtocol):
     """In the place of `web.RequestHandler`, as far as requests, applications and runners ask."""
 
     ssl_context = None
@@ -127,10 +161,6 @@ class _Connection(BaseProtocol):
         except Exception:
             LOG.exception("%s %s failed", request.method, request.target)
             response = web.Response(status=500)
-        if isinstance(response, api_http._Response):
-            answer = response._answer
-            headers = CIMultiDict(answer.headers)
-            return Answer(answer.status, headers, answer.body, not response.keep_alive)
         assert isinstance(response, web.Response)
         body = response.body or b""
         assert isinstance(body, bytes)
