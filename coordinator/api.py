@@ -9,9 +9,10 @@ traceback and told without it.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from random import Random
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -24,6 +25,7 @@ from coordinator.api_errors import ApiError, refusal, too_large
 from coordinator.api_requests import (
     Answer,
     Endpoint,
+    Later,
     Request,
     encode,
     error_answer,
@@ -91,8 +93,10 @@ class Api:
             if endpoint.method == "GET":
                 by_method["HEAD"] = endpoint
 
-    def respond(self, request: Request) -> Answer | Awaitable[Answer]:
-        """The answer to a request whose body is there, at once where nothing is waited for."""
+    def respond(self, request: Request) -> Answer | Later:
+        """The answer to a request whose body is there, at once where nothing is waited for; what
+        makes it later raises nothing but CancelledError, if the event loop ends.
+        """
         try:
             endpoint, transaction_id = self._endpoint(request)
             if endpoint.admit is not None:
@@ -102,7 +106,12 @@ class Api:
             answer = endpoint.answer(request, transaction_id)
         except Exception as error:
             return _answer_of(error, request)
-        return answer if isinstance(answer, Answer) else _awaited(answer, request)
+        if isinstance(answer, Answer):
+            return answer
+        if isinstance(answer, Later):
+            return Later(answer.future, functools.partial(_made, answer.made, request))
+        task = asyncio.get_running_loop().create_task(_awaited(answer, request))
+        return Later(task, asyncio.Future.result)
 
     def admit(self, request: Request) -> Answer | int:
         """For a request whose body has not come: the answer if none of it is needed for that, or
@@ -141,7 +150,16 @@ class Api:
         return endpoint, transaction_id
 
 
-async def _awaited(answer: Awaitable[Answer], request: Request) -> Answer:
+def _made(
+    made: Callable[[asyncio.Future[Any]], Answer], request: Request, future: asyncio.Future[Any]
+) -> Answer:
+    try:
+        return made(future)
+    except Exception as error:
+        return _answer_of(error, request)
+
+
+async def _awaited(answer: Coroutine[Any, Any, Answer], request: Request) -> Answer:
     try:
         return await answer
     except Exception as error:

@@ -17,13 +17,13 @@ import enum
 import logging
 import math
 import socket
-from typing import cast
+from typing import Any, cast
 
 from coordinator.admission import Rests
 from coordinator.alarms import Alarms
 from coordinator.api import Api
 from coordinator.api_errors import ApiError, unreadable
-from coordinator.api_requests import Answer, Request, error_answer
+from coordinator.api_requests import Answer, Later, Request, error_answer
 from coordinator.bell import Bell
 
 KEEP_S = 3630.0
@@ -100,7 +100,7 @@ class Connection(asyncio.Protocol):
         """After the present answer."""
         self._rest_s = 0.0
         """After the present request."""
-        self._awaited: asyncio.Future[Answer] | None = None
+        self._awaited: Later | None = None
         self._lost: asyncio.Future[None] | None = None
 
     # --- what a way to carry requests must say
@@ -221,17 +221,19 @@ class Connection(asyncio.Protocol):
             self._give(answer)
             return
         self._enter(_ANSWER, math.inf)
-        self._awaited = asyncio.ensure_future(answer)
-        self._awaited.add_done_callback(self._answered)
+        self._awaited = answer
+        answer.future.add_done_callback(self._answered)
 
-    def _answered(self, awaited: asyncio.Future[Answer]) -> None:
-        if awaited is not self._awaited:
+    def _answered(self, future: asyncio.Future[Any]) -> None:
+        awaited, self._awaited = self._awaited, None
+        if awaited is None:
             return  # nobody waits for it any more
-        self._awaited = None
-        if awaited.cancelled():
+        try:
+            answer = awaited.made(future)
+        except asyncio.CancelledError:  # the event loop ends
             self.close()
             return
-        self._give(awaited.result())
+        self._give(answer)
         if self._phase is _IDLE:
             self._read_on(b"")
 
@@ -316,4 +318,6 @@ class Connection(asyncio.Protocol):
     def _let_go(self) -> None:
         awaited, self._awaited = self._awaited, None
         if awaited is not None:
-            self._loop.call_soon(awaited.cancel)  # not before it has begun: Python would complain
+            self._loop.call_soon(
+                awaited.future.cancel
+            )  # not before it has begun: Python would complain

@@ -1,4 +1,4 @@
-"""What the API is asked and what it answers, whoever carries it. Pure.
+"""What the API is asked and what it answers, whoever carries it.
 
 Nothing here knows how a request came. `api_http` carries them over HTTP; a test or a simulation
 may hand them over as they are.
@@ -6,8 +6,9 @@ may hand them over as they are.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -46,8 +47,18 @@ class Answer(NamedTuple):
     rests: bool = False
 
 
-Answers = Callable[[Request, str], Answer | Awaitable[Answer]]
-"""Answers a request, at once or later; the second argument is the `{id}` of the path. Raises."""
+class Later(NamedTuple):
+    """An answer that is `made` of `future` when that is done, also if it was cancelled: for nobody
+    who waits for it wants to pay for a task. Who needs the answer no more cancels the future.
+    """
+
+    future: asyncio.Future[Any]
+    made: Callable[[asyncio.Future[Any]], Answer]
+
+
+Answers = Callable[[Request, str], Answer | Later | Coroutine[Any, Any, Answer]]
+"""Answers a request, at once or later; the second argument is the `{id}` of the path. Raises, and
+so does what makes the answer of a `Later`."""
 
 
 class Endpoint(NamedTuple):

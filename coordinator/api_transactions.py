@@ -12,7 +12,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import functools
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from coordinator import api_fields, api_shapes
@@ -30,6 +31,7 @@ from coordinator.api_errors import (
 from coordinator.api_requests import (
     Answer,
     Endpoint,
+    Later,
     Request,
     encode,
     error_answer,
@@ -44,7 +46,7 @@ from coordinator.capacity import largest
 from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError, NotAllowed, unknown
 from coordinator.facts import Mode, Outcome, Transaction
-from coordinator.live import Waiting
+from coordinator.live import Waiting, is_reached
 from coordinator.log import LogError, ReplicatedLog
 from coordinator.machine import Machine
 from coordinator.patience import Patience
@@ -132,7 +134,7 @@ class Transactions:
         self._require_leader(request)
         require_json(request)
 
-    def submit(self, request: Request, _: str) -> Answer | Awaitable[Answer]:
+    def submit(self, request: Request, _: str) -> Answer | Later | Coroutine[Any, Any, Answer]:
         """POST /v1/transactions: one, or a batch."""
         body = request.body
         if len(body) > self._limits.body_bytes and not api_fields.is_batch(body):
@@ -144,15 +146,18 @@ class Transactions:
         if self._turns_away(value):
             return AT_CAPACITY
         submission = self._read(value, traceparent)
-        return self._submitted(request, submission, self._begin(submission))
+        future = self._begin(submission)
+        self._patience.bound(future, _bound_s(submission))
+        return Later(future, functools.partial(self._submitted, request, submission))
 
-    async def _submitted(self, request: Request, submission: Submission, future: Waiting) -> Answer:
+    def _submitted(self, request: Request, submission: Submission, future: Waiting) -> Answer:
         try:
-            transaction = await self._finish(submission, future)
+            settled = None if future.cancelled() else future.result()
         except LogError as error:
             if submission.named:
                 self._redirect(request)
             raise log_refusal(error, submission.plan.id, named=submission.named) from error
+        transaction = settled or self._as_it_is(submission)
         return text_answer(_status_of(transaction, submission.wait), self._show(transaction))
 
     async def _submit_batch(self, elements: list[Any], traceparent: str | None) -> Answer:
@@ -234,10 +239,11 @@ class Transactions:
         self, submission: Submission, future: Waiting, waited: float = 0.0
     ) -> Transaction:
         """The transaction once what is waited for is there, or as it is when the wait ran out."""
-        bound = (submission.plan.timeout_ms + WAIT_MARGIN_MS) / 1000 - waited
-        settled = await self._patience.settled(future, bound)
-        if settled is not None:
-            return settled
+        settled = await self._patience.settled(future, _bound_s(submission) - waited)
+        return settled or self._as_it_is(submission)
+
+    def _as_it_is(self, submission: Submission) -> Transaction:
+        """When the wait ran out."""
         present = self._machine.get(submission.plan.id)
         if present is None or present.fingerprint != submission.plan.fingerprint:
             raise outcome_unknown(submission.plan.id)
@@ -434,12 +440,10 @@ class Transactions:
         return show(transaction, progress)
 
 
+def _bound_s(submission: Submission) -> float:
+    return (submission.plan.timeout_ms + WAIT_MARGIN_MS) / 1000
+
+
 def _status_of(transaction: Transaction, wait: Wait) -> int:
     """200 if what was waited for is there, else 202."""
-    match wait:
-        case Wait.NONE:
-            return 202
-        case Wait.DECISION:
-            return 202 if transaction.outcome is None else 200
-        case Wait.COMPLETION:
-            return 202 if transaction.finished_ms is None else 200
+    return 200 if wait is not Wait.NONE and is_reached(transaction, wait) else 202

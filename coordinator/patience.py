@@ -22,13 +22,17 @@ class Patience:
         self._alarms: Alarms[asyncio.Future[Any]] = Alarms()
         self._bell = Bell(self._alarms, _give_up)
 
+    def bound(self, future: asyncio.Future[Any], seconds: float) -> None:
+        """Cancel `future` if it is not done within this time."""
+        if not future.done():
+            due_s = asyncio.get_running_loop().time() + max(seconds, 0)
+            self._alarms.set(future, due_s)
+            self._bell.arm()
+            future.add_done_callback(self._alarms.clear)
+
     async def settled(self, future: asyncio.Future[Result], seconds: float) -> Result | None:
         """What `future` gives within this time, else None: then it is cancelled."""
-        if future.done():
-            return future.result()
-        due_s = asyncio.get_running_loop().time() + max(seconds, 0)
-        self._alarms.set(future, due_s)
-        self._bell.arm()
+        self.bound(future, seconds)
         try:
             return await future
         except asyncio.CancelledError:
@@ -36,8 +40,6 @@ class Patience:
             if task is None or task.cancelling():
                 raise  # whoever waits is cancelled, and `future` with it
             return None
-        finally:
-            self._alarms.clear(future)
 
 
 def _give_up(future: asyncio.Future[Any]) -> None:

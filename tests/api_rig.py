@@ -16,7 +16,7 @@ import io
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from random import Random
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from yarl import URL
 
 from coordinator import api_http
 from coordinator.api import Api, Check
-from coordinator.api_requests import Answer
+from coordinator.api_requests import Answer, Later
 from coordinator.api_shapes import read_submission
 from coordinator.driver import Driver, Figures
 from coordinator.facts import Effect, Transaction
@@ -326,9 +326,12 @@ async def _api_served(api: Api) -> AsyncIterator[str]:
         await server.stop()
 
 
-async def answered(answer: Answer | Awaitable[Answer]) -> Answer:
+async def answered(answer: Answer | Later) -> Answer:
     """The answer, waited for where it must be."""
-    return answer if isinstance(answer, Answer) else await answer
+    if isinstance(answer, Answer):
+        return answer
+    await asyncio.wait([answer.future])
+    return answer.made(answer.future)
 
 
 def error_of(answer: Any) -> dict[str, Any]:
