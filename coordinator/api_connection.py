@@ -151,7 +151,10 @@ class Connection(asyncio.Protocol):
             self._refuse(unreadable())
         elif self._phase is _ANSWER:
             self._enter(_ANSWER, HALF_CLOSED_S)
-        return self._phase in (_ANSWER, _RESTS, _FULL)
+        if self._phase in (_ANSWER, _RESTS, _FULL):
+            return True
+        self.close()
+        return False
 
     def pause_writing(self) -> None:
         self._is_full = True
@@ -190,6 +193,8 @@ class Connection(asyncio.Protocol):
             if self._until_s < math.inf:
                 self._common.alarms.set(self, self._until_s)
             return
+        if self._transport.is_closing() and self._phase is not Phase.CLOSED:
+            return  # it broke: `connection_lost` is to follow
         match self._phase:
             case Phase.HEAD:
                 what = f"The head did not arrive within {HEAD_TIMEOUT_S:.0f} s; send it again."
@@ -226,7 +231,7 @@ class Connection(asyncio.Protocol):
 
     def _answered(self, future: asyncio.Future[Any]) -> None:
         awaited, self._awaited = self._awaited, None
-        if awaited is None:
+        if awaited is None or self._transport.is_closing():
             return  # nobody waits for it any more
         try:
             answer = awaited.made(future)
@@ -258,7 +263,9 @@ class Connection(asyncio.Protocol):
 
     def _free(self) -> None:
         """The answer has left, and the whole request has come."""
-        if self._rest_s:
+        if self._transport.is_closing():
+            self._phase = Phase.CLOSED  # it broke: `connection_lost` is to follow
+        elif self._rest_s:
             rest_s, self._rest_s = self._rest_s, 0.0
             self._enter(_RESTS, rest_s)
         elif self._is_full:

@@ -6,18 +6,25 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import uvloop
 
 from coordinator import api_connection
 from coordinator.admission import Admission, Rests
+from coordinator.api import Api
+from coordinator.api_http import Server
 from coordinator.settings import Limits
-from tests.api_rig import ApiNode, api_node, error_of, run
+from tests.api_rig import PATIENCE_S, ApiNode, api_node, error_of, run
+from tests.connection_rig import LARGE, FakeApi, read
+from tests.test_http_connection import get
 
 NO_HTTP = {
     "no request line": b"hello\r\n\r\n",
@@ -249,3 +256,174 @@ def test_no_header_can_be_smuggled_into_an_answer() -> None:
             assert b"Set-Cookie" not in answered
 
     run(test())
+
+
+# --- sockets, with both event loops
+
+
+def run_fast(test: Coroutine[Any, Any, None], loop_factory: Callable[[], Any]) -> None:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(asyncio.wait_for(test, PATIENCE_S))
+
+
+LOOPS = pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+
+
+@asynccontextmanager
+async def served(
+    shutdown_timeout_s: float = PATIENCE_S,
+) -> AsyncIterator[tuple[Server, FakeApi, int]]:
+    """A server, its API, its port."""
+    api = FakeApi()
+    server = Server(cast("Api", api), shutdown_timeout_s=shutdown_timeout_s)
+    port = await server.listen("127.0.0.1", 0)
+    try:
+        yield server, api, port
+    finally:
+        await server.stop()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+@LOOPS
+def test_a_request_under_way_is_answered_when_the_server_stops(
+    loop_factory: Callable[[], Any],
+) -> None:
+    async def test() -> None:
+        async with served() as (server, api, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            idle, idle_writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(get("/later"))
+            await until(lambda: api.under_way)
+            stopping = asyncio.create_task(server.stop())
+            assert await idle.read() == b"", "at once"
+            with pytest.raises(OSError, match=r"Connect call failed|refused"):
+                await asyncio.open_connection("127.0.0.1", port)
+            assert not stopping.done()
+            api.go_on()
+            first, headers, _ = await read_answer(reader)
+            assert (first, headers["connection"]) == ("HTTP/1.1 200 OK", "close")
+            assert await reader.read() == b""
+            await stopping
+            for each in (writer, idle_writer):
+                each.close()
+
+    run_fast(test(), loop_factory)
+
+
+@LOOPS
+def test_a_server_that_stops_waits_only_so_long(loop_factory: Callable[[], Any]) -> None:
+    async def test() -> None:
+        async with served(shutdown_timeout_s=0.01) as (server, api, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(get("/later"))
+            await until(lambda: api.under_way)
+            ((_, future),) = api.under_way
+            await server.stop()
+            assert not server._common.connections
+            with suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            await until(future.cancelled)
+            writer.close()
+
+    run_fast(test(), loop_factory)
+
+
+@LOOPS
+def test_a_client_that_has_ended_its_direction_is_answered(
+    loop_factory: Callable[[], Any],
+) -> None:
+    async def test() -> None:
+        async with served() as (_, api, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(get("/later?1") + get("/later?2"))
+            writer.write_eof()
+            for _ in range(2):
+                await until(lambda: api.under_way)
+                api.go_on()
+            answers = read(await reader.read())
+            assert [answer.asked[2] for answer in answers] == ["1", "2"]
+            writer.close()
+
+    run_fast(test(), loop_factory)
+
+
+@LOOPS
+def test_what_a_client_waited_for_is_let_go_of_when_it_is_gone(
+    loop_factory: Callable[[], Any],
+) -> None:
+    async def test() -> None:
+        async with served() as (server, api, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(get("/later"))
+            await until(lambda: api.under_way)
+            ((_, future),) = api.under_way
+            linger = struct.pack("ii", 1, 0)  # a reset, not an end
+            client = writer.get_extra_info("socket")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+            await until(lambda: not server._common.connections)
+            await until(future.cancelled)
+
+    run_fast(test(), loop_factory)
+
+
+@LOOPS
+def test_a_client_that_does_not_read_is_not_answered_for_ever(
+    loop_factory: Callable[[], Any],
+) -> None:
+    async def test() -> None:
+        async with served() as (server, api, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            asked = 400
+            writer.write(get("/large") * asked)  # 40 MB
+            await until(lambda: any(each._is_full for each in server._common.connections))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert 0 < len(api.asked) < asked
+            (connection,) = server._common.connections
+            assert connection._transport.get_write_buffer_size() < 300_000
+            reader._transport.resume_reading()  # type: ignore[attr-defined]
+            for _ in range(asked):
+                first, _, body = await read_answer(reader)
+                assert (first, len(body)) == ("HTTP/1.1 200 OK", LARGE)
+            writer.close()
+
+    run_fast(test(), loop_factory)
+
+
+@LOOPS
+def test_many_connections_are_served_beside_each_other(loop_factory: Callable[[], Any]) -> None:
+    async def test() -> None:
+        async with served() as (server, api, port):
+            connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(300)]
+            for number, (_, writer) in enumerate(connections):
+                writer.write(get(f"/{'later' if number % 2 else 'now'}?{number}"))
+            await until(lambda: len(api.asked) == 300)
+            api.go_on()
+            for number, (reader, writer) in enumerate(connections):
+                _, _, body = await read_answer(reader)
+                assert json.loads(body)["asked"][2] == str(number)
+                writer.close()
+            await until(lambda: not server._common.connections)
+
+    run_fast(test(), loop_factory)
+
+
+@LOOPS
+def test_an_error_reaches_a_client_that_is_still_sending(loop_factory: Callable[[], Any]) -> None:
+    """A connection closed with unread bytes is reset, and the answer thrown away with it."""
+
+    async def test() -> None:
+        async with served() as (_, _, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 1_000_000)
+            (answer,) = read(await reader.read())
+            assert (answer.status, answer.code) == (400, "bad_request")
+            writer.close()
+
+    run_fast(test(), loop_factory)
