@@ -75,7 +75,6 @@ class HttpConnection(Connection):
     def _read_on(self, data: bytes) -> None:
         left = REQUESTS_PER_TURN
         while True:
-            self._parser.message_consumed()
             try:
                 messages, _, _ = self._parser.feed_data(data)
             except HttpProcessingError as error:
@@ -187,6 +186,7 @@ class HttpConnection(Connection):
 
     def _free(self) -> None:
         self._message, self._payload = None, EMPTY_PAYLOAD
+        self._parser.message_consumed()
         super()._free()
 
     def _refuse_bytes(self, error: HttpProcessingError) -> None:
