@@ -325,6 +325,5 @@ class Connection(asyncio.Protocol):
     def _let_go(self) -> None:
         awaited, self._awaited = self._awaited, None
         if awaited is not None:
-            self._loop.call_soon(
-                awaited.future.cancel
-            )  # not before it has begun: Python would complain
+            # Not at once: a coroutine that has not begun would be "never awaited".
+            self._loop.call_soon(awaited.future.cancel)

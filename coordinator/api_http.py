@@ -10,6 +10,10 @@ from coordinator.api import Api
 from coordinator.api_connection import Common
 from coordinator.http_connection import HttpConnection
 
+BACKLOG = 1_024
+"""Connections that wait to be taken: when the leader changes, all clients come to the next at once,
+and one that finds no room here tries again only after a second."""
+
 
 class Server:
     """Serves `api` wherever it is told to listen.
@@ -25,7 +29,8 @@ class Server:
     async def listen(self, host: str, port: int) -> int:
         """Take connections there, at any free port if `port` is 0; the port. Raises OSError."""
         connection = functools.partial(HttpConnection, self._common)
-        listening: Any = await asyncio.get_running_loop().create_server(connection, host, port)
+        loop = asyncio.get_running_loop()
+        listening: Any = await loop.create_server(connection, host, port, backlog=BACKLOG)
         self._listening.append(listening)
         _, bound = listening.sockets[0].getsockname()[:2]
         return int(bound)

@@ -84,7 +84,9 @@ class HttpConnection(Connection):
                 self._begin(*messages[0])
             elif self._phase in (_BODY, _DROPS):
                 self._read_body()
-            elif data and self._phase is _IDLE:
+            elif (
+                data and self._phase is _IDLE
+            ):  # one that began behind a request: with its next byte
                 self._enter(Phase.HEAD, api_connection.HEAD_TIMEOUT_S)
             if self._phase not in READING:
                 return

@@ -141,6 +141,10 @@ class Wire(asyncio.Transport):
         self.is_aborted = self._is_closing = True
         asyncio.get_running_loop().call_soon(self.connection.connection_lost, None)
 
+    def breaks(self) -> None:
+        """What was written last met an error; `connection_lost` is still to come."""
+        self._is_closing = True
+
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         del name
         return default
@@ -226,8 +230,11 @@ def read(written: bytes) -> list[Read]:
 def run(test: Callable[[Rig], Awaitable[None]]) -> None:
     """The test, in a world of its own, in which nothing may be left at the end."""
 
+    failures = []
+
     async def main() -> None:
         rig = Rig()
+        rig.loop.set_exception_handler(lambda _, context: failures.append(context))
         await test(rig)
         for connection in list(rig.common.connections):
             connection.abort()
@@ -237,3 +244,4 @@ def run(test: Callable[[Rig], Awaitable[None]]) -> None:
 
     with asyncio.Runner(loop_factory=Clock) as runner:
         runner.run(main())
+    assert not failures

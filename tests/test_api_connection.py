@@ -102,6 +102,20 @@ def test_a_body_that_nobody_needs_is_read_only_so_long() -> None:
     run(test)
 
 
+def test_a_last_answer_before_the_end_of_its_body_is_waited_with() -> None:
+    async def test(rig: Rig) -> None:
+        rig.feed(post(b"hello", "/bodiless", "Connection: close")[:-1])
+        (answer,) = rig.answers()
+        assert answer.headers["connection"] == "close"
+        assert rig.wire.is_half_closed
+        await rig.turn()
+        assert not rig.is_gone
+        await rig.pass_s(LINGER_S + GRAIN_S)
+        assert rig.is_gone
+
+    run(test)
+
+
 def test_after_an_error_the_client_has_time_to_read_it() -> None:
     """Closed with unread bytes, the connection would be reset, and the answer lost."""
 
@@ -142,6 +156,39 @@ def test_an_answer_that_comes_as_the_client_goes_is_nobody_s() -> None:
         rig.connection.connection_lost(None)
         await rig.turn()
         assert rig.wire.written == b""
+
+    run(test)
+
+
+@pytest.mark.parametrize("sent", [get("/later"), get() * 40, get("/rests"), get("/large")])
+def test_nothing_is_written_to_a_connection_that_broke(sent: bytes) -> None:
+    async def test(rig: Rig) -> None:
+        rig.wire.client_reads = b"large" not in sent
+        rig.feed(sent)
+        written = len(rig.wire.written)
+        rig.wire.breaks()
+        rig.api.go_on()
+        await rig.turn()
+        rig.wire.take(rig.wire.unsent)
+        await rig.pass_s(KEEP_S)
+        assert len(rig.wire.written) == written
+        rig.connection.connection_lost(ConnectionResetError())
+
+    run(test)
+
+
+def test_a_request_behind_one_whose_answer_broke_the_connection_is_not_begun() -> None:
+    async def test(rig: Rig) -> None:
+        write = rig.wire.write
+
+        def break_(data: bytes | bytearray | memoryview) -> None:
+            write(data)
+            rig.wire.breaks()
+
+        rig.wire.write = break_  # type: ignore[method-assign]
+        rig.feed(get() * 2)
+        assert len(rig.api.asked) == 1
+        rig.connection.connection_lost(ConnectionResetError())
 
     run(test)
 
@@ -231,6 +278,22 @@ def test_a_client_may_read_slowly_but_not_stop(last: str) -> None:
         await rig.pass_s(SEND_TIMEOUT_S + GRAIN_S)
         assert rig.wire.is_aborted
         assert rig.is_gone
+
+    run(test)
+
+
+def test_how_slow_a_client_is_is_judged_anew_each_time() -> None:
+    async def test(rig: Rig) -> None:
+        rig.wire.client_reads = False
+        rig.feed(get("/large"))
+        rig.wire.take(LARGE - HIGH_WATER - 1)
+        await rig.pass_s(SEND_TIMEOUT_S + GRAIN_S)
+        rig.wire.take(rig.wire.unsent)
+        rig.feed(get("/large"))
+        await rig.pass_s(SEND_TIMEOUT_S + GRAIN_S)
+        assert not rig.wire.is_aborted
+        await rig.pass_s(SEND_TIMEOUT_S + GRAIN_S)
+        assert rig.wire.is_aborted
 
     run(test)
 
