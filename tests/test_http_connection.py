@@ -242,9 +242,10 @@ def test_a_word_is_given_to_who_waits_for_it() -> None:
         rig.feed(body)
         assert [answer.status for answer in rig.answers()] == [100, 200]
         rig.feed(head + body)
-        assert [answer.status for answer in rig.answers()] == [100, 200, 200]
+        rig.feed(post(gzip.compress(b"hello"), "/now", EXPECTS, GZIP))
+        assert [answer.status for answer in rig.answers()] == [100, 200, 200, 200]
         rig.feed(head.replace(b"1.1", b"1.0"))  # which knows no such word
-        assert len(rig.answers()) == 3
+        assert len(rig.answers()) == 4
 
     run(test)
 
