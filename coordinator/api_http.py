@@ -39,7 +39,8 @@ class Server:
         """No new connections; idle ones are closed at once, the others after their answer."""
         for listening in self._listening:
             listening.close()
-        await asyncio.sleep(0)  # what has arrived is begun
+        for _ in range(2):  # a turn in which the loop finds what has arrived, and one that reads it
+            await asyncio.sleep(0)
         connections = self._common.connections
         ends = [connection.end() for connection in list(connections)]
         if ends:

@@ -314,6 +314,23 @@ def test_a_request_under_way_is_answered_when_the_server_stops(
     run_fast(test(), loop_factory)
 
 
+def test_what_has_arrived_when_the_server_stops_is_answered() -> None:
+    async def test() -> None:
+        async with served() as (server, api, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(get())
+            await read_answer(reader)
+            writer.write(get("/later"))  # it is in the server's kernel now
+            stopping = asyncio.create_task(server.stop())
+            await until(lambda: api.under_way)
+            api.go_on()
+            assert (await read_answer(reader))[0] == "HTTP/1.1 200 OK"
+            await stopping
+            writer.close()
+
+    run(test())
+
+
 @LOOPS
 def test_a_server_that_stops_waits_only_so_long(loop_factory: Callable[[], Any]) -> None:
     async def test() -> None:

@@ -447,6 +447,17 @@ def test_a_head_is_answered_without_the_body_and_with_its_length() -> None:
     run(test)
 
 
+def test_a_head_that_was_asked_for_before_is_forgotten() -> None:
+    async def test(rig: Rig) -> None:
+        rig.feed(get().replace(b"GET", b"HEAD"))
+        rig.wire.written = b""
+        rig.feed(b"hello\r\n\r\n")
+        (answer,) = rig.answers()
+        assert (answer.status, answer.code) == (400, "bad_request")
+
+    run(test)
+
+
 def test_an_answer_with_a_header_that_is_two_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
     async def test(rig: Rig) -> None:
         rig.feed(get("/two-headers"))
