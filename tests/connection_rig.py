@@ -97,9 +97,9 @@ class Wire(asyncio.Transport):
         self.most_unsent = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
         assert not self.is_half_closed
         assert not self._is_closing
-        self.written += data
         if not self.client_reads:
             was, self.unsent = self.unsent, self.unsent + len(data)
             if was <= HIGH_WATER < self.unsent:

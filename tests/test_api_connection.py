@@ -160,7 +160,9 @@ def test_an_answer_that_comes_as_the_client_goes_is_nobody_s() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("sent", [get("/later"), get() * 40, get("/rests"), get("/large")])
+@pytest.mark.parametrize(
+    "sent", [get("/later"), get() * 40, get("/rests"), get("/large"), get()[:9]]
+)
 def test_nothing_is_written_to_a_connection_that_broke(sent: bytes) -> None:
     async def test(rig: Rig) -> None:
         rig.wire.client_reads = b"large" not in sent

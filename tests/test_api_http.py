@@ -20,10 +20,12 @@ import uvloop
 from coordinator import api_connection
 from coordinator.admission import Admission, Rests
 from coordinator.api import Api
+from coordinator.api_connection import Common
 from coordinator.api_http import Server
+from coordinator.http_connection import HttpConnection
 from coordinator.settings import Limits
 from tests.api_rig import PATIENCE_S, ApiNode, api_node, error_of, run
-from tests.connection_rig import LARGE, FakeApi, read
+from tests.connection_rig import LARGE, FakeApi, Wire, read
 from tests.test_http_connection import get
 
 NO_HTTP = {
@@ -254,6 +256,23 @@ def test_no_header_can_be_smuggled_into_an_answer() -> None:
             writer.write(b"GET /v1/transactions HTTP/1.1\r\nHost: h\r\n\r\n")
             answered = await reader.read()
             assert b"Set-Cookie" not in answered
+
+    run(test())
+
+
+def test_a_client_that_is_gone_before_its_request_has_begun_does_no_harm() -> None:
+    """A coroutine that is cancelled before its first step complains that it was never awaited."""
+
+    async def test() -> None:
+        async with api_node() as node:
+            connection, wire = HttpConnection(Common(node.api)), Wire()
+            connection.connection_made(wire)
+            connection.data_received(get("/v1/transactions/t-1"))
+            connection.connection_lost(None)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert wire.written == b""
+            await node.passes()
 
     run(test())
 
