@@ -85,7 +85,8 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._phase = _IDLE
-        self._until_s = math.inf
+        self._until_s = self._alarm_s = math.inf
+        """When the phase has lasted too long; for when an alarm is set, which is never later."""
         self._ahead = b""
         """What came while nothing was read; then nothing more is asked for."""
         self._is_paused = False
@@ -189,9 +190,9 @@ class Connection(asyncio.Protocol):
 
     def woken(self) -> None:
         """It may be for a time that counts no more: alarms are not cleared with every request."""
+        self._alarm_s = math.inf
         if self._loop.time() < self._until_s:
-            if self._until_s < math.inf:
-                self._common.alarms.set(self, self._until_s)
+            self._set_alarm()
             return
         if self._transport.is_closing() and self._phase is not Phase.CLOSED:
             return  # it broke: `connection_lost` is to follow
@@ -317,9 +318,13 @@ class Connection(asyncio.Protocol):
         """Be in this phase, for no longer than this."""
         self._phase = phase
         self._until_s = self._loop.time() + seconds
-        alarms = self._common.alarms
-        if self._until_s < alarms.due_s(self):
-            alarms.set(self, self._until_s)
+        if self._until_s < self._alarm_s:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._until_s < math.inf:
+            self._alarm_s = self._until_s
+            self._common.alarms.set(self, self._until_s)
             self._common.bell.arm()
 
     def _let_go(self) -> None:
