@@ -72,6 +72,7 @@ class Common:
     def __init__(self, api: Api) -> None:
         self.api = api
         self.rests = Rests()
+        self.is_stopping = False
         self.connections: dict[Connection, None] = {}
         self.alarms: Alarms[Connection] = Alarms()
         self.bell = Bell(self.alarms, Connection.woken)
@@ -127,6 +128,8 @@ class Connection(asyncio.Protocol):
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._common.connections[self] = None
         self._enter(_IDLE, KEEP_S)
+        if self._common.is_stopping:  # it was being taken already
+            self.close()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
         self._phase = Phase.CLOSED

@@ -37,6 +37,7 @@ class Server:
 
     async def stop(self) -> None:
         """No new connections; idle ones are closed at once, the others after their answer."""
+        self._common.is_stopping = True
         for listening in self._listening:
             listening.close()
         for _ in range(2):  # a turn in which the loop finds what has arrived, and one that reads it

@@ -356,6 +356,17 @@ def test_a_request_under_way_is_answered_when_the_server_stops(sent: bytes) -> N
     run(test)
 
 
+def test_a_connection_that_is_made_while_the_server_stops_is_closed() -> None:
+    async def test(rig: Rig) -> None:
+        rig.common.is_stopping = True
+        connection, wire = rig.connect()
+        assert wire.is_closing()
+        await rig.turn()
+        assert connection not in rig.common.connections
+
+    run(test)
+
+
 # --- many
 
 
