@@ -155,7 +155,8 @@ class HttpConnection(Connection):
             return
         self._body += piece
         if len(self._body) > self._limit:
-            self._give(error_answer(too_large("The body", len(self._body), self._limit)))
+            size, self._body = len(self._body), bytearray()
+            self._give(error_answer(too_large("The body", size, self._limit)))
         elif self._has_come():
             self._respond_to_body()
 
