@@ -1,7 +1,7 @@
 """One connection as bytes of HTTP: requests are parsed, bodies read within limits.
 
 aiohttp's parser does the reading; aiohttp's own server, which starts coroutines and makes request,
-response and streams for each request, would cost three times as much.
+response and streams for each request, costs two to three times as much.
 
 Rules
 - The parser stops behind each request and goes on when its answer has left. A turn of the loop
