@@ -77,7 +77,9 @@ class _Transaction:
     """Outcome → who said so first."""
     answered: dict[str | None, str] = field(default_factory=dict)
     """Work → outcome that a submit with it was answered."""
-    refused_unknown: bool = False
+    ended: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(participant, work) → who was told, in its name, that this branch of it is over or never was,
+    when it had not committed."""
     votes: dict[tuple[str, str], str] = field(default_factory=dict)
     """(participant, branch) → the best vote it has given."""
     effects: dict[tuple[str, str], list[Event]] = field(default_factory=dict)
@@ -152,8 +154,7 @@ class Checker:
         if event["call"] == "submit" and outcome is not None:
             self._answered(id, transaction, invoked.get("work"), outcome)
         if event["call"] == "decision":
-            if outcome == ABORTED and not transaction.bodies:
-                transaction.refused_unknown = True
+            self._inquired(transaction, invoked, event)
             return
         now = _rank(event)
         if now == _FINISHED and outcome == COMMITTED:
@@ -165,6 +166,14 @@ class Checker:
             elif now < rank and not forgotten:
                 self._found("I11", id, f"{client} reads {event['state']}, told before: rank {rank}")
         self._seen(transaction, client, now)
+
+    def _inquired(self, transaction: _Transaction, invoked: Event, event: Event) -> None:
+        """Who is answered "abort" may let go of the branch: it was no part of a commit to come."""
+        name, work = invoked.get("participant"), invoked.get("work")
+        if event.get("decision") != "abort" or name is None or work is None:
+            return
+        if not any(e["participant"] == name and e["work"] == work for e in transaction.committed()):
+            transaction.ended[name, work] = f"{event['call']} of {event['client']}"
 
     def _check_done(self, id: str, transaction: _Transaction, work: str | None) -> None:
         """It is told to be finished: every participant has done its part."""
@@ -195,8 +204,6 @@ class Checker:
         if outcome in transaction.told:
             return
         for other, first in transaction.told.items():
-            if transaction.refused_unknown and outcome == COMMITTED:
-                self._found("I6", id, f"refused as unknown, and {by} says {outcome}")
             self._found("I3", id, f"{by} says {outcome}, {first} said {other}")
         transaction.told[outcome] = by
 
@@ -238,6 +245,7 @@ class Checker:
                 elif not event.get("held", True):
                     self._found("I7", id, f"{name} commits what it does not hold")
                 self._check_begun(event, transaction)
+                self._check_inquiry(event, transaction)
                 self._check_votes(event, transaction)
         before.append(event)
         self._check_split(event, transaction)
@@ -245,6 +253,12 @@ class Checker:
     def _check_begun(self, event: Event, transaction: _Transaction) -> None:
         if not transaction.bodies and self._run["complete"]:
             self._found("I16", event["id"], f"{event['participant']} commits it, nobody began it")
+
+    def _check_inquiry(self, event: Event, transaction: _Transaction) -> None:
+        by = transaction.ended.get((event["participant"], event.get("work", "")))
+        if by is not None and self._run["ordered"]:
+            text = f"{event['participant']} commits it, and {by} was answered abort before"
+            self._found("I6", event["id"], text)
 
     def _check_invented(self, event: Event, transaction: _Transaction) -> None:
         if event.get("work") is None:

@@ -122,6 +122,8 @@ class Environment:
     """Shares of transactions: asked for twice; another body is sent under the same id."""
     impatient: float
     """The share of calls whose client gives up after a moment."""
+    comes_back: float
+    """The share of submissions without an answer that are made once more, a while later."""
     operator: float
     nonsense: float
     burst: float
@@ -164,6 +166,10 @@ def draw_environment(seed: int) -> Environment:
     jumps = (300, 4_000, 20_000)
     # Everything of Raft scales with it, and nothing costs as much as heartbeats.
     heartbeat_ms = choice((100, 150, 250, 400))
+    least_ms = heartbeat_ms * choice((4, 5))
+    # The last one: so slow that elections only just succeed. What is proposed waits for long then,
+    # and others come in between.
+    sync_mean_s = choice((0.0005, 0.002, 0.01, 0.05, 0.05 if brief else least_ms / 8_000))
     return Environment(
         seed=seed,
         nodes=nodes,
@@ -180,13 +186,13 @@ def draw_environment(seed: int) -> Environment:
             split=choice((0.0, 0.1)),
             reset=choice((0.0, 0.0, 0.0005, 0.005)),
         ),
-        sync_mean_s=choice((0.0005, 0.002, 0.01, 0.05)),
+        sync_mean_s=sync_mean_s,
         crash_point=0.0 if calm else choice((0.0, 0.0, 0.0003, 0.002)),
         snapshot_every=_each(draw, nodes, (5, 20, 60, 400)),
         append_bytes=choice((300, 1 << 20)),
         piece_bytes=choice((400, 256 << 10)),
         heartbeat_ms=heartbeat_ms,
-        election_min_ms=(least_ms := heartbeat_ms * choice((4, 5))),
+        election_min_ms=least_ms,
         election_max_ms=least_ms * choice((102, 120, 200, 250)) // 100,
         call_timeout_ms=choice((500, 1_500, 3_000)),
         retry_max_ms=choice((300, 1_000)),
@@ -210,6 +216,7 @@ def draw_environment(seed: int) -> Environment:
         repeat=choice((0.0, 0.1, 0.4)),
         other_body=choice((0.0, 0.1, 0.4)),
         impatient=choice((0.0, 0.1, 0.4)),
+        comes_back=choice((0.0, 0.3, 0.8)),
         operator=choice((0.0, 0.0, 0.3)),
         nonsense=choice((0.0, 0.0, 0.1)),
         burst=choice((0.0, 0.0, 0.3)),
@@ -225,7 +232,7 @@ def draw_environment(seed: int) -> Environment:
             duplicate=choice((0.0, 0.1, 0.3)),
             duplicate_s=choice((0.1, 3.0, 15.0)),
         ),
-        inquiry_after_s=choice((0.5, 1.5, 3.0, 6.0)),
+        inquiry_after_s=choice((0.1, 0.5, 1.5, 3.0, 6.0)),
         http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,
     )
 

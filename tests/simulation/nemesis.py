@@ -54,6 +54,8 @@ async def rage(world: World) -> None:
     for heal in [*(heal for _, _, heal in healing), *world.healing]:
         heal()
     world.healing.clear()
+    for node in world.nodes:
+        node.disk.wrong = None  # what it was still to do wrong
     for host in world.hosts:
         host.offset_ms, host.rate = 0.0, 1.0
     world.network.weather = replace(world.network.weather, lost=0.0, reset=0.0)

@@ -15,8 +15,9 @@ from typing import Any
 from cluster.client.answers import ClientError, Expired, Refused, Transaction, UnknownTransaction
 from cluster.client.async_client import Client
 from cluster.client.calls import HttpAnswer, NoAnswer
+from coordinator.api_shapes import read_submission
 from tests.simulation.services import ACCOUNTS
-from tests.simulation.world import ClientHost, ServiceHost, World
+from tests.simulation.world import EPOCH_MS, ClientHost, ServiceHost, World
 
 MAX_PARALLEL = 4
 MAX_READS = 6
@@ -132,6 +133,18 @@ class Load:
             "wait": draw.choice(("decision", "decision", "completion", "none")),
         }
 
+    def fingerprint(self, body: Body) -> str:
+        """What the coordinator tells participants of this body, to tell it from others."""
+        settings = self.world.settings
+        submission = read_submission(
+            body,
+            limits=settings.limits,
+            timings=settings.timings,
+            now_ms=EPOCH_MS,
+            make_id=lambda: "",
+        )
+        return submission.plan.fingerprint
+
     def _bystander(self, draw: Random, chosen: list[ServiceHost], work: str) -> list[Body]:
         """A service that only looks."""
         idle = [s for s in self.world.services if s not in chosen and s.kind == "sdk"]
@@ -169,7 +182,7 @@ class User:
         elif kind < 0.2 and known:
             await self.ask_again(draw.choice(known))
         elif kind < 0.24:
-            await self.inquire_then_begin()
+            await self.inquire_and_begin()
         elif kind < 0.3:
             await self.submit_many([self.new_body() for _ in range(draw.randint(2, 4))])
         elif kind < 0.33:
@@ -181,7 +194,7 @@ class User:
         """A new transaction; perhaps asked for twice, perhaps with another body beside it."""
         draw, environment = self._draw, self._world.environment
         body = self.new_body()
-        calls: list[Awaitable[Any]] = [self.submit_or_use_again(body)]
+        calls: list[Awaitable[Any]] = [self.submit_and_come_back(body)]
         if draw.random() < environment.repeat:
             calls.append(self.submit({**body, "wait": "decision"}, after_s=draw.random()))
         if draw.random() < environment.other_body:
@@ -276,12 +289,17 @@ class User:
             return
         call.read(answer)
 
-    async def submit_or_use_again(self, body: Body) -> None:
-        """A program without patience: hears nothing, and comes back with something else."""
+    async def submit_and_come_back(self, body: Body) -> None:
+        """Hears nothing, and comes back: with the same, as it should, or with something else."""
+        draw, environment = self._draw, self._world.environment
         answer = await self.submit(body)
-        if answer is None and self._draw.random() < self._world.environment.other_body:
-            await asyncio.sleep(self._draw.random() * 3.0)
+        if answer is None and draw.random() < environment.other_body:
+            await asyncio.sleep(draw.random() * 3.0)
             await self.use_again(body["id"])
+        while answer is None and self._world.faulty and draw.random() < environment.comes_back:
+            # When others come, too: a new leader is there, or participants ask what they are to do.
+            after_s = draw.choice((0.1, 1.0, 2.0 * environment.inquiry_after_s)) * draw.random()
+            answer = await self.submit(body, after_s=after_s)
 
     async def use_again(self, id: str) -> None:
         """Ask for other work under an id of which nothing was heard, perhaps of the same ones."""
@@ -297,14 +315,24 @@ class User:
         if self._draw.random() < 0.6:
             await self.submit(self._load.bodies[id])
             return
-        call = self._invoke("decision", id)
+        await self.inquire(self._load.bodies[id])
+        await self.ask(id)
+
+    async def inquire(self, body: Body) -> str | None:
+        """Ask what a participant that holds its branch prepared would ask; the answer, if any."""
+        number, entry = self._draw.choice(list(enumerate(body["participants"], 1)))
+        call = self._invoke(
+            "decision", body["id"], participant=entry["name"], work=entry["payload"]["work"]
+        )
         try:
-            decision = await self._library.decision(id, "1", "0" * 64, deadline=5.0)
+            decision = await self._library.decision(
+                body["id"], str(number), self._load.fingerprint(body), deadline=5.0
+            )
         except ClientError as error:
             call.unknown(error)
-        else:
-            call.end("ok", outcome=None, decision=decision)
-        await self.ask(id)
+            return None
+        call.end("ok", decision=decision)
+        return decision
 
     async def abort_by_hand(self, id: str, *, after_s: float = 0.0) -> None:
         """An operator loses patience."""
@@ -336,18 +364,19 @@ class User:
             where = f"{method} {path}"
             self.record("bad_input", node=node.name, to=where, status=answer.status, alive=True)
 
-    async def inquire_then_begin(self) -> None:
-        """Presumed abort: what was answered "abort" because nobody knew it never commits."""
-        id = self.new_id()  # that nobody else asks for meanwhile
-        call = self._invoke("decision", id)
-        try:
-            decision = await self._library.decision(id, "1", "0" * 64, deadline=5.0)
-        except ClientError as error:
-            call.unknown(error)
+    async def inquire_and_begin(self) -> None:
+        """Presumed abort: what was answered "abort" because nobody knew it never commits.
+
+        The question comes first, as from a participant that was asked by a leader who was lost
+        before the log knew of it; or at the same time.
+        """
+        body = self.new_body()
+        asked = asyncio.create_task(self.inquire(body))
+        if self._draw.random() < 0.5:
+            await asked
         else:
-            call.end("ok", outcome="aborted" if decision == "abort" else None, decision=decision)
-        body = self._load.bodies[id] = self._load.new_body(self._draw, id)
-        await self.submit(body)
+            await asyncio.sleep(self._draw.choice((0.01, 0.1, 1.0)) * self._draw.random())
+        await asyncio.gather(asked, self.submit(body))
 
     async def list(self) -> None:
         try:
