@@ -321,6 +321,38 @@ def test_the_late_hello_of_a_start_that_is_over_does_not_retire_the_one_that_liv
     run(scenario)
 
 
+def test_the_late_words_of_a_start_that_is_over_do_not_retire_the_one_that_lives() -> None:
+    """It had been welcomed and had spoken, and its words were long under way:
+
+    1. n2's start 2 dials and is welcomed; of what it says nothing arrives yet. It is killed.
+    2. Its start 3 dials, is welcomed and heard.
+    3. What start 2 had said arrives.
+    """
+
+    async def scenario() -> None:
+        node = await lone()
+        first = await Stranger.open(node.transport.port)
+        first.greet("n2", "n1", 1, 1)
+        assert isinstance(await first.answer(), Welcome)
+        killed = await Stranger.open(node.transport.port)
+        killed.greet("n2", "n1", 2, 1)
+        assert isinstance(await killed.answer(), Welcome)
+        living = await Stranger.open(node.transport.port)
+        living.greet("n2", "n1", 3, 1)
+        assert isinstance(await living.answer(), Welcome)
+        living.write(encode(TimeoutNow(1)))
+        assert await node.hears() == ("n2", TimeoutNow(1))
+        killed.write(encode(TimeoutNow(2)))
+        assert await killed.answer() is None
+        living.write(encode(TimeoutNow(3)))
+        assert await node.hears() == ("n2", TimeoutNow(3))
+        for stranger in (first, killed, living):
+            stranger.close()
+        await node.stop()
+
+    run(scenario)
+
+
 def test_an_order_of_streams_outlives_the_stream_in_use() -> None:
     async def scenario() -> None:
         node = await lone()

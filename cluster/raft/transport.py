@@ -211,16 +211,15 @@ class Transport:
             return "an older stream than the last one"
         return None
 
-    def is_another_start(self, hello: Hello) -> bool:
-        """Does it say that its sender was started anew since it was last heard of?"""
-        newest = self._newest.get(hello.sender)
-        return newest is not None and newest[0] != hello.boot
+    def start_heard(self, peer: str) -> bytes | None:
+        """The start of the peer whose stream was the last to count, None at first."""
+        return self._newest[peer][0] if peer in self._newest else None
 
     def accepted(self, stream: _Acceptor, hello: Hello) -> None:
         """From now on `stream` alone delivers what its sender says."""
-        before = self._newest.get(hello.sender)
-        if before is not None and before[0] != hello.boot:
-            self._retired.setdefault(hello.sender, deque(maxlen=_MAX_RETIRED)).append(before[0])
+        before = self.start_heard(hello.sender)
+        if before is not None and before != hello.boot:
+            self._retired.setdefault(hello.sender, deque(maxlen=_MAX_RETIRED)).append(before)
         self._newest[hello.sender] = (hello.boot, hello.stream)
         superseded = self.inbound.get(hello.sender)
         self.inbound[hello.sender] = stream
@@ -377,8 +376,11 @@ class _Acceptor(_Stream):
         self.hello: Hello | None = None
         self.counts = False
         """It alone delivers what its sender says. Of another start only from its first message on:
-        the `Hello` of a start that is over may have lain unread while this node was stopped, and
-        must not retire the one that lives. Whoever is gone never answers our `Welcome`."""
+        a `Hello` may have lain unread until its start was over, and nobody answers our `Welcome`
+        then. It must not retire the start that lives."""
+        self.heard_before: bytes | None = None
+        """The start that counted when `hello` was read. If a third one does by now, which is the
+        later? What a dead one had said may arrive last. Who lives dials again."""
 
     @property
     def name(self) -> str:
@@ -416,14 +418,18 @@ class _Acceptor(_Stream):
                 self.transport.close()
             return
         self.hello = message
-        if not self.owner.is_another_start(message):
+        self.heard_before = self.owner.start_heard(message.sender)
+        if self.heard_before in (None, message.boot):
             self._begin_to_count(message)
         self.establish()
         self.write(wire.encode(Welcome(self.owner.boot)))
 
     def _begin_to_count(self, hello: Hello) -> bool:
         """False, and it is cut, if another stream of this sender has begun to count meanwhile."""
-        if (reason := self.owner.objection(hello)) is not None:
+        reason = self.owner.objection(hello)
+        if self.owner.start_heard(hello.sender) not in (self.heard_before, hello.boot):
+            reason = "another start of it was heard of meanwhile"
+        if reason is not None:
             self.owner.tell(f"stream {self.name} is cut: {reason}")
             self.abort()
             return False

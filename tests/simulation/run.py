@@ -19,9 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
+
+from aiohttp import web_app
 
 from tests.checker import Violation, check
 from tests.simulation.environment import Environment, draw_environment
@@ -75,22 +77,31 @@ def run_seed(
             change(world)
         with patched(world.network, environment):
             _run(world)
-        world.history.insert(0, _configuration(environment))
-        violations = tuple(check(world.history))
-        _bury(world)
+        result = _result(world, keeps=keep_history)
+        with _unheard():
+            _bury(world)
+            del world
     if gc.isenabled():
-        _collect()
+        with _unheard():
+            gc.collect()  # a process that runs on must not keep every world (`cli.results`)
+    return replace(result, cpu_s=time.process_time() - started)
+
+
+def _result(world: World, *, keeps: bool) -> Result:
+    environment = world.environment
+    world.history.insert(0, _configuration(environment))
+    violations = tuple(check(world.history))
     return Result(
-        seed=seed,
+        seed=environment.seed,
         trace=world.trace,
         violations=violations,
         simulated_s=world.loop.now,
-        cpu_s=time.process_time() - started,
+        cpu_s=0.0,
         events=len(world.history),
         calls=world.loop.calls,
         counts=dict(sorted((Counter(world.counts) + _faults(world.history)).items())),
         settled_s=_settled_s(world.history),
-        history=tuple(world.history) if keep_history or violations else (),
+        history=tuple(world.history) if keeps or violations else (),
     )
 
 
@@ -291,19 +302,13 @@ def _bury(world: World) -> None:
         if host.process is not None:
             host.process.alive = False
     world.record = _deaf  # type: ignore[method-assign]
-    with _unheard():
-        world._kept.clear()
-        world.loop._due.clear()
-        world.loop._timers.clear()
-        for host in world.nodes:
-            host.node = None
-        world.loop.close()
-
-
-def _collect() -> None:
-    """A process that runs on must not keep every world; one that ends soon may (`cli.results`)."""
-    with _unheard():
-        gc.collect()
+    world._kept.clear()
+    world.loop._due.clear()
+    world.loop._timers.clear()
+    for host in world.nodes:
+        host.node = None
+    world.loop.close()
+    web_app._cached_build_middleware.cache_clear()  # it would keep the services of many worlds
 
 
 @contextmanager
