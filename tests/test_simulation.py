@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
@@ -53,6 +54,28 @@ def test_nothing_is_violated_in_the_first_seeds() -> None:
     for what in ("committed", " aborted", " kills", " power losses", " leaderships"):
         name = next(name for name in counts if name.strip() == what.strip())
         assert int(counts[name]) > 20, f"too little of it to mean anything: {what}"
+
+
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_early_tells_what_was_done(number: signal.Signals) -> None:
+    arguments = ("run", "--seeds", "0-99999", "--jobs", "2")
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.simulation", *arguments],
+        cwd=HOUSE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as going_on:
+        assert going_on.stdout is not None
+        assert going_on.stdout.readline().startswith("seed ")
+        os.killpg(going_on.pid, number)  # all of them, as a terminal and timeout(1) do
+        rest = going_on.stdout.read()
+    assert going_on.returncode == 128 + number, rest
+    assert f"ended early, by {number.name}\n" in rest
+    assert re.search(r"^[1-9]\d* seeds, 0 with violations", rest, re.MULTILINE), rest
+    assert "Traceback" not in rest
 
 
 @pytest.mark.timeout(LIMIT_S)

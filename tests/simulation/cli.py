@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +21,12 @@ SEEDS_PER_PROCESS = 25
 """A process that has run so many is replaced. It collects no garbage meanwhile: to look through
 all that lives would cost a third of the time, and what a seed leaves behind is some megabytes."""
 
+LOOK_S = 0.5
+"""How often a run looks whether it was asked to end, when no result comes."""
+
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code: 0, 1 after a violation."""
+    """The exit code: 0; 1 after a violation; 130 or 143 if a run was ended early by a signal."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run many seeds")
@@ -48,28 +54,74 @@ def main(arguments: Sequence[str]) -> int:
     return hunt(chosen.names, chosen.seeds, chosen.jobs)
 
 
-def results(work: Callable[[int], Result], seeds: Sequence[int], jobs: int) -> Iterator[Result]:
-    """The results of all seeds, as they come."""
+def results(
+    work: Callable[[int], Result],
+    seeds: Sequence[int],
+    jobs: int,
+    is_over: Callable[[], object] = lambda: False,
+) -> Iterator[Result]:
+    """The results of all seeds, as they come; no more of them once `is_over`."""
     if jobs == 1 and len(seeds) == 1:
         yield from map(work, seeds)
         return
     context = multiprocessing.get_context("fork")
     with context.Pool(jobs, initializer=_begin, maxtasksperchild=SEEDS_PER_PROCESS) as pool:
-        yield from pool.imap_unordered(work, seeds)
+        coming = pool.imap_unordered(functools.partial(_at_work, work), seeds)
+        while not is_over():
+            try:
+                yield coming.next(timeout=LOOK_S)
+            except multiprocessing.TimeoutError:
+                continue
+            except StopIteration:
+                return
 
 
 def _begin() -> None:
     """In a process of the pool: its end is the parent's business."""
     gc.disable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(number: int, _: object) -> None:
+    """While it waits for work it holds a lock, which the pool's end wants: it must let go of it."""
+    raise SystemExit(128 + number)
+
+
+def _at_work(work: Callable[[int], Result], seed: int) -> Result:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        return work(seed)
+    finally:
+        signal.signal(signal.SIGTERM, _leave)
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[list[int]]:
+    """The signals that have asked this process to end, while they are only written down.
+
+    Not raised as KeyboardInterrupt: out of the lock on which the pool waits comes a RuntimeError.
+    """
+    numbers: list[int] = []
+    parent = os.getpid()
+
+    def asked(number: int, _: object) -> None:
+        if os.getpid() != parent:
+            os._exit(128 + number)  # in a process of the pool that has not begun yet
+        numbers.append(number)
+
+    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield numbers
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(seeds: Sequence[int], jobs: int, file: Path | None, *, quiet: bool) -> int:
     campaign = Campaign(f"{seeds[0]}-{seeds[-1]}", jobs, file)
-    ended_by = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        for result in results(_bare, seeds, jobs):
+    with _asked_to_end() as signals:
+        for result in results(_bare, seeds, jobs, lambda: signals):
             campaign.add(result)
             if not quiet:
                 print(_line(result), flush=True)
@@ -77,13 +129,13 @@ def _run(seeds: Sequence[int], jobs: int, file: Path | None, *, quiet: bool) -> 
                 print(f"seed {result.seed}: {violation}", flush=True)
             if result.violations:
                 print(f"  python -m tests.simulation replay --seed {result.seed} -v", flush=True)
-    except KeyboardInterrupt:
-        print("ended early")
-    finally:
-        signal.signal(signal.SIGTERM, ended_by)
-        campaign.save()
+    campaign.save()
+    if signals:
+        print(f"ended early, by {signal.Signals(signals[0]).name}")
     print(campaign.summary())
-    return 1 if campaign.violated else 0
+    if campaign.violated:
+        return 1
+    return 128 + signals[0] if signals else 0
 
 
 def _bare(seed: int) -> Result:
