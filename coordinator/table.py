@@ -56,8 +56,8 @@ class Block:
 
     __slots__ = ("branches", "count", "ids", "records")
 
-    def __init__(self, sealed: Sealed = ((), (None,) * BLOCK, (None,) * BLOCK)) -> None:
-        branches, ids, records = sealed
+    def __init__(self, sealed: Sealed | None = None) -> None:
+        branches, ids, records = sealed or ((), (None,) * BLOCK, (None,) * BLOCK)
         self.branches, self.ids, self.records = list(branches), list(ids), list(records)
         self.count = BLOCK - self.ids.count(None)
 
@@ -116,7 +116,7 @@ class Table:
         block = self._open.get(number)
         if block is None:
             sealed = self._blocks.pop(number, None)
-            block = self._open[number] = Block() if sealed is None else Block(sealed)
+            block = self._open[number] = Block(sealed)
         return block
 
     def _index(self, transaction_id: str, sequence: int, forget_ms: int, record: bytes) -> None:

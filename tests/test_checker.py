@@ -111,6 +111,15 @@ def test_a_sound_history_has_no_violations() -> None:
     assert check([*COMMITTED, *end()]) == []
 
 
+def test_a_branch_that_has_committed_is_over_to_whoever_asks_about_it() -> None:
+    """Its part is done: what is prepared there now is a ghost, and "abort" is the answer."""
+    asked = [
+        invoke(9, "decision", participant="p1", work="w"),
+        ok(9, "decision", outcome=None, decision="abort"),
+    ]
+    assert check([*COMMITTED, *asked, *end()]) == []
+
+
 def test_what_the_checker_does_not_know_it_passes_over() -> None:
     assert check([NO_END, event("weather", wind=7)]) == []
 
@@ -178,11 +187,20 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
             "refused as unknown, then committed",
             [
                 RUN,
-                invoke(9, "decision"),
-                ok(9, "decision", outcome="aborted", state="aborted"),
+                invoke(9, "decision", participant="p1", work="w"),
+                ok(9, "decision", outcome=None, decision="abort"),
                 *COMMITTED[1:],
             ],
-        )
+        ),
+        (
+            "asked about while it is begun, told abort, then committed",
+            [
+                *COMMITTED[:-3],
+                invoke(9, "decision", participant="p1", work="w"),
+                ok(9, "decision", outcome=None, decision="abort"),
+                *COMMITTED[-3:],
+            ],
+        ),
     ],
     "I7": [
         ("twice", [*COMMITTED, effect("p1", "committed", held=False)]),

@@ -19,6 +19,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from cluster.errors import DiskFailed, InUse
 from tests.simulation.disk import SimDisk
@@ -26,6 +27,7 @@ from tests.simulation.environment import draw_environment
 from tests.simulation.loop import MAX_AT_ONCE, PROCESS, Process, SimLoop, Stuck
 from tests.simulation.mutants import CLUMSY, MUTANTS, QUICK
 from tests.simulation.network import Machine, SimNetwork
+from tests.simulation.world import World
 
 HOUSE = Path(__file__).parent.parent
 LIMIT_S = 280
@@ -119,6 +121,33 @@ def test_seeds_draw_different_worlds() -> None:
     assert {world.http_in_bytes for world in worlds} == {True, False}
     assert len({world.faults for world in worlds}) > 40
     assert draw_environment(7) == draw_environment(7)
+
+
+# --- what nobody catches --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_of_what_nobody_catches_only_the_tasks_of_lost_connections_are_forgiven(
+    is_lost: bool,
+) -> None:
+    """The same error of aiohttp, once with its excuse and once without."""
+    world = World(draw_environment(0))
+
+    async def serve(_: web.BaseRequest) -> web.Response:
+        raise NotImplementedError
+
+    async def main() -> None:
+        protocol = web.Server(serve)()
+        protocol._request_factory = None
+        if is_lost:
+            protocol._manager = None
+        await protocol.start()
+
+    with pytest.raises(AssertionError) as raised:
+        world.loop.run_until_complete(main())
+    world._unhandled(world.loop, {"exception": raised.value, "message": "of a task"})
+    world.loop.close()
+    assert [event["event"] for event in world.history] == ([] if is_lost else ["unhandled"])
 
 
 # --- the loop -------------------------------------------------------------------------------------

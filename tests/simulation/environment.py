@@ -98,6 +98,12 @@ class Environment:
     """The chance of every disk operation that the process, or the machine, dies at it."""
     snapshot_every: tuple[int, ...]
     """Of each node: they may differ while a setting is being rolled out."""
+    segment_bytes: int
+    """After so many a journal goes on in another file."""
+    block: int
+    """So many finished transactions lie together; the same on all nodes, as in production."""
+    cramped: bool
+    """Nodes have room for little at a time, and refuse the rest."""
     append_bytes: int
     piece_bytes: int
     heartbeat_ms: int
@@ -189,6 +195,9 @@ def draw_environment(seed: int) -> Environment:
         sync_mean_s=sync_mean_s,
         crash_point=0.0 if calm else choice((0.0, 0.0, 0.0003, 0.002)),
         snapshot_every=_each(draw, nodes, (5, 20, 60, 400)),
+        segment_bytes=choice((500, 5_000, 16 << 20)),
+        block=choice((1, 3, 8, 256)),
+        cramped=chance() < 0.2,
         append_bytes=choice((300, 1 << 20)),
         piece_bytes=choice((400, 256 << 10)),
         heartbeat_ms=heartbeat_ms,

@@ -22,9 +22,11 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 from aiohttp import web_app
 
+import coordinator.table
 from tests.checker import Violation, check
 from tests.simulation.environment import Environment, draw_environment
 from tests.simulation.ledger import OPENING_BALANCE
@@ -75,7 +77,10 @@ def run_seed(
         world = World(environment, verbose=verbose)
         if change is not None:
             change(world)
-        with patched(world.network, environment):
+        with (
+            patched(world.network, environment),
+            patch.object(coordinator.table, "BLOCK", environment.block),
+        ):
             _run(world)
         result = _result(world, keeps=keep_history)
         with _unheard():

@@ -20,9 +20,11 @@ from random import Random
 from typing import Any
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from cluster.errors import DiskFailed, StorageError
 from cluster.node import Node
+from cluster.raft.proposals import ProposalLimits
 from cluster.raft.replica import ReplicaLimits
 from cluster.raft.state import CoreLimits
 from cluster.raft.syncing import QUICK_S
@@ -36,6 +38,7 @@ from cluster.settings import (
     Timings,
 )
 from cluster.storage.directory import open_directory
+from coordinator.settings import Limits
 from participants.inquiry import InquirySettings
 from participants.sdk import ParticipantSettings
 from tests.simulation.disk import SimDisk
@@ -49,6 +52,8 @@ EPOCH_MS = 1_750_000_000_000
 DIRECTORY = Path("/node")
 RAFT_PORT, API_PORT, SERVICE_PORT = 7100, 8100, 9000
 CLUSTER = "simulated"
+LITTLE_ROOM = Limits(unfinished=12, unfinished_per_participant=8, calls_per_participant=2)
+LITTLE_WAITS = ProposalLimits(waiting_commands=6, group_commands=3)
 
 
 class PowerCut(BaseException):
@@ -166,11 +171,13 @@ class NodeHost(Host):
             now_ms=self.now_ms,
             random=Random(f"{environment.seed} {self.name} {process.number}"),
             replica_limits=ReplicaLimits(
+                proposals=LITTLE_WAITS if environment.cramped else ProposalLimits(),
                 core=CoreLimits(
                     append_bytes=environment.append_bytes, piece_bytes=environment.piece_bytes
-                )
+                ),
             ),
         )
+        self.node._journal._segment_bytes = environment.segment_bytes
         is_slow = environment.sync_mean_s >= QUICK_S  # a job in place takes no time here
         syncs = self.node.replica.syncs
         syncs.quick_s = 0.0 if is_slow else math.inf
@@ -331,6 +338,7 @@ class World:
         self.settings = ClusterSettings(
             CLUSTER,
             tuple(node.settings for node in self.nodes),
+            limits=LITTLE_ROOM if environment.cramped else Limits(),
             timings=Timings(
                 call_timeout_ms=environment.call_timeout_ms,
                 retry_max_ms=environment.retry_max_ms,
@@ -417,15 +425,28 @@ class World:
 
     def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if error is None or isinstance(error, PowerCut):
+        if isinstance(error, PowerCut):
             return
-        self.keep_error(error)
-        last = error.__traceback__
-        while last is not None and last.tb_next is not None:
-            last = last.tb_next
-        if last is not None and "site-packages" in last.tb_frame.f_code.co_filename:
-            self.count("aiohttp's own errors")  # as when a stopped server goes on without its peer
-            return
-        if self.verbose:
-            traceback.print_exception(error)
+        if error is not None:
+            self.keep_error(error)
+            if _is_of_a_lost_connection(error):
+                self.count("requests of lost connections")
+                return
+            if self.verbose:
+                traceback.print_exception(error)
         self.record("unhandled", message=context.get("message", "")[:100], error=repr(error)[:200])
+
+
+def _is_of_a_lost_connection(error: BaseException) -> bool:
+    """aiohttp's own, and harmless: of a server's connection that was lost before the task that
+    serves it had its first turn, or between a request's arrival and the next one.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return (
+        last is not None
+        and isinstance(error, AssertionError | TypeError)
+        and last.tb_frame.f_code is RequestHandler.start.__code__
+        and last.tb_frame.f_locals["self"]._manager is None
+    )
