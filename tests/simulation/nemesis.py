@@ -413,9 +413,9 @@ class _Nemesis:
 
     def _rot(self) -> None:
         """A bit of one node's disk, while the node is down; never of a majority."""
-        if any(host.damaged for host in self._world.nodes):
-            return
         host = self._node()
+        if any(other.damaged for other in self._world.nodes) or not host.has_power:
+            return  # after a power loss the last group may be unguarded: damage passes for a tear
         self._down(host, power=False)
         host.rotten = host.disk.rot(self._draw)
         self._say("rot", f"{host.name} {host.rotten}")
