@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from cluster.raft.state import CoreLimits
 from tests.simulation.network import Weather
 from tests.simulation.services import Manners
 
@@ -22,6 +23,7 @@ FAULTS = (
     "stop",
     "stop leader",
     "stop leader",
+    "suspend leader",
     "isolate",
     "isolate leader",
     "isolate leader",
@@ -55,6 +57,7 @@ FAULTS = (
 )
 """What the nemesis can do; twice what hurts only at its moment.
 
+"suspend leader": its machine stands still, not the process alone: nothing reaches it either.
 "stall": all nodes stand still together, as when the machine below them does. "elected", "proposed",
 "voted" and "syncing": another fault, at the moment in which a node begins to lead, the leader has
 asked for a prepare, a participant has voted, or the leader's disk is at work.
@@ -104,8 +107,7 @@ class Environment:
     """So many finished transactions lie together; the same on all nodes, as in production."""
     cramped: bool
     """Nodes have room for little at a time, and refuse the rest."""
-    append_bytes: int
-    piece_bytes: int
+    core: CoreLimits
     heartbeat_ms: int
     election_min_ms: int
     election_max_ms: int
@@ -198,8 +200,13 @@ def draw_environment(seed: int) -> Environment:
         segment_bytes=choice((500, 5_000, 16 << 20)),
         block=choice((1, 3, 8, 256)),
         cramped=chance() < 0.2,
-        append_bytes=choice((300, 1 << 20)),
-        piece_bytes=choice((400, 256 << 10)),
+        core=CoreLimits(
+            append_bytes=choice((300, 1 << 20)),
+            backlog_bytes=choice((1_000, 4 << 20)),
+            apply_portion=choice((1, 256)),
+            kept_bytes=choice((200, 8 << 20)),
+            piece_bytes=choice((400, 256 << 10)),
+        ),
         heartbeat_ms=heartbeat_ms,
         election_min_ms=least_ms,
         election_max_ms=least_ms * choice((102, 120, 200, 250)) // 100,

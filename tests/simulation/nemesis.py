@@ -80,6 +80,7 @@ class _Nemesis:
             "terminate": self._terminate,
             "stop": lambda: self._stop(self._node()),
             "stop leader": lambda: self._stop(self._leader()),
+            "suspend leader": self._suspend_leader,
             "isolate": lambda: self._isolate(self._node()),
             "isolate leader": lambda: self._isolate(self._leader()),
             "halves": self._halves,
@@ -151,6 +152,21 @@ class _Nemesis:
             if process.alive:
                 self._say("continue", host.name)
                 self._world.loop.resume(process)
+
+        return go_on
+
+    def _suspend_leader(self) -> Heal | None:
+        """When it wakes up, what comes first may be a question, and nothing that tells the time."""
+        leader = self._leader()
+        wake = self._stop(leader)
+        if wake is None:
+            return None
+        others = [other for other in self._world.hosts if other is not leader]
+        mend = self._cut("suspend", leader.name, self._both([leader], others))
+
+        def go_on() -> None:
+            wake()
+            mend()
 
         return go_on
 

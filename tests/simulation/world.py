@@ -26,7 +26,6 @@ from cluster.errors import DiskFailed, StorageError
 from cluster.node import Node
 from cluster.raft.proposals import ProposalLimits
 from cluster.raft.replica import ReplicaLimits
-from cluster.raft.state import CoreLimits
 from cluster.raft.syncing import QUICK_S
 from cluster.settings import (
     Address,
@@ -172,9 +171,7 @@ class NodeHost(Host):
             random=Random(f"{environment.seed} {self.name} {process.number}"),
             replica_limits=ReplicaLimits(
                 proposals=LITTLE_WAITS if environment.cramped else ProposalLimits(),
-                core=CoreLimits(
-                    append_bytes=environment.append_bytes, piece_bytes=environment.piece_bytes
-                ),
+                core=environment.core,
             ),
         )
         self.node._journal._segment_bytes = environment.segment_bytes
