@@ -33,7 +33,9 @@ Event = Mapping[str, Any]
 COMMITTED, ABORTED = "committed", "aborted"
 PROBE_LIMIT_S = 15.0
 DAMAGE = ("full disk", "rot", "lost write", "misdirected write")
-"""Faults after which the node that they hit may stop by itself."""
+"""Faults after which the node that they hit may stop by itself, in order: it says why."""
+CRASHED = 70
+"""The exit code of a program that something surprised which it does not foresee (EX_SOFTWARE)."""
 _RANK = {"unknown": 0, "refused": 1, "active": 1, "preparing": 1}
 _DECIDED, _FINISHED = 2, 3
 _CALLS = {"commit": COMMITTED, "rollback": ABORTED}
@@ -328,7 +330,8 @@ class Checker:
             self._excused[event["target"].split()[0]] = None
 
     def _on_exited(self, event: Event) -> None:
-        if event["code"] and event["host"] not in self._excused:
+        excused = event["host"] in self._excused and event["code"] != CRASHED
+        if event["code"] and not excused:
             self._found("I17", event["host"], f"stopped with {event['code']}: {event['why']}")
 
     def _on_unhandled(self, event: Event) -> None:

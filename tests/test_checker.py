@@ -327,6 +327,7 @@ def test_a_node_may_stop_when_its_disk_is_full() -> None:
     stopped = event("exited", host="n1", start=1, code=1, why="DiskFailed")
     assert check([NO_END, full, stopped]) == []
     assert invariants([NO_END, stopped, full]) == {"I17"}
+    assert invariants([NO_END, full, {**stopped, "code": 70}]) == {"I17"}, "that is no way to stop"
 
 
 def test_who_forgets_may_answer_unknown() -> None:
