@@ -21,12 +21,16 @@ from cluster.storage.journal import Journal
 from cluster.storage.journal_format import Log
 from coordinator.api_transactions import Transactions
 from coordinator.commands import Acknowledge, Command, Epoch
+from coordinator.conversation import Conversation
 from coordinator.driver import Driver
+from coordinator.facts import Outcome
 from coordinator.inquiry import Decision, answer_inquiry
 from coordinator.machine import Machine, Result
+from coordinator.plan import Plan
 from coordinator.sweep import Sweep
+from coordinator.table import Table
 from participants.branch import ENDED, End, State
-from participants.contract import Vote
+from participants.contract import Acknowledged, Vote
 from participants.messages import EndBranch, Prepare, read_time_ms
 from participants.store import BranchRecord
 from tests.model.broken_rules import Taken, replaced, together
@@ -140,7 +144,58 @@ def commit_uncompared(original: Any, core: Any, peer: str, message: Any) -> None
     core.set_commit(max(core.commit, min(message.commit, core.journal.last_index)))
 
 
+def counts_what_is_not_synced(original: Any, core: RaftCore, *arguments: Any) -> Any:
+    """The leader counts itself for entries that its own disk may not have yet."""
+    durable, core.durable_index = core.durable_index, core.journal.last_index
+    try:
+        return original(core, *arguments)
+    finally:
+        core.durable_index = durable
+
+
+def follow_anybody(original: Any, core: Any, peer: str, term: int, now_ms: int) -> bool:
+    """Who speaks as a leader is followed, whatever its term is; not by who leads."""
+    if core.role.name == "LEADER" and term <= core.term:
+        return False
+    return bool(original(core, peer, max(term, core.term), now_ms))
+
+
+def cut_in_memory(original: Any, journal: Journal, *arguments: Any) -> None:
+    """A conflict is cut away, and the next start reads it again."""
+    length = len(journal._buffer)
+    original(journal, *arguments)
+    del journal._buffer[length:]
+
+
+def results_in_another_order(original: Any, *arguments: Any) -> Any:
+    """Those who share an entry are told each other's results."""
+    told = original(*arguments)
+    results = [result for _, result in told]
+    return [(done, result) for (done, _), result in zip(told, reversed(results), strict=True)]
+
+
+def count_late_words(original: Any, stream: Any, hello: Any) -> bool:
+    """A stream begins to count whatever was heard since its `Hello`."""
+    stream.heard_before = stream.owner.start_heard(hello.sender)
+    return bool(original(stream, hello))
+
+
 # --- snapshots ------------------------------------------------------------------------------------
+
+
+def keep_the_log(_original: Any, _journal: Any, _meta: Any) -> None:
+    """What contradicts an installed snapshot stays in the log."""
+
+
+def without_horizon(original: Any, restoring: Any, *fields: Any) -> None:
+    original(restoring, *fields)
+    restoring._built.horizon_ms = 0
+
+
+def blocks_in_use(_original: Any, table: Table) -> dict[int, Any]:
+    """The view goes on changing while a thread writes it."""
+    in_use = {n: (each.branches, each.ids, each.records) for n, each in table._open.items()}
+    return {**table._blocks, **in_use}
 
 
 def ship_needlessly(original: Any, core: Any, peer: str, message: Any) -> None:
@@ -216,6 +271,18 @@ def _nobody(_: object) -> None:
     """Whoever asked has been told that it failed."""
 
 
+def take_up_nothing(_original: Any, _driver: Driver, _epoch: int, _ids: Any) -> None:
+    """A new leader minds only what is begun from now on."""
+
+
+def join_by_id(original: Any, driver: Driver, plan: Plan, *arguments: Any) -> None:
+    """Whoever asks with an id that is under way is told how that ends, whatever he asked for."""
+    live = driver._talks.lives.get(plan.id)
+    if live is not None:
+        plan = plan._replace(fingerprint=live.fingerprint)
+    original(driver, plan, *arguments)
+
+
 def look_for_nothing(_original: Any, _driver: Driver) -> int:
     return 0
 
@@ -231,6 +298,21 @@ def acknowledged_all(original: Any, command: Acknowledge, standing: Any) -> Any:
 
 def silence_is_consent(_original: Any, votes: Any, *_: Any) -> bool:
     return Vote.NO not in tuple(votes)
+
+
+def spare_who_agreed(original: Any, talk: Conversation, position: int, actions: Any) -> None:
+    """An abort is not told to those who voted YES."""
+    if talk.transaction.outcome is Outcome.ABORT and talk.legs[position].vote is Vote.YES:
+        talk._heard(position)
+    else:
+        original(talk, position, actions)
+
+
+def done_all_the_same(
+    original: Any, talk: Conversation, position: int, _answer: Any, *times: Any
+) -> Any:
+    """A commit or rollback counts as acknowledged, whatever came back."""
+    return original(talk, position, Acknowledged(), *times)
 
 
 def keeps_nothing(_original: Any, sweep: Sweep) -> int | None:

@@ -11,15 +11,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
+import cluster.raft.snapshots
 import coordinator.machine
 import coordinator.records
 from cluster.node import Node
 from cluster.raft.core import RaftCore
+from cluster.raft.proposals import Proposals
 from cluster.raft.replica import Replica
 from cluster.raft.replication import Replication
+from cluster.raft.transport import _Acceptor
+from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import _Reading
 from cluster.storage.journal_segments import Segments
+from coordinator.conversation import Conversation
+from coordinator.driver import Driver
+from coordinator.machine import Restoring
 from coordinator.sweep import Sweep
+from coordinator.table import Table
 from participants.sdk import Participant
 from tests.model import mutants as model
 from tests.model.broken_rules import Taken, replaced, together
@@ -129,6 +137,31 @@ MUTANTS = {
             "logs meet before entries are taken",
             replaced(RaftCore, "_mismatch", rules.trust_the_leader),
         ),
+        Mutant(
+            "leader-counts-unsynced",
+            "the leader counts itself for what is synced",
+            replaced(RaftCore, "_SyncObj__getEntries", rules.counts_what_is_not_synced),
+        ),
+        Mutant(
+            "old-leader-followed",
+            "leaders of older terms are refused",
+            replaced(RaftCore, "follow", rules.follow_anybody),
+        ),
+        Mutant(
+            "cut-in-memory",
+            "what is cut is cut on the disk",
+            replaced(Journal, "truncate_from", rules.cut_in_memory),
+        ),
+        Mutant(
+            "results-mixed-up",
+            "each proposer is told its own result",
+            replaced(Proposals, "applied", rules.results_in_another_order),
+        ),
+        Mutant(
+            "dead-start-retires-living",
+            "a start that is over does not retire the next one",
+            replaced(_Acceptor, "_begin_to_count", rules.count_late_words),
+        ),
         Mutant("minority-elects", "a majority elects", rules.half_is_enough),
         Mutant(
             "vote-twice",
@@ -146,6 +179,21 @@ MUTANTS = {
             rules.SNAPSHOT_OVER_NEWER_LOG,
         ),
         Mutant(
+            "log-contradicts-snapshot",
+            "a log that contradicts the snapshot goes",
+            replaced(cluster.raft.snapshots, "reconcile", rules.keep_the_log),
+        ),
+        Mutant(
+            "snapshot-without-horizon",
+            "a snapshot holds all of the state",
+            replaced(Restoring, "_read_header", rules.without_horizon),
+        ),
+        Mutant(
+            "snapshot-goes-on-changing",
+            "a snapshot is of one moment",
+            replaced(Table, "view", rules.blocks_in_use),
+        ),
+        Mutant(
             "barrier-at-once",
             "current reads ask a quorum",
             replaced(Replica, "barrier", rules.barrier_at_once),
@@ -156,6 +204,29 @@ MUTANTS = {
             "inquiry-answered-by-anybody",
             "a leader answers inquiries, after a barrier (*)",
             rules.INQUIRE_OF_ANYBODY,
+        ),
+        Mutant(
+            "nobody-takes-over",
+            "a new leader takes up what is unfinished",
+            together(
+                replaced(Driver, "_take_up_some", rules.take_up_nothing),
+                replaced(Driver, "take_up_forgotten", rules.look_for_nothing),
+            ),
+        ),
+        Mutant(
+            "joined-by-id-alone",
+            "an id is one body",
+            replaced(Driver, "_submit", rules.join_by_id),
+        ),
+        Mutant(
+            "abort-spares-who-agreed",
+            "who voted YES is told of an abort",
+            replaced(Conversation, "_end", rules.spare_who_agreed),
+        ),
+        Mutant(
+            "failed-end-counts",
+            "a commit that failed is repeated",
+            replaced(Conversation, "end_answered", rules.done_all_the_same),
         ),
         Mutant(
             "acknowledged-by-one",
