@@ -5,8 +5,8 @@ changes something first asks `before`, which may raise: the process then got no 
 any beginning is there). What a crash leaves:
 
 - `kill`: everything that was written; no locks.
-- `lose_power`: the names up to some point after the last sync of the directory; of every file the
-  synced bytes, with any sectors of what was written since.
+- `lose_power`: of every directory the names up to some point after its last sync; of every file
+  the synced bytes, with any sectors of what was written since.
 """
 
 from __future__ import annotations
@@ -75,13 +75,10 @@ class SimDisk:
         """The machine is gone, and with it what the disk had not taken."""
         self.generation += 1
         names = dict(self._durable_names)
-        kept = draw.randint(0, len(self._pending_names))
-        for path, content, before in self._pending_names[:kept]:
-            if before is not None:
-                names.pop(before, None)
-            names.pop(path, None)
-            if content is not None:
-                names[path] = content
+        for directory in dict.fromkeys(path.parent for path, _, _ in self._pending_names):
+            changes = [change for change in self._pending_names if change[0].parent == directory]
+            for change in changes[: draw.randint(0, len(changes))]:
+                _rename(names, *change)
         self._files = names
         self._durable_names = dict(names)
         self._pending_names = []
@@ -150,8 +147,10 @@ class SimDisk:
 
     def sync_directory(self, path: Path) -> None:
         self._step("sync", path)
-        self._durable_names = dict(self._files)
-        self._pending_names = []
+        for change in self._pending_names:
+            if change[0].parent == path:
+                _rename(self._durable_names, *change)
+        self._pending_names = [each for each in self._pending_names if each[0].parent != path]
 
     def create(self, path: Path) -> File:
         self._step("create", path)
@@ -244,6 +243,16 @@ class SimFile:
     def close(self) -> None:
         if self._generation == self._disk.generation:
             self._content.locked = False
+
+
+def _rename(
+    names: dict[Path, _Content], path: Path, content: _Content | None, before: Path | None
+) -> None:
+    if before is not None:
+        names.pop(before, None)
+    names.pop(path, None)
+    if content is not None:
+        names[path] = content
 
 
 def _change(content: bytearray, offset: int, piece: bytes | None) -> None:
