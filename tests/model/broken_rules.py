@@ -21,6 +21,7 @@ from coordinator.commands import Begin, Command, Decide, Epoch
 from coordinator.conversation import Conversation, Fate, Leg
 from coordinator.driver import Driver
 from coordinator.facts import Outcome, Transaction
+from coordinator.indexes import _SEQUENCE, Timeline
 from coordinator.inquiry import Decision
 from coordinator.live import Live
 from coordinator.machine import Applied, Machine, Result
@@ -104,9 +105,20 @@ def store_over(
     found = machine._finished.get(after.id)
     if found is not None:
         machine._finished._remove(found.sequence)
+        _never_forgotten(machine._finished._timeline, found.sequence)
         if before is not None:
             machine._unfinished[before.id] = before
     original(machine, before, after)
+
+
+def _never_forgotten(timeline: Timeline, sequence: int) -> None:
+    """It is not there any more, and would be missed when its time comes."""
+    for second in list(timeline._seconds):
+        keys = timeline._keys[second]
+        keys[:] = [key for key in keys if key & _SEQUENCE != sequence]
+        if not keys:
+            del timeline._keys[second]
+            timeline._seconds.remove(second)
 
 
 def silence_is_consent(_original: Any, votes: tuple[Vote, ...], count: int) -> bool:

@@ -76,9 +76,9 @@ class SimDisk:
         self.generation += 1
         names = dict(self._durable_names)
         for directory in dict.fromkeys(path.parent for path, _, _ in self._pending_names):
-            changes = [change for change in self._pending_names if change[0].parent == directory]
-            for change in changes[: draw.randint(0, len(changes))]:
-                _rename(names, *change)
+            renamed = [each for each in self._pending_names if each[0].parent == directory]
+            for each in renamed[: draw.randint(0, len(renamed))]:
+                _rename(names, *each)
         self._files = names
         self._durable_names = dict(names)
         self._pending_names = []
