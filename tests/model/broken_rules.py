@@ -7,6 +7,7 @@ taken away, so that what is shown is what the rule is for.
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -114,9 +115,9 @@ def store_over(
 def _never_forgotten(timeline: Timeline, sequence: int) -> None:
     """It is not there any more, and would be missed when its time comes."""
     for second in list(timeline._seconds):
-        keys = timeline._keys[second]
-        keys[:] = [key for key in keys if key & _SEQUENCE != sequence]
-        if not keys:
+        left = [key for key in timeline._keys[second] if key & _SEQUENCE != sequence]
+        timeline._keys[second] = array("q", left)
+        if not left:
             del timeline._keys[second]
             timeline._seconds.remove(second)
 

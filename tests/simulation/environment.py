@@ -16,6 +16,7 @@ from tests.simulation.services import Manners
 FAULTS = (
     "kill",
     "kill leader",
+    "flap",
     "terminate",
     "power",
     "kill all",
@@ -57,10 +58,11 @@ FAULTS = (
 )
 """What the nemesis can do; twice what hurts only at its moment.
 
-"suspend leader": its machine stands still, not the process alone: nothing reaches it either.
-"stall": all nodes stand still together, as when the machine below them does. "elected", "proposed",
-"voted" and "syncing": another fault, at the moment in which a node begins to lead, the leader has
-asked for a prepare, a participant has voted, or the leader's disk is at work.
+"flap": a node is killed again and again, soon after it was started. "suspend leader": its machine
+stands still, not the process alone: nothing reaches it either. "stall": all nodes stand still
+together, as when the machine below them does. "elected", "proposed", "voted" and "syncing": another
+fault, at the moment in which a node begins to lead, the leader has asked for a prepare, a
+participant has voted, or the leader's disk is at work.
 """
 
 QUICK_FAULTS = (

@@ -74,6 +74,7 @@ class _Nemesis:
         strikes: dict[str, Callable[[], Heal | None]] = {
             "kill": lambda: self._down(self._node(), power=False),
             "kill leader": lambda: self._down(self._leader(), power=False),
+            "flap": lambda: self._flap(self._node(), self._draw.randint(2, 6)),
             "power": lambda: self._down(self._node(), power=True),
             "kill all": lambda: self._all_down(power=False),
             "power all": lambda: self._all_down(power=True),
@@ -129,6 +130,18 @@ class _Nemesis:
         if host.runs:
             self._say("power" if power else "kill", host.name)
             self._world.down(host, power=power)
+
+    def _flap(self, host: NodeHost, times: int) -> None:
+        """Killed so many times, each time soon after the program was started."""
+        if not self._world.faulty or not times:
+            return
+        if host.runs:
+            self._say("kill", host.name)
+            self._world.count("kills")
+            host.die(power=False, again_s=0.02)
+        lives_s = self._draw.choice((0.02, 0.1, 0.5)) * self._draw.random()
+        at = self._world.loop.now + 0.02 + lives_s
+        self._world.network.later(at, self._flap, host, times - 1)
 
     def _all_down(self, *, power: bool) -> None:
         for host in self._world.nodes:
