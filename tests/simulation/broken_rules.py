@@ -174,12 +174,6 @@ def results_in_another_order(original: Any, *arguments: Any) -> Any:
     return [(done, result) for (done, _), result in zip(told, reversed(results), strict=True)]
 
 
-def count_late_words(original: Any, stream: Any, hello: Any) -> bool:
-    """A stream begins to count whatever was heard since its `Hello`."""
-    stream.heard_before = stream.owner.start_heard(hello.sender)
-    return bool(original(stream, hello))
-
-
 # --- snapshots ------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,6 @@ from cluster.raft.core import RaftCore
 from cluster.raft.proposals import Proposals
 from cluster.raft.replica import Replica
 from cluster.raft.replication import Replication
-from cluster.raft.transport import _Acceptor
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import _Reading
 from cluster.storage.journal_segments import Segments
@@ -156,11 +155,6 @@ MUTANTS = {
             "results-mixed-up",
             "each proposer is told its own result",
             replaced(Proposals, "applied", rules.results_in_another_order),
-        ),
-        Mutant(
-            "dead-start-retires-living",
-            "a start that is over does not retire the next one",
-            replaced(_Acceptor, "_begin_to_count", rules.count_late_words),
         ),
         Mutant("minority-elects", "a majority elects", rules.half_is_enough),
         Mutant(

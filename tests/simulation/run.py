@@ -212,6 +212,11 @@ def unsettled(world: World) -> list[str]:
         applied.add((status.applied, status.last, status.committed))
         if status.leader is None:
             left.append(f"{host.name} knows no leader")
+        left += [
+            f"{host.name} does not reach {peer.node}"
+            for peer in status.peers
+            if not peer.connected and not world.host(peer.node).retired
+        ]
         if node.machine.unfinished_count:
             left.append(f"{host.name} has {node.machine.unfinished_count} unfinished")
     if len(applied) > 1:

@@ -357,6 +357,9 @@ class World:
     def hosts(self) -> list[Host]:
         return [*self.nodes, *self.services, *self.clients]
 
+    def host(self, name: str) -> Host:
+        return next(host for host in self.hosts if host.name == name)
+
     def draw(self, use: str) -> Random:
         """The stream of this use."""
         stream = self._draws.get(use)
