@@ -1,6 +1,7 @@
 """How each planted bug breaks its rule: a function of the project is replaced while a seed runs.
 
-`tests/model/broken_rules.py` has those that are rules of the protocol alone. Where several nets
+`tests/model/broken_rules.py` has those that are rules of the protocol alone, `broken_disk` those of
+the disk. Where several nets
 hold one rule, a bug takes all of them away; and where only a clumsier peer would show what a rule
 is for, the peer is made clumsier, in a way that does no harm as long as the rule stands.
 """
@@ -13,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import coordinator.driver
+from cluster.client.submission import Submission
 from cluster.raft.core import RaftCore
 from cluster.raft.proposals import Proposals
 from cluster.raft.replica import Replica
@@ -29,46 +31,15 @@ from coordinator.machine import Machine, Result
 from coordinator.plan import Plan
 from coordinator.sweep import Sweep
 from coordinator.table import Table
+from participants import inquiry
 from participants.branch import ENDED, End, State
 from participants.contract import Acknowledged, Vote
+from participants.inquiry import Inquirer
 from participants.messages import EndBranch, Prepare, read_time_ms
 from participants.store import BranchRecord
 from tests.model.broken_rules import Taken, replaced, together
+from tests.simulation import broken_disk as disk
 from tests.simulation.services import SimStore
-
-# --- the disk -------------------------------------------------------------------------------------
-
-
-def sync_is_a_lie(_original: Any, segments: Any, sync: Any) -> None:
-    segments._watermark.advance(sync.position)
-    sync.done = True
-
-
-def without_sync(original: Any, node: Any, *arguments: Any, **named: Any) -> None:
-    original(node, *arguments, **(named | {"fsync": False}))
-
-
-def forgotten_vote(original: Any, *arguments: Any, **named: Any) -> Any:
-    """At a start nothing is left of term and vote but what the entries say."""
-    journal = original(*arguments, **named)
-    journal.set_vote(journal.last_term if len(journal) else 0, None)
-    return journal
-
-
-def vote_of_any_kind(_original: Any, log: Log, term: int, vote: str | None) -> None:
-    """The journal's own net: it takes no lower term, and no second vote in a term."""
-    log.term, log.vote = term, vote
-
-
-def damage_is_cut(_original: Any, _reading: Any, _tear: Any, _numbers: Any) -> None:
-    """Whatever is not whole counts as written after the last sync."""
-
-
-def short_is_whole(original: Any, reading: Any, *arguments: Any) -> Any:
-    """A file that ends too early is no damage either."""
-    reading._mark = (0, 0)
-    return original(reading, *arguments)
-
 
 # --- elections ------------------------------------------------------------------------------------
 
@@ -231,6 +202,10 @@ async def inquire_of_anybody(
     return answer_inquiry(transaction, branch_id, fingerprint)
 
 
+async def no_barrier(_original: Any, _transactions: Transactions, _request: Any) -> None:
+    pass
+
+
 def lead_or_not(_original: Any, _transactions: Transactions, _request: Any) -> None:
     """Every node takes itself for the one to ask."""
 
@@ -343,6 +318,11 @@ def prepared_expires(original: Any, participant: Any, message: Prepare, local: A
     return original(participant, message, local)
 
 
+async def silence_is_abort(original: Any, inquirer: Inquirer, *arguments: Any) -> Any:
+    """A participant in doubt that gets no answer takes that for one."""
+    return await original(inquirer, *arguments) or inquiry.Decision.ABORT
+
+
 async def answer_before_sync(original: Any, store: SimStore, works: Any) -> list[Any]:
     """The replies leave at once; what they say is done a moment later, if the process lives."""
     note, store.note = store.note, lambda *_, **__: None
@@ -365,15 +345,27 @@ async def _after(seconds: float, original: Any, store: SimStore, works: Any) -> 
     await original(store, works)
 
 
+# --- clients --------------------------------------------------------------------------------------
+
+
+def again_under_another_id(original: Any, submission: Submission, answer: Any) -> Any:
+    submission._body["id"] = submission.id[:-1] + ("0" if submission.id[-1] != "0" else "1")
+    return original(submission, answer)
+
+
+async def answers_in_another_order(original: Any, *arguments: Any, **named: Any) -> Any:
+    return list(reversed(await original(*arguments, **named)))
+
+
 # --- together -------------------------------------------------------------------------------------
 
-VOTE_NOT_WRITTEN: Taken = together(
-    replaced(Log, "set_vote", vote_of_any_kind),
-    replaced(Journal, "open", forgotten_vote),
-)
 VOTE_TWICE: Taken = together(
-    replaced(Log, "set_vote", vote_of_any_kind),
+    replaced(Log, "set_vote", disk.vote_of_any_kind),
     replaced(RaftCore, "on_request_vote", vote_for_all),
+)
+FOLLOWER_READS: Taken = together(
+    replaced(Transactions, "_require_leader", lead_or_not),
+    replaced(Transactions, "_barrier", no_barrier),
 )
 TRUNCATE_ALWAYS: Taken = together(
     replaced(RaftCore, "_take", truncate_always),

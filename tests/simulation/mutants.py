@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import cluster.raft.snapshots
 import coordinator.machine
 import coordinator.records
+from cluster.client.async_client import Client
+from cluster.client.submission import Submission
 from cluster.node import Node
 from cluster.raft.core import RaftCore
 from cluster.raft.proposals import Proposals
@@ -22,14 +24,17 @@ from cluster.raft.replication import Replication
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import _Reading
 from cluster.storage.journal_segments import Segments
+from cluster.storage.snapshots import SnapshotStore
 from coordinator.conversation import Conversation
 from coordinator.driver import Driver
 from coordinator.machine import Restoring
 from coordinator.sweep import Sweep
 from coordinator.table import Table
+from participants.inquiry import Inquirer
 from participants.sdk import Participant
 from tests.model import mutants as model
 from tests.model.broken_rules import Taken, replaced, together
+from tests.simulation import broken_disk as disk
 from tests.simulation import broken_rules as rules
 from tests.simulation.cli import results
 from tests.simulation.run import Result, run_seed
@@ -98,24 +103,39 @@ MUTANTS = {
         Mutant(
             "sync-is-a-lie",
             "what is acknowledged is synced",
-            replaced(Segments, "_make_durable", rules.sync_is_a_lie),
+            replaced(Segments, "_make_durable", disk.sync_is_a_lie),
         ),
         Mutant(
             "journal-not-synced",
             "the journal is synced before it is acknowledged",
-            replaced(Node, "__init__", rules.without_sync),
+            replaced(Node, "__init__", disk.without_sync),
         ),
         Mutant(
             "vote-not-written",
             "term and vote are durable",
-            rules.VOTE_NOT_WRITTEN,
+            disk.VOTE_NOT_WRITTEN,
+        ),
+        Mutant(
+            "name-not-synced",
+            "the name of a new segment is durable",
+            replaced(Segments, "_make_durable", disk.name_not_synced),
+        ),
+        Mutant(
+            "needed-segments-removed",
+            "a segment goes when nothing of it is needed",
+            replaced(Segments, "roll", disk.remove_all_before),
+        ),
+        Mutant(
+            "snapshot-place-not-synced",
+            "a snapshot is durable before what it covers goes",
+            replaced(SnapshotStore, "_place", disk.place_without_sync),
         ),
         Mutant(
             "damage-is-cut",
             "damage in what was synced is refused",
             together(
-                replaced(_Reading, "refuse_if_promised", rules.damage_is_cut),
-                replaced(_Reading, "run", rules.short_is_whole),
+                replaced(_Reading, "refuse_if_promised", disk.damage_is_cut),
+                replaced(_Reading, "run", disk.short_is_whole),
             ),
         ),
         # Raft.
@@ -192,6 +212,7 @@ MUTANTS = {
             "current reads ask a quorum",
             replaced(Replica, "barrier", rules.barrier_at_once),
         ),
+        Mutant("follower-reads", "current reads ask the leader", rules.FOLLOWER_READS),
         # The machine and the driver.
         Mutant("no-epoch-check", "commands of old epochs are refused (*)", rules.NO_EPOCH_CHECK),
         Mutant(
@@ -257,6 +278,22 @@ MUTANTS = {
             "yes-before-durable",
             "what is answered is synced",
             replaced(SimStore, "perform", rules.answer_before_sync),
+        ),
+        Mutant(
+            "silence-is-abort",
+            "who gets no answer stays in doubt",
+            replaced(Inquirer, "_ask_nodes", rules.silence_is_abort),
+        ),
+        # Clients.
+        Mutant(
+            "again-under-another-id",
+            "a repeat keeps its id",
+            replaced(Submission, "again", rules.again_under_another_id),
+        ),
+        Mutant(
+            "batch-answers-mixed-up",
+            "each of a batch gets its own answer",
+            replaced(Client, "submit_many", rules.answers_in_another_order),
         ),
     )
 }
