@@ -150,6 +150,15 @@ def test_of_what_nobody_catches_only_the_tasks_of_lost_connections_are_forgiven(
     assert [event["event"] for event in world.history] == ([] if is_lost else ["unhandled"])
 
 
+@pytest.mark.parametrize("has_dead", [True, False])
+def test_a_task_that_is_dropped_is_noticed_where_no_program_has_died(has_dead: bool) -> None:
+    world = World(draw_environment(0))
+    world.has_dead = has_dead
+    world._unhandled(world.loop, {"message": "Task was destroyed but it is pending!"})
+    world.loop.close()
+    assert [event["event"] for event in world.history] == ([] if has_dead else ["unhandled"])
+
+
 # --- the loop -------------------------------------------------------------------------------------
 
 

@@ -121,6 +121,7 @@ class Host(Machine):
             return
         process.alive = False
         process.deferred = []
+        world.has_dead = True
         self.hang_up(process, silently=power, draw=world.draw("hang up"))
         self.has_power = not power
         self.crashed(power=power)
@@ -305,6 +306,8 @@ class World:
         self.verbose = verbose
         self.sync = True
         self.faulty = False
+        self.has_dead = False
+        """Some program has ended: its tasks never will, and are told of when nobody keeps them."""
         self.raging = asyncio.Event()
         """The time of faults and load has begun."""
         self.led = asyncio.Event()
@@ -425,7 +428,7 @@ class World:
 
     def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if isinstance(error, PowerCut):
+        if isinstance(error, PowerCut) or (error is None and self.has_dead):
             return
         if error is not None:
             self.keep_error(error)
