@@ -61,11 +61,14 @@ def test_what_nobody_uses_is_closed_and_forgotten(monkeypatch: pytest.MonkeyPatc
 
     async def scene() -> None:
         every = Connections()
+        lost: set[Connection] = set()
         ended = asyncio.Event()
 
         def freed(self: Connections, connection: Connection) -> None:
             free(self, connection)
-            if not self._open:
+            if not connection.is_open:
+                lost.add(connection)
+            if len(lost) == 3:
                 ended.set()
 
         monkeypatch.setattr(Connections, "_free", freed)

@@ -497,6 +497,32 @@ def installing(tmp_path: Path) -> tuple[World, Node, Node]:
     return world, leader, follower
 
 
+def test_an_entry_of_an_earlier_term_is_not_committed_by_counting(tmp_path: Path) -> None:
+    """Raft paper, section 5.4.2 and figure 8: on most replicas, and yet it may be overwritten."""
+    world = World(tmp_path, "ABC")
+    world.elect("A", "C").put("early")
+    world.nodes["A"].step()
+    early = world.nodes["A"].journal.last_index
+    world.crash("A")
+    rival = world.elect("B", "C")
+    world.crash("B")
+    world.boot("A")
+    leader = world.elect("A", "C")
+    assert leader.core.term > rival.core.term
+    own = leader.journal.last_index
+    assert own > early, "it begins with an entry of its own term"
+    replied = AppendReply(leader.core.term, leader.core.round, 1, True, early + 1)
+    leader.hear("C", replied)
+    leader.step()
+    assert leader.core.match_index("C") == early
+    assert leader.core.commit < early
+    assert leader.lines == []
+    leader.hear("C", AppendReply(leader.core.term, leader.core.round, 1, True, own + 1))
+    leader.step()
+    assert leader.core.commit == own
+    assert leader.lines == ["early"]
+
+
 def test_a_follower_that_lost_what_it_acknowledged_gets_it_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
