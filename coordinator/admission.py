@@ -10,6 +10,9 @@ Rules
   long, and transactions that wait for one do not take the room of others.
 - `LEAST` may wait in any case, so that a node that was idle takes a burst, and one whose log does
   not move at the moment (an election, a slow disk) is not closed altogether.
+- A batch is many clients that wait as one, so it can be made to wait: its elements begin piece by
+  piece, and only while less waits before them than is applied within `BATCH_TARGET_S`. Whoever
+  comes alone meanwhile finds no more than that before it. Batches take turns, a piece each.
 - It is asked for new transactions only. Repeats of known ids, ends, inquiries and an operator's
   calls are never refused for load.
 
@@ -19,6 +22,11 @@ the older of which weighs as much as of it is still within the last one.
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
 TARGET_S = 0.25
 """Long enough for a sync that takes ten times as long as usual, short enough that a client which is
 let in has its answer well before it asks another node (2 s): the wait for the log is about a third
@@ -27,6 +35,20 @@ of the time until the decision."""
 LEAST = 1_024
 """A burst, or as many clients that each wait for their answer, is never refused at an idle node. A
 batch of the largest size is less."""
+
+BATCH_TARGET_S = 0.01
+BATCH_LEAST = 32
+"""Of what batches begin, no more may wait for the log than is applied within this time, or so many:
+enough for the log's next entry to be a full one. All of a batch of 500 begun at once is a quarter
+of a second in which nobody else gets anything."""
+
+ALONE_S = 1.0
+"""So long after the last transaction that came alone batches share the node with nobody, and begin
+as much as any: with few under way at a time each costs a quarter more."""
+
+LINE_S = 1.0
+"""No more elements may stand in the line of batches than begin within this time (`LEAST` in any
+case): a batch that would wait longer is refused when it comes."""
 
 TURNED_AWAY_PER_S = 250
 LONGEST_REST_S = 30.0
@@ -47,6 +69,7 @@ class Admission:
     def forget(self) -> None:
         """Nothing waits any more, and nothing is known of how fast it goes."""
         self.waiting = 0
+        self._came_alone_s = -math.inf
         self._span_began_s = 0.0
         self._in_span = 0
         self._in_span_before = 0
@@ -54,6 +77,21 @@ class Admission:
     def admits(self, now_s: float) -> bool:
         """May one more begin?"""
         return self.waiting < self._least or self.waiting < self._lately(now_s)
+
+    def came_alone(self, now_s: float) -> None:
+        """A transaction was asked for that is in no batch."""
+        self._came_alone_s = now_s
+
+    def has_room_for_batches(self, now_s: float, promised: int = 0) -> bool:
+        """May a batch begin some more, besides what batches were promised?"""
+        waiting = self.waiting + promised
+        if now_s - self._came_alone_s >= ALONE_S:
+            return waiting < self._least or waiting < self._lately(now_s)
+        return waiting < BATCH_LEAST or waiting < self.begun_within(BATCH_TARGET_S, now_s)
+
+    def begun_within(self, seconds: float, now_s: float) -> float:
+        """About how many begin in so long a time, at the present speed of the log."""
+        return self._lately(now_s) * seconds / self._target_s
 
     def beginning(self) -> None:
         """One more waits for its `Begin` to be applied."""
@@ -82,6 +120,65 @@ class Admission:
         self._in_span_before = self._in_span if whole else 0
         self._in_span = 0
         self._span_began_s = self._span_began_s + self._target_s if whole else now_s
+
+
+class Place(NamedTuple):
+    """Of a batch in the line: its next piece, and all of it that has not begun, in elements."""
+
+    piece: int
+    left: int
+    tell: Callable[[], None]
+
+
+class Line:
+    """The batches that wait for room, first come, first served; each for its next piece.
+
+    Whoever has begun a piece stands at the end again, so they take turns. Told that it is its turn,
+    a batch has a promise until it leaves, which it does as it begins the piece. So a piece more
+    than there is room for may begin, and no promise is lost. `call` when there may be room.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._waiting: OrderedDict[int, Place] = OrderedDict()
+        self._promised: dict[int, int] = {}  # the elements of a piece, by number of the place
+        self._last_number = 0
+        self.left = 0
+        """Elements of all that wait."""
+
+    def __len__(self) -> int:
+        """How many batches wait."""
+        return len(self._waiting)
+
+    def is_too_long(self, now_s: float) -> bool:
+        """Whether a batch that comes now is to be refused."""
+        return self.left >= LEAST and self.left >= self._admission.begun_within(LINE_S, now_s)
+
+    def wait(self, place: Place, now_s: float) -> int:
+        """Stand in line; it may be told at once. Returns the number with which to leave."""
+        self._last_number += 1
+        self._waiting[self._last_number] = place
+        self.left += place.left
+        self.call(now_s)
+        return self._last_number
+
+    def call(self, now_s: float) -> None:
+        """Tell those for whom there is room."""
+        while self._waiting and self._admission.has_room_for_batches(
+            now_s, sum(self._promised.values())
+        ):
+            number, place = self._waiting.popitem(last=False)
+            self.left -= place.left
+            self._promised[number] = place.piece
+            place.tell()
+
+    def leave(self, number: int, now_s: float) -> None:
+        """Begin what was promised, or wait no more."""
+        place = self._waiting.pop(number, None)
+        if place is not None:
+            self.left -= place.left
+        elif self._promised.pop(number, 0):
+            self.call(now_s)
 
 
 class Rests:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from coordinator import api_fields, api_shapes
 from coordinator.api_errors import (
@@ -42,6 +42,7 @@ from coordinator.api_requests import (
     text_answer,
 )
 from coordinator.api_shapes import Submission, show
+from coordinator.batches import Batches, Begun
 from coordinator.capacity import largest
 from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError, NotAllowed, unknown
@@ -65,23 +66,10 @@ MAX_WAIT_MS = 60_000
 DEFAULT_PAGE = 100
 BACKLOG_SHOWN = 50
 AT_CAPACITY = error_answer(at_capacity())._replace(rests=True)  # once: it must be cheap
-BATCH_PATIENCE_S = 1.0
-"""How long a batch waits for room, all in all, before only its repeats are let in."""
-
-LOOK_FOR_ROOM_S = 0.01
 BRANCHES_PER_TURN = 500
-"""Branches shown in a list, or begun in a batch, before the event loop gets a turn: some
-milliseconds."""
+"""Branches shown in a list before the event loop gets a turn: some milliseconds."""
 
 _LIST_QUERY = ("state", "participant", "older_than_ms", "limit", "after", "stale")
-
-
-class _Begun(NamedTuple):
-    """An element of a batch, begun at `since`, a time of the event loop."""
-
-    submission: Submission
-    future: Waiting
-    since: float
 
 
 class Transactions:
@@ -109,6 +97,7 @@ class Transactions:
         self._now_ms = now_ms
         self._make_id = make_id
         self._patience = Patience()
+        self._batches = Batches(driver, self._begin_element, self._answer_of)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         small, large = self._limits.body_bytes, self._limits.batch_body_bytes
@@ -142,7 +131,7 @@ class Transactions:
         value = api_fields.decode_json(body)
         traceparent = api_shapes.read_traceparent(request.headers.get("traceparent"))
         if isinstance(value, dict) and "transactions" in value:
-            return self._submit_batch(api_shapes.read_batch(value, self._limits), traceparent)
+            return self._batches.submit(api_shapes.read_batch(value, self._limits), traceparent)
         if self._turns_away(value):
             return AT_CAPACITY
         submission = self._read(value, traceparent)
@@ -160,54 +149,17 @@ class Transactions:
         transaction = settled or self._as_it_is(submission)
         return text_answer(_status_of(transaction, submission.wait), self._show(transaction))
 
-    async def _submit_batch(self, elements: list[Any], traceparent: str | None) -> Answer:
-        """All are begun before one is waited for, so that they share log entries and calls."""
-        begun: list[_Begun | ApiError] = []
-        branches = 0
-        give_up_s = asyncio.get_running_loop().time() + BATCH_PATIENCE_S
-        is_full = await self._is_full(give_up_s)
-        try:
-            for element in elements:
-                if is_full and self._turns_away(element):
-                    begun.append(at_capacity())
-                    continue
-                each = self._begin_element(element, traceparent)
-                begun.append(each)
-                branches += 1 if isinstance(each, ApiError) else len(each.submission.plan.branches)
-                if branches >= BRANCHES_PER_TURN:
-                    branches = 0
-                    await asyncio.sleep(0)
-                    is_full = await self._is_full(give_up_s)
-            answers = [
-                encode(each.body()) if isinstance(each, ApiError) else await self._answer_of(*each)
-                for each in begun
-            ]
-        finally:
-            for each in begun:
-                if not isinstance(each, ApiError) and not each.future.done():
-                    each.future.cancel()
-        answer = text_answer(200, f'{{"transactions":[{",".join(answers)}]}}')
-        return answer._replace(rests=is_full)
-
-    async def _is_full(self, give_up_s: float) -> bool:
-        """Whether there is no room until `give_up_s`. A batch is many clients that wait as one."""
-        loop = asyncio.get_running_loop()
-        while self._driver.is_full:
-            if loop.time() >= give_up_s:
-                return True
-            await asyncio.sleep(LOOK_FOR_ROOM_S)
-        return False
-
-    def _begin_element(self, value: Any, traceparent: str | None) -> _Begun | ApiError:
+    def _begin_element(self, value: Any, traceparent: str | None) -> Begun | ApiError:
         try:
             submission = self._read(value, traceparent)
         except ApiError as error:
             return error
         now = asyncio.get_running_loop().time()
-        return _Begun(submission, self._begin(submission), now)
+        return Begun(submission, self._begin(submission), now)
 
-    async def _answer_of(self, submission: Submission, future: Waiting, since: float) -> str:
+    async def _answer_of(self, begun: Begun) -> str:
         """The JSON in a batch's place. Never a 307: each element has an answer of its own."""
+        submission, future, since = begun
         waited = asyncio.get_running_loop().time() - since
         try:
             return self._show(await self._finish(submission, future, waited))

@@ -14,7 +14,9 @@ Rules (PROTOCOL):
 
     start ─▶ preparing ─votes─▶ ProposeDecision ─applied─▶ phase two ─▶ acknowledged, finished
 
-Every method but `woken` and `start` costs the same for 3 branches and for 256.
+Every method but those that call branches costs the same for 3 branches and for 256, and those call
+few at a time: the other branches are due at once, and called in the next turns of the event loop,
+between which the transactions beside this one have theirs.
 """
 
 from __future__ import annotations
@@ -38,6 +40,14 @@ from participants.contract import (
 
 ACKNOWLEDGE_WITHIN_S = 0.2
 """Acknowledgements wait for those of the other branches, to share one command, but no longer."""
+
+CALLS_AT_ONCE = 16
+"""Calls with which a phase begins: usual transactions have no more branches than that."""
+
+CALLS_PER_TURN = 4
+"""Calls of one transaction in a turn of the event loop after those. A request of its own for each,
+with its answer, costs some 150 us; a transaction of others needs some 16 turns until its decision,
+and each of them is longer by what a huge one does in it."""
 
 MAX_REASON_CHARS = 500
 
@@ -183,8 +193,11 @@ class Conversation:
                 "the leader changed, and a participant cannot be asked for its vote twice"
             )
         actions: list[Action] = []
-        for position in range(len(self.legs)):
-            self._prepare(position, actions)
+        for position, leg in enumerate(self.legs):
+            if position < CALLS_AT_ONCE:
+                self._prepare(position, actions)
+            else:
+                self._call_again(leg, now_s)
         return actions
 
     def applied(self, transaction: Transaction, now_s: float) -> list[Action]:
@@ -277,7 +290,7 @@ class Conversation:
         for position, leg in enumerate(self.legs):
             if leg.called_again_s is None:
                 continue
-            if leg.called_again_s > now_s:
+            if leg.called_again_s > now_s or len(actions) >= CALLS_PER_TURN:
                 self._next_call_s = min(self._next_call_s, leg.called_again_s)
                 continue
             leg.called_again_s = None
@@ -373,6 +386,7 @@ class Conversation:
     def _phase_two(self, now_s: float) -> list[Action]:
         actions: list[Action] = []
         self._next_call_s = NEVER_S
+        calls = 0
         for position, leg in enumerate(self.legs):
             leg.attempts, leg.called_again_s = 0, None
             if leg.preparing:
@@ -381,8 +395,11 @@ class Conversation:
                 continue
             if leg.fate is _NOTHING_HELD:
                 self._heard(position)
-            else:
+            elif calls < CALLS_AT_ONCE:
+                calls += 1
                 self._end(position, actions)
+            else:
+                self._call_again(leg, now_s)
         return actions + self._acknowledge(now_s)
 
     def _heard(self, position: int) -> None:
@@ -440,7 +457,7 @@ class Conversation:
         if not unproposed:
             self._acknowledge_by_s = NEVER_S
             return []
-        if self._ends_under_way:
+        if self._ends_under_way or self._next_call_s <= now_s:
             self._acknowledge_by_s = min(self._acknowledge_by_s, now_s + ACKNOWLEDGE_WITHIN_S)
             if now_s < self._acknowledge_by_s:
                 return []

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from coordinator.admission import Admission
+from coordinator.admission import Admission, Line
 from coordinator.allowance import Allowance
 from coordinator.capacity import Capacity
 from coordinator.commands import Begin, Command, Refuse, Resolve, encode
@@ -102,6 +102,8 @@ class Driver:
         )
         self._capacity = Capacity(limits)
         self._admission = Admission()
+        self.line = Line(self._admission)
+        """Where batches wait for their turn to begin."""
         self._refusals = Allowance(REFUSES_PER_S)
         self._taking_up: asyncio.Handle | None = None
         self._draining = False
@@ -124,18 +126,17 @@ class Driver:
             future.exception()  # who asked may have gone: not an error of ours
         return future
 
-    @property
-    def is_full(self) -> bool:
-        """Whether only repeats are let in at present."""
-        return not self._admission.admits(self._loop.time())
-
-    def turns_away(self, transaction_id: object) -> bool:
+    def turns_away(self, transaction_id: object, *, batch_is_full: bool = False) -> bool:
         """Whether a submission is refused for load; `transaction_id`: what it gives as its id.
 
-        Asked before the rest of it is read, for a refusal must be cheap.
+        Asked before the rest of it is read, for a refusal must be cheap. `batch_is_full`: of the
+        batch that it came in, no more are let in.
         """
-        if not self.is_full:
-            return False
+        if not batch_is_full:
+            now_s = self._loop.time()
+            self._admission.came_alone(now_s)
+            if self._admission.admits(now_s):
+                return False
         if is_valid_id(transaction_id) and (
             transaction_id in self._talks.lives or self._machine.get(transaction_id) is not None
         ):
@@ -283,6 +284,7 @@ class Driver:
             self._taking_up = None
         self._capacity.clear()
         self._admission.forget()
+        self.line.call(self._loop.time())  # what they begin now is answered: no leader
         self._talks.drop_all(lambda i: FateUnknown(f"leadership ended while {i} was under way"))
 
     def _take_up_some(self, epoch: int, ids: collections.deque[str]) -> None:
@@ -374,7 +376,10 @@ class Driver:
         if self._talks.lives.get(live.id) is not live:
             return  # leadership ended; whoever waits has been told
         self._capacity.begun(branches)
-        self._admission.begun(self._loop.time(), applied=not isinstance(result, LogError))
+        now_s = self._loop.time()
+        self._admission.begun(now_s, applied=not isinstance(result, LogError))
+        if self.line:
+            self.line.call(now_s)
         match result:
             case Applied(transaction=transaction) if not transaction.is_refusal:
                 if live.conversation is None:

@@ -1,0 +1,142 @@
+"""Many transactions in one request: begun piece by piece, so that others have their turn between.
+
+Rules
+- A batch stands in line (`admission.Line`) for each piece, and batches take turns. Within one the
+  elements begin in their order, without waiting for each other's ends.
+- One that finds the line too long, or for which there is no room for `ROOM_WITHIN_S`, is refused
+  what is left of it, each element by itself; repeats of known transactions are let in all the same.
+- No piece, and nothing else that is done for a batch in one turn of the event loop, takes longer
+  than a millisecond or two, however large the batch is; reading its JSON excepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from coordinator.admission import Place
+from coordinator.api_errors import ApiError, at_capacity
+from coordinator.api_requests import Answer, encode, text_answer
+from coordinator.api_shapes import Submission
+from coordinator.driver import Driver
+from coordinator.live import Waiting
+from coordinator.patience import Patience
+
+BRANCHES_BEGUN = 24
+"""Of a batch in one turn, or those of one element: eight usual ones, about a millisecond."""
+
+BRANCHES_SHOWN = 200
+"""Of a batch's answer in one turn: about a millisecond."""
+
+ROOM_WITHIN_S = 2.0
+"""How long a batch waits for its turn. The line is kept shorter, so this ends a wait only when the
+log stands still."""
+
+
+class Begun(NamedTuple):
+    """An element of a batch, begun at `since`, a time of the event loop."""
+
+    submission: Submission
+    future: Waiting
+    since: float
+
+
+class Batches:
+    """`begin` begins an element, or says what is wrong with it; `answer` shows its end as JSON."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        begin: Callable[[Any, str | None], Begun | ApiError],
+        answer: Callable[[Begun], Awaitable[str]],
+    ) -> None:
+        self._driver = driver
+        self._line = driver.line
+        self._patience = Patience()
+        self._begin = begin
+        self._answer = answer
+
+    async def submit(self, elements: Sequence[Any], traceparent: str | None) -> Answer:
+        """The answer to the whole: 200, with an answer or an error for each element in order."""
+        begun: list[Begun | ApiError] = []
+        try:
+            is_full = await self._begin_all(elements, traceparent, begun)
+            answers = await self._answers(begun)
+        finally:
+            for each in begun:
+                if not isinstance(each, ApiError) and not each.future.done():
+                    each.future.cancel()
+        answer = text_answer(200, f'{{"transactions":[{",".join(answers)}]}}')
+        return answer._replace(rests=is_full)
+
+    async def _begin_all(
+        self, elements: Sequence[Any], traceparent: str | None, begun: list[Begun | ApiError]
+    ) -> bool:
+        """Whether it was too much for the node, so that in the end only repeats were let in."""
+        is_full = self._line.is_too_long(asyncio.get_running_loop().time())
+        for piece in pieces(elements):
+            if begun:
+                await asyncio.sleep(0)
+            if not is_full:
+                is_full = not await self._has_room(len(piece), len(elements) - len(begun))
+            for element in piece:
+                if is_full and self._driver.turns_away(_id_of(element), batch_is_full=True):
+                    begun.append(at_capacity())
+                else:
+                    begun.append(self._begin(element, traceparent))
+        return is_full
+
+    async def _has_room(self, piece: int, left: int) -> bool:
+        """Wait for this batch's turn; what it was promised is begun before anybody else runs."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[bool] = loop.create_future()
+        place = Place(piece, left, functools.partial(_tell, turn))
+        number = self._line.wait(place, loop.time())
+        try:
+            return await self._patience.settled(turn, ROOM_WITHIN_S) is not None
+        finally:
+            self._line.leave(number, loop.time())
+
+    async def _answers(self, begun: Sequence[Begun | ApiError]) -> list[str]:
+        answers: list[str] = []
+        shown = 0
+        for each in begun:
+            if isinstance(each, ApiError):
+                answers.append(encode(each.body()))
+                shown += 1
+            else:
+                answers.append(await self._answer(each))
+                shown += len(each.submission.plan.branches)
+            if shown >= BRANCHES_SHOWN:
+                shown = 0
+                await asyncio.sleep(0)
+        return answers
+
+
+def pieces(elements: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """What is begun in one turn: elements with `BRANCHES_BEGUN` branches, or one with more."""
+    begins, branches = 0, 0
+    for position, element in enumerate(elements):
+        more = _branches_of(element)
+        if branches and branches + more > BRANCHES_BEGUN:
+            yield elements[begins:position]
+            begins, branches = position, 0
+        branches += more
+    yield elements[begins:]
+
+
+def _tell(turn: asyncio.Future[bool]) -> None:
+    if not turn.done():
+        turn.set_result(True)
+
+
+def _branches_of(element: Any) -> int:
+    """As far as can be told before it is checked; what is no transaction costs something too."""
+    participants = element.get("participants") if isinstance(element, dict) else None
+    return max(1, len(participants)) if isinstance(participants, list) else 1
+
+
+def _id_of(element: Any) -> Any:
+    return element.get("id") if isinstance(element, dict) else None
