@@ -53,7 +53,6 @@ class Batches:
         answer: Callable[[Begun], Awaitable[str]],
     ) -> None:
         self._driver = driver
-        self._line = driver.line
         self._patience = Patience()
         self._begin = begin
         self._answer = answer
@@ -75,7 +74,7 @@ class Batches:
         self, elements: Sequence[Any], traceparent: str | None, begun: list[Begun | ApiError]
     ) -> bool:
         """Whether it was too much for the node, so that in the end only repeats were let in."""
-        is_full = self._line.is_too_long(asyncio.get_running_loop().time())
+        is_full = self._driver.line.is_too_long(asyncio.get_running_loop().time())
         for piece in pieces(elements):
             if begun:
                 await asyncio.sleep(0)
@@ -93,11 +92,11 @@ class Batches:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
         place = Place(piece, left, functools.partial(_tell, turn))
-        number = self._line.wait(place, loop.time())
+        number = self._driver.line.wait(place, loop.time())
         try:
             return await self._patience.settled(turn, ROOM_WITHIN_S) is not None
         finally:
-            self._line.leave(number, loop.time())
+            self._driver.line.leave(number, loop.time())
 
     async def _answers(self, begun: Sequence[Begun | ApiError]) -> list[str]:
         answers: list[str] = []

@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from coordinator import api_http
+from coordinator.admission import Admission, Line
 from coordinator.api import Api, Check
 from coordinator.api_requests import Answer, Later
 from coordinator.api_shapes import read_submission
@@ -116,13 +117,10 @@ class ScriptedDriver:
         self.submitted: list[tuple[Plan, Wait]] = []
         self.futures: list[asyncio.Future[Transaction]] = []
         self.asked = asyncio.Event()
+        self.line = Line(Admission())
 
-    @property
-    def is_full(self) -> bool:
-        return False
-
-    def turns_away(self, _transaction_id: object) -> bool:
-        return False
+    def turns_away(self, _transaction_id: object, *, batch_is_full: bool = False) -> bool:
+        return batch_is_full
 
     def submit(self, plan: Plan, wait: Wait) -> asyncio.Future[Transaction]:
         self.submitted.append((plan, wait))

@@ -11,14 +11,12 @@ import aiohttp
 import pytest
 
 from coordinator import api_transactions, errors, ids
-from coordinator.admission import LEAST, Admission
+from coordinator.admission import Admission
 from coordinator.api import Check
-from coordinator.api_requests import Request
 from coordinator.api_shapes import MAX_AHEAD_MS
-from coordinator.api_transactions import BRANCHES_PER_TURN
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from coordinator.settings import Limits, Timings
-from tests.api_rig import ScriptedDriver, answered, api_node, error_of, now_ms, run
+from tests.api_rig import ScriptedDriver, api_node, error_of, now_ms, run
 
 PATH = "/v1/transactions"
 
@@ -209,25 +207,6 @@ def test_a_body_without_a_length_is_measured_while_it_comes() -> None:
             assert response.status == 413
             assert error_of(answer)["code"] == "body_too_large"
             await node.passes()
-
-    run(test())
-
-
-def test_a_large_batch_lets_others_have_their_turn() -> None:
-    async def test() -> None:
-        driver = ScriptedDriver()
-        driver.outcome = lambda _plan: errors.AtCapacity("full")
-        async with api_node(scripted=driver) as node:
-            body = {"transactions": [node.body(id=f"t-{i}") for i in range(1_000)]}
-            request = Request("POST", PATH, "", {}, json.dumps(body).encode())
-            answering = asyncio.ensure_future(answered(node.api.respond(request)))
-            turns = 0
-            while not answering.done():
-                await asyncio.sleep(0)
-                turns += 1
-            assert answering.result().status == 200
-            assert len(driver.submitted) == 1_000
-            assert turns > 1_000 // BRANCHES_PER_TURN
 
     run(test())
 
@@ -748,9 +727,7 @@ def test_only_what_begins_is_refused_for_load() -> None:
     run(test())
 
 
-def test_while_too_many_wait_to_begin_only_repeats_are_let_in(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_while_too_many_wait_to_begin_only_repeats_are_let_in() -> None:
     async def test() -> None:
         async with api_node() as node:
             await node.post(PATH, node.body("yes", id="t-1"))
@@ -763,46 +740,10 @@ def test_while_too_many_wait_to_begin_only_repeats_are_let_in(
             assert node.machine.get("t-2") is None
             status, answer = await node.post(PATH, node.body("yes", id="t-1"))
             assert (status, answer["outcome"]) == (200, "committed")
-            monkeypatch.setattr(api_transactions, "BATCH_PATIENCE_S", 0.02)
-            batch = {"transactions": [node.body("yes", id="t-3"), node.body("yes", id="t-1"), 7]}
-            status, answer = await node.post(PATH, batch)
-            assert status == 200
-            refused, repeated, no_object = answer["transactions"]
-            assert error_of(refused)["code"] == error_of(no_object)["code"] == "at_capacity"
-            assert repeated["outcome"] == "committed"
             assert (await node.get(f"{PATH}/t-1"))[0] == 200
             async with node.session.get(node.url + "/metrics") as response:
                 text = await response.text()
-            assert "assent_transactions_turned_away_total 5.0" in text
-
-    run(test())
-
-
-def test_a_batch_waits_for_room() -> None:
-    async def test() -> None:
-        async with api_node() as node:
-            open_again = node.driver._admission
-            node.driver._admission = Admission(target_s=1e-9, least=0)  # nobody may wait
-            batch = {"transactions": [node.body("yes") for _ in range(3)]}
-            asking = asyncio.create_task(node.post(PATH, batch))
-            await asyncio.sleep(0.05)
-            assert not asking.done()
-            node.driver._admission = open_again
-            status, answer = await asking
-            assert status == 200
-            assert {each["outcome"] for each in answer["transactions"]} == {"committed"}
-
-    run(test())
-
-
-def test_an_idle_node_lets_a_batch_of_the_largest_size_in() -> None:
-    async def test() -> None:
-        async with api_node() as node:
-            assert node.limits.batch_size < LEAST
-            batch = {"transactions": [node.body("yes") for _ in range(node.limits.batch_size)]}
-            status, answer = await node.post(PATH, batch)
-            assert status == 200
-            assert {each["outcome"] for each in answer["transactions"]} == {"committed"}
+            assert "assent_transactions_turned_away_total 3.0" in text
 
     run(test())
 

@@ -12,6 +12,8 @@ from coordinator.alarms import NEVER_S
 from coordinator.commands import Acknowledge, Decide
 from coordinator.conversation import (
     ACKNOWLEDGE_WITHIN_S,
+    CALLS_AT_ONCE,
+    CALLS_PER_TURN,
     MAX_REASON_CHARS,
     Action,
     Conversation,
@@ -144,6 +146,70 @@ def decision(actions: list[Action]) -> ProposeDecision:
 
 def test_every_branch_is_asked_to_prepare_at_once() -> None:
     assert Talk(*branches(5)).started == prepares(0, 1, 2, 3, 4)
+
+
+def calls_by_turn(talk: Talk, first: list[Action]) -> list[list[Action]]:
+    """What is sent at once, and in each turn after it until nothing is due any more."""
+    turns = [first]
+    while talk.due_s <= talk.now_s:
+        turns.append(talk.woken(talk.now_s))
+        assert len(turns) <= 256
+    return turns
+
+
+def flat(turns: list[list[Action]]) -> list[Action]:
+    return [action for turn in turns for action in turn]
+
+
+def sizes_of(count: int) -> list[int]:
+    rest = count - CALLS_AT_ONCE
+    return [CALLS_AT_ONCE] + [CALLS_PER_TURN] * (rest // CALLS_PER_TURN)
+
+
+HUGE = CALLS_AT_ONCE + 10 * CALLS_PER_TURN
+
+
+def test_of_a_huge_transaction_few_branches_are_called_in_a_turn_and_each_once() -> None:
+    talk = Talk(*branches(HUGE))
+    turns = calls_by_turn(talk, talk.started)
+    assert [len(turn) for turn in turns] == sizes_of(HUGE)
+    assert flat(turns) == prepares(*range(HUGE))
+    for position in range(HUGE):
+        actions = talk.prepared(position, YES)
+    turns = calls_by_turn(talk, talk.log_applies(actions))
+    assert [len(turn) for turn in turns] == sizes_of(HUGE)
+    assert flat(turns) == commits(*range(HUGE))
+
+
+def test_a_usual_transaction_calls_all_its_branches_in_one_turn() -> None:
+    talk = Talk(*branches(CALLS_AT_ONCE))
+    assert talk.started == prepares(*range(CALLS_AT_ONCE))
+    assert talk.due_s == EXPIRES_S
+
+
+def test_acknowledgements_wait_for_the_calls_that_are_due_and_not_sent() -> None:
+    talk = Talk(*branches(HUGE))
+    calls_by_turn(talk, talk.started)
+    for position in range(HUGE):
+        actions = talk.prepared(position, YES)
+    talk.log_applies(actions)
+    for position in range(CALLS_AT_ONCE):
+        assert talk.ended(position) == []  # though no call is under way after the last
+    assert calls_by_turn(talk, [])[1:]
+    for position in range(CALLS_AT_ONCE, HUGE - 1):
+        assert talk.ended(position) == []
+    assert talk.ended(HUGE - 1) == [ProposeAcknowledgement((1 << HUGE) - 1)]
+
+
+def test_a_branch_that_was_not_called_yet_when_another_refused_hears_nothing() -> None:
+    talk = Talk(*branches(HUGE, plain=True))
+    proposal = decision(talk.prepared(0, NO))
+    assert proposal.votes[CALLS_AT_ONCE:] == (Vote.UNSENT,) * (HUGE - CALLS_AT_ONCE)
+    assert talk.woken(talk.now_s) == []
+    actions = talk.log_applies([proposal])
+    turns = calls_by_turn(talk, actions)
+    told = {action.position for action in flat(turns) if isinstance(action, SendEnd)}
+    assert told == set(range(1, CALLS_AT_ONCE))
 
 
 def test_the_decision_is_proposed_at_the_last_vote_and_nothing_irrevocable_leaves_before_it() -> (

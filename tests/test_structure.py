@@ -85,8 +85,7 @@ LONGER = {
     "cluster/raft/replica.py": 600,
     "coordinator/machine.py": 450,
     "cluster/raft/transport.py": 460,
-    "coordinator/conversation.py": 460,
-    "coordinator/api_transactions.py": 450,  # a batch begins as single ones do, beside them
+    "coordinator/conversation.py": 490,
 }
 
 

@@ -1,0 +1,238 @@
+"""coordinator/batches.py: a batch waits for its turn, gives others theirs, and is refused early."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from coordinator import batches, errors
+from coordinator.admission import LEAST, Admission, Line, Place
+from coordinator.api_requests import Answer, Request
+from coordinator.batches import BRANCHES_BEGUN, BRANCHES_SHOWN, pieces
+from coordinator.plan import Plan
+from tests.api_rig import ApiNode, ScriptedDriver, answered, api_node, error_of, run
+
+PATH = "/v1/transactions"
+
+
+class Door(Admission):
+    """Batches have room while it is open; `pieces_left`: so often."""
+
+    def __init__(self, *, open_for: int = 0) -> None:
+        super().__init__()
+        self.pieces_left = open_for
+
+    def has_room_for_batches(self, now_s: float, promised: int = 0) -> bool:  # noqa: ARG002
+        return self.pieces_left > 0 and not promised
+
+
+def shut(node: ApiNode) -> Door:
+    """From now on a batch of this node begins nothing."""
+    door = Door()
+    node.driver.line = Line(door)
+    return door
+
+
+def let_in(node: ApiNode, door: Door) -> None:
+    """One piece."""
+    door.pieces_left = 1
+    node.driver.line.call(0.0)
+    door.pieces_left = 0
+
+
+def ask(node: ApiNode, ids: list[str]) -> asyncio.Future[Answer]:
+    elements = [node.body("yes", "yes-2", "yes-3", id=one) for one in ids]
+    body = json.dumps({"transactions": elements}).encode()
+    request = Request("POST", PATH, "", {}, body)
+    return asyncio.ensure_future(answered(node.api.respond(request)))
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Within so many turns of the loop."""
+    for _ in range(10_000):
+        if is_so():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to that")
+
+
+def outcomes(answer: Answer) -> list[Any]:
+    elements = json.loads(answer.body)["transactions"]
+    return [one.get("outcome") or error_of(one)["code"] for one in elements]
+
+
+def test_a_batch_begins_when_it_is_told_that_there_is_room() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            door = shut(node)
+            asking = ask(node, ["a-1", "a-2"])
+            await until(lambda: len(node.driver.line) == 1)
+            assert node.machine.get("a-1") is None
+            let_in(node, door)
+            assert outcomes(await asking) == ["committed", "committed"]
+            assert len(node.driver.line) == 0
+
+    run(test())
+
+
+def test_batches_take_turns_a_piece_each() -> None:
+    async def test() -> None:
+        driver = ScriptedDriver()
+        driver.outcome = lambda _plan: errors.AtCapacity("full")
+        async with api_node(scripted=driver) as node:
+            door = Door()
+            driver.line = Line(door)
+            piece = BRANCHES_BEGUN // 3
+            first = ask(node, [f"a-{n}" for n in range(2 * piece)])
+            await until(lambda: len(driver.line) == 1)
+            second = ask(node, [f"b-{n}" for n in range(2 * piece)])
+            await until(lambda: len(driver.line) == 2)
+            door.pieces_left = 1
+            driver.line.call(0.0)
+            await asyncio.gather(first, second)
+            begun = [plan.id[0] for plan, _ in driver.submitted]
+            assert "".join(begun) == "a" * piece + "b" * piece + "a" * piece + "b" * piece
+
+    run(test())
+
+
+def test_a_batch_that_finds_the_line_too_long_is_refused_at_once_but_for_its_repeats() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            assert outcomes(await ask(node, ["a-1"])) == ["committed"]
+            shut(node)
+            node.driver.line.wait(Place(1, LEAST, lambda: None), 0.0)
+            answer = await ask(node, ["a-2", "a-1", "a b"])
+            assert outcomes(answer) == ["at_capacity", "committed", "at_capacity"]
+            assert answer.rests
+            assert node.machine.get("a-2") is None
+            async with node.session.get(node.url + "/metrics") as response:
+                text = await response.text()
+            assert "assent_transactions_turned_away_total 2.0" in text
+
+    run(test())
+
+
+def test_a_batch_does_not_wait_for_a_log_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        monkeypatch.setattr(batches, "ROOM_WITHIN_S", 0.0)
+        async with api_node() as node:
+            shut(node)
+            answer = await ask(node, ["a-1", "a-2"])
+            assert outcomes(answer) == ["at_capacity", "at_capacity"]
+            assert answer.rests
+            assert len(node.driver.line) == 0
+
+    run(test())
+
+
+def test_what_a_client_that_left_was_promised_goes_to_the_next() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            door = shut(node)
+            gone = ask(node, ["a-1"])
+            await until(lambda: len(node.driver.line) == 1)
+            stays = ask(node, ["b-1"])
+            await until(lambda: len(node.driver.line) == 2)
+            door.pieces_left = 1
+            node.driver.line.call(0.0)
+            gone.cancel()
+            assert outcomes(await stays) == ["committed"]
+            assert node.machine.get("a-1") is None
+
+    run(test())
+
+
+def test_a_batch_in_line_is_told_when_leadership_ends() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            door = shut(node)
+            asking = ask(node, ["a-1"])
+            await until(lambda: len(node.driver.line) == 1)
+            door.pieces_left = 1
+            node.log.stop_leading()
+            assert outcomes(await asking) == ["no_leader"]
+
+    run(test())
+
+
+def test_an_idle_node_lets_a_batch_of_the_largest_size_in() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            assert node.limits.batch_size < LEAST
+            answer = await ask(node, [f"t-{n}" for n in range(node.limits.batch_size)])
+            assert set(outcomes(answer)) == {"committed"}
+
+    run(test())
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_large_batch_lets_others_have_their_turn(*, is_full: bool) -> None:
+    """While it begins, or is refused, and while it is shown."""
+
+    async def test() -> None:
+        driver = ScriptedDriver()
+        driver.outcome = lambda _plan: errors.AtCapacity("full")
+        async with api_node(scripted=driver) as node:
+            if is_full:
+                driver.line = Line(Door())
+                driver.line.wait(Place(1, LEAST, lambda: None), 0.0)
+            answering = ask(node, [f"t-{n}" for n in range(1_000)])
+            turns, most, before = 0, 0, 0
+            while not answering.done():
+                await asyncio.sleep(0)
+                turns += 1
+                most = max(most, len(driver.submitted) - before)
+                before = len(driver.submitted)
+            assert outcomes(answering.result()) == ["at_capacity"] * 1_000
+            assert most <= BRANCHES_BEGUN // 3
+            assert turns >= 3_000 // BRANCHES_BEGUN + 1_000 // BRANCHES_SHOWN
+
+    run(test())
+
+
+def test_a_large_answer_is_shown_in_several_turns() -> None:
+    async def test() -> None:
+        driver = ScriptedDriver()
+        async with api_node() as real:
+            await ask(real, ["t-1"])
+            shown = real.machine.get("t-1")
+            assert shown is not None
+
+        def ended(_plan: Plan) -> Any:
+            return shown
+
+        driver.outcome = ended
+        async with api_node(scripted=driver) as node:
+            answering = ask(node, ["t-1"] * 400)
+            await until(lambda: len(driver.submitted) == 400)
+            turns = 0
+            while not answering.done():
+                await asyncio.sleep(0)
+                turns += 1
+            assert turns >= 400 * 3 // BRANCHES_SHOWN - 1
+
+    run(test())
+
+
+def sizes(*branches: int) -> list[list[int]]:
+    elements: list[Any] = [{"participants": [{}] * count} for count in branches]
+    return [[len(one["participants"]) for one in piece] for piece in pieces(elements)]
+
+
+def test_a_piece_is_bounded_by_branches_and_one_huge_element_is_a_piece() -> None:
+    half = BRANCHES_BEGUN // 2
+    assert sizes(half, half, 1) == [[half, half], [1]]
+    assert sizes(1, 256, 1, 1) == [[1], [256], [1, 1]]
+    assert sizes(3) == [[3]]
+
+
+def test_what_is_no_transaction_is_counted_as_one_branch() -> None:
+    elements: list[Any] = [7, {}, {"participants": 5}, {"participants": []}] * BRANCHES_BEGUN
+    found = list(pieces(elements))
+    assert [len(piece) for piece in found] == [BRANCHES_BEGUN] * 4
+    assert [one for piece in found for one in piece] == elements
