@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from aiohttp.test_utils import TestServer
 from cluster.bench import observe, run
 from cluster.bench import report as bench_report
 from cluster.bench.floor import measure_floor
-from cluster.bench.load import Tally, run_load
+from cluster.bench.load import Tally, _Crowd, run_load
 from cluster.bench.place import Place, committed_branches, open_before
 from cluster.bench.requests import Load, RequestMaker
 from cluster.cli.main import main
@@ -160,6 +161,43 @@ def test_how_long_a_refusal_takes_is_counted_apart() -> None:
     assert sum(tally.refusals.values()) == tally.refused > 0
     assert bench_report.percentile(tally.refusals, 0.0) >= 20
     assert tally.latencies == {}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_connection_that_was_told_to_come_later_is_not_used_before(batch: int) -> None:
+    """A single refusal says so, and an answer to a batch of which elements were refused."""
+    asked = 0
+
+    async def later(body: dict[str, Any]) -> web.Response:
+        nonlocal asked
+        asked += 1
+        answer = await truthful(body) if batch > 1 else web.Response(status=429, text="full")
+        answer.headers["Retry-After"] = "30"
+        return answer
+
+    tally = load_against(later, clients=3, batch=batch)
+    assert asked <= 3
+    assert tally.wrong == 0
+
+
+def test_of_an_open_loop_who_finds_no_connection_in_time_is_given_up_unsent() -> None:
+    """But for those that were sent once: what became of them is to be learnt."""
+
+    async def give_up() -> None:
+        crowd = _Crowd(Load(("http://127.0.0.1:1",), PARTICIPANTS, rate=1.0, patience_s=0.1))
+        crowd._clock = lambda: 1.0  # type: ignore[assignment]
+        crowd._measure_from = 0.0
+        sent_once, late, in_time = (crowd._new(due) for due in (0.5, 0.8, 0.95))
+        sent_once.sent = True
+        crowd._waiting = deque([late, sent_once, late, in_time])
+        crowd._pump()
+        assert list(crowd._waiting) == [sent_once, late, in_time]
+        crowd._waiting.popleft()
+        crowd._pump()
+        assert list(crowd._waiting) == [in_time]
+        assert crowd.tally.unsent == 2
+
+    asyncio.run(give_up())
 
 
 def test_an_element_of_a_batch_may_be_refused_for_load() -> None:

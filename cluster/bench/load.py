@@ -56,9 +56,10 @@ _GROWTH = math.log(1.01)
 class Tally:
     """What came of it, within the time of measuring. Counts are of transactions.
 
-    `accepted`: begun, with `wait` none. `unsent`: of an open loop, still waiting for a connection
-    at the end: more than can be done. `latencies`: how many requests took about `1.01 ** step`
-    microseconds until the outcome, by step; `refusals`: until they were refused, likewise.
+    `accepted`: begun, with `wait` none. `unsent`: of an open loop, given up because no connection
+    was free, or still waiting for one at the end. `latencies`: how many requests took about
+    `1.01 ** step` microseconds until the outcome, by step; `refusals`: until they were refused,
+    likewise.
     """
 
     committed: int = 0
@@ -123,6 +124,11 @@ def _count(steps: dict[int, int], took: float) -> None:
     steps[step] = steps.get(step, 0) + 1
 
 
+def _retry_after_s(head: bytes) -> float:
+    at = head.find(b"\r\nRetry-After: ")
+    return float(head[at + 15 : head.index(b"\r\n", at + 2)]) if at >= 0 else 0.0
+
+
 # --- all of them ------------------------------------------------------------------------------
 
 
@@ -183,7 +189,7 @@ class _Crowd:
             self._measure_to = self._clock()
             over()
             self._over = True
-            self.tally.unsent = load.batch * len(self._waiting)
+            self.tally.unsent += load.batch * len(self._waiting)
             self._under_way -= len(self._waiting)
             self._waiting.clear()
             if self._under_way:
@@ -225,8 +231,22 @@ class _Crowd:
         self._loop.call_later(_TICK_S, self._tick, due)
 
     def _pump(self) -> None:
+        if self._load.patience_s:
+            self._give_up_late()
         while self._waiting and self._idle:
-            self._idle.popleft().send(self._waiting.popleft())
+            request = self._waiting.popleft()
+            request.sent = True
+            self._idle.popleft().send(request)
+
+    def _give_up_late(self) -> None:
+        """Those that were due too long ago, and were never sent."""
+        now = self._clock()
+        oldest = now - self._load.patience_s
+        while self._waiting and self._waiting[0].started < oldest and not self._waiting[0].sent:
+            request = self._waiting.popleft()
+            self._under_way -= 1
+            if now >= self._measure_from:
+                self.tally.unsent += len(request.ids)
 
     def _again(self, request: Request, after_s: float) -> None:
         """The same request: what became of it is not known, and the ids make it the same one."""
@@ -247,11 +267,9 @@ class _Crowd:
     def answered(
         self, connection: Connection, request: Request, status: int, head: bytes, body: bytes
     ) -> None:
+        rest_s = _retry_after_s(head) if status != 503 else 0.0
         if status in (200, 202):
-            if connection.url == self._leader:
-                self._idle.append(connection)
-            else:
-                self._move(connection)
+            self._use_again(connection, rest_s)
             if self._is_open(body):
                 self._again(request, _AGAIN_S)
             else:
@@ -261,7 +279,7 @@ class _Crowd:
         if status == 307:
             location = head.split(b"Location: ", 1)[1].split(b"\r\n", 1)[0].decode("ascii")
             self._leader = location.removesuffix("/v1/transactions")
-        self._move(connection)
+        self._use_again(connection, rest_s)
         if status == 429:
             self._refused(request)
             self._loop.call_later(_REFUSED_PAUSE_S, self._end)
@@ -341,15 +359,22 @@ class _Crowd:
 
     # --- connections ---
 
-    def _move(self, connection: Connection) -> None:
-        """Use it again if it leads to the leader; else have one that does in its place."""
-        if connection.url == self._leader:
+    def _use_again(self, connection: Connection, rest_s: float = 0.0) -> None:
+        """When it has rested, if it leads to the leader; else have one that does in its place."""
+        if rest_s:
+            self._loop.call_later(rest_s, self._rested, connection)
+        elif connection.url == self._leader:
             self._idle.append(connection)
         else:
             connection.request = None
             self._connections.discard(connection)
             connection.close()
             self._spawn(self._leader)
+
+    def _rested(self, connection: Connection) -> None:
+        if connection in self._connections:  # else it was lost meanwhile, or all is over
+            self._use_again(connection)
+            self._pump()
 
     def _spawn(self, url: str) -> None:
         task = self._loop.create_task(self._connect(url))

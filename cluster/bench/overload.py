@@ -3,6 +3,11 @@
 The capacity is the best throughput of a closed loop in the same run. What is offered comes over
 many connections, and whoever is refused does not come again: the coordinator's load is what it is
 told to be. The generator shares the machine, so its part of the processors is in the table, too.
+
+All connections are soon in use, by those who wait for their outcome and those who were told to come
+later. Whoever finds none free for `BOARDING_S` goes away unsent. If they waited they would stand in
+a queue of the generator's own, which grows as long as the measurement lasts, and no node could
+answer them early.
 """
 
 from __future__ import annotations
@@ -25,6 +30,9 @@ EARLY_MS = 500.0
 
 PATIENCE_MS = 2_000.0
 """After so long without an answer the client library asks another node."""
+
+BOARDING_S = 0.1
+"""For a free connection. It counts as part of the latency."""
 
 REMEMBERED_BYTES = 1_024
 SPARE_MB = 100.0
@@ -52,7 +60,7 @@ async def measure_overload(
 
 async def _offer(campaign: Campaign, place: Place, factor: float, capacity: float) -> None:
     connections = campaign.settings.connections
-    load = campaign.load(place, clients=connections, rate=factor * capacity)
+    load = campaign.load(place, clients=connections, rate=factor * capacity, patience_s=BOARDING_S)
     result = await measure_loads(place, [load])
     await calm(place)
     campaign.wrong += await wrongs(result, place)

@@ -40,6 +40,7 @@ class Load:
     payload_bytes: int = 0
     wait: str = "decision"
     timeout_ms: int = 0
+    patience_s: float = 0.0
     warm_up_s: float = 1.0
     seconds: float = 5.0
     most: int = 0
@@ -47,15 +48,19 @@ class Load:
 
 
 class Request:
-    """One request: the bytes, the ids in it, how many of them must commit, when it began."""
+    """One request: the bytes, the ids in it, how many of them must commit, when it began.
 
-    __slots__ = ("body", "commits", "ids", "started")
+    `sent`: at least once; what became of it is to be learnt.
+    """
+
+    __slots__ = ("body", "commits", "ids", "sent", "started")
 
     def __init__(self, body: bytes, ids: Sequence[bytes], commits: int, started: float) -> None:
         self.body = body
         self.ids = ids
         self.commits = commits
         self.started = started
+        self.sent = False
 
 
 class RequestMaker:
