@@ -44,7 +44,7 @@ ACKNOWLEDGE_WITHIN_S = 0.2
 CALLS_AT_ONCE = 16
 """Calls with which a phase begins: usual transactions have no more branches than that."""
 
-CALLS_PER_TURN = 4
+CALLS_PER_TURN = 2
 """Calls of one transaction in a turn of the event loop after those. A request of its own for each,
 with its answer, costs some 150 us; a transaction of others needs some 16 turns until its decision,
 and each of them is longer by what a huge one does in it."""

@@ -185,7 +185,7 @@ def test_of_an_open_loop_who_finds_no_connection_in_time_is_given_up_unsent() ->
 
     async def give_up() -> None:
         crowd = _Crowd(Load(("http://127.0.0.1:1",), PARTICIPANTS, rate=1.0, patience_s=0.1))
-        crowd._clock = lambda: 1.0  # type: ignore[assignment]
+        crowd._clock = lambda: 1.0
         crowd._measure_from = 0.0
         sent_once, late, in_time = (crowd._new(due) for due in (0.5, 0.8, 0.95))
         sent_once.sent = True
