@@ -71,6 +71,7 @@ class Admission:
     def forget(self) -> None:
         """Nothing waits any more, and nothing is known of how fast it goes."""
         self.waiting = 0
+        self._waiting_of_batches = 0
         self._came_alone_s = -math.inf
         self._span_began_s = 0.0
         self._in_span = 0
@@ -85,8 +86,11 @@ class Admission:
         self._came_alone_s = now_s
 
     def has_room_for_batches(self, now_s: float, promised: int = 0) -> bool:
-        """May a batch begin some more, besides what batches were promised?"""
-        waiting = self.waiting + promised
+        """May a batch begin some more, besides what batches were promised?
+
+        However many come alone, batches go on beside them.
+        """
+        waiting = self._waiting_of_batches + promised
         if now_s - self._came_alone_s >= ALONE_S:
             return waiting < self._least or waiting < self._lately(now_s)
         return waiting < BATCH_LEAST or waiting < self.begun_within(BATCH_TARGET_S, now_s)
@@ -95,14 +99,19 @@ class Admission:
         """About how many begin in so long a time, at the present speed of the log."""
         return self._lately(now_s) * seconds / self._target_s
 
-    def beginning(self) -> None:
+    def beginning(self, *, in_batch: bool = False) -> None:
         """One more waits for its `Begin` to be applied."""
         self.waiting += 1
+        if in_batch:
+            self._waiting_of_batches += 1
 
-    def begun(self, now_s: float, *, applied: bool = True) -> None:
+    def begun(self, now_s: float, *, applied: bool = True, in_batch: bool = False) -> None:
         """One of them waits no more. What the log would not take is no sign of its speed."""
         assert self.waiting > 0
         self.waiting -= 1
+        if in_batch:
+            assert self._waiting_of_batches > 0
+            self._waiting_of_batches -= 1
         if applied:
             self._turn(now_s)
             self._in_span += 1

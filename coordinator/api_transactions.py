@@ -155,7 +155,8 @@ class Transactions:
         except ApiError as error:
             return error
         now = asyncio.get_running_loop().time()
-        return Begun(submission, self._begin(submission), now)
+        plan = submission.plan._replace(in_batch=True)
+        return Begun(submission, self._driver.submit(plan, submission.wait), now)
 
     async def _answer_of(self, begun: Begun) -> str:
         """The JSON in a batch's place. Never a 307: each element has an answer of its own."""

@@ -367,20 +367,24 @@ class Driver:
         live.traceparent = plan.traceparent
         self._talks.lives[plan.id] = live
         self._capacity.beginning(branches)
-        self._admission.beginning()
+        self._admission.beginning(in_batch=plan.in_batch)
         if all(repeatable) and self._log.takes(len(encoded)):
             # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
             # (PROTOCOL, section 3). So their messages leave before the log's sync holds them up.
             self._talks.begin(live, record_of(command, sequence=0), took_over=False)
-        self._log.propose(encoded, epoch, functools.partial(self._begun, live, branches))
+        begun = functools.partial(self._begun, live, branches, in_batch=plan.in_batch)
+        self._log.propose(encoded, epoch, begun)
         return live
 
-    def _begun(self, live: Live, branches: tuple[Branch, ...], result: object) -> None:
+    def _begun(
+        self, live: Live, branches: tuple[Branch, ...], result: object, *, in_batch: bool = False
+    ) -> None:
         if self._talks.lives.get(live.id) is not live:
             return  # leadership ended; whoever waits has been told
         self._capacity.begun(branches)
         now_s = self._loop.time()
-        self._admission.begun(now_s, applied=not isinstance(result, LogError))
+        applied = not isinstance(result, LogError)
+        self._admission.begun(now_s, applied=applied, in_batch=in_batch)
         if self.line:
             self.line.call(now_s)
         match result:

@@ -199,8 +199,9 @@ def mixed(now_s: float = 0.0) -> Admission:
 
 
 def fill(admission: Admission, count: int) -> None:
+    """So many of batches wait for the log."""
     for _ in range(count):
-        admission.beginning()
+        admission.beginning(in_batch=True)
 
 
 def test_who_waits_is_told_as_soon_as_enough_has_begun_and_in_order() -> None:
@@ -211,7 +212,7 @@ def test_who_waits_is_told_as_soon_as_enough_has_begun_and_in_order() -> None:
     told.wait("b")
     told.line.call(0.0)
     assert told.names == []
-    admission.begun(0.0)
+    admission.begun(0.0, in_batch=True)
     told.line.call(0.0)
     assert told.names == ["a"]
     assert len(told.line) == 1
@@ -294,6 +295,15 @@ def test_beside_those_that_come_alone_batches_begin_few_at_a_time_and_else_as_ma
     assert admission.admits(20.0)
 
 
+def test_many_that_come_alone_do_not_keep_batches_from_beginning() -> None:
+    admission = mixed()
+    for _ in range(10 * BATCH_LEAST):
+        admission.beginning()
+    assert admission.has_room_for_batches(0.0)
+    fill(admission, BATCH_LEAST)
+    assert not admission.has_room_for_batches(0.0)
+
+
 class Unlined(Admission):
     """The rule broken: batches begin like any others."""
 
@@ -323,12 +333,12 @@ def test_who_comes_alone_does_not_wait_for_whole_batches(
             number = numbers[name]
             told.line.leave(number, now_s)
             for _ in range(8):
-                admission.beginning()
+                admission.beginning(in_batch=True)
                 queue.append((name, now_s))
             numbers[name] = told.wait(name, now_s=now_s)
         for _ in range(min(capacity, len(queue))):
             name, since_s = queue.popleft()
-            admission.begun(now_s)
+            admission.begun(now_s, in_batch=name != "alone")
             if name == "alone":
                 waits_s.append(now_s + GROUP_S - since_s)
         told.line.call(now_s)

@@ -160,6 +160,18 @@ def test_a_batch_in_line_is_told_when_leadership_ends() -> None:
     run(test())
 
 
+def test_what_came_in_a_batch_says_so_and_what_came_alone_does_not() -> None:
+    async def test() -> None:
+        driver = ScriptedDriver()
+        driver.outcome = lambda _plan: errors.AtCapacity("full")
+        async with api_node(scripted=driver) as node:
+            await ask(node, ["a-1"])
+            await node.post(PATH, node.body(id="b-1"))
+            assert [plan.in_batch for plan, _ in driver.submitted] == [True, False]
+
+    run(test())
+
+
 def test_an_idle_node_lets_a_batch_of_the_largest_size_in() -> None:
     async def test() -> None:
         async with api_node() as node:

@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from coordinator.admission import BATCH_LEAST, Place
 from coordinator.commands import Acknowledge, Begin, Decide, Forget, Refuse, decode, encode
 from coordinator.conversation import Action, Conversation
 from coordinator.courier import Answer
@@ -429,6 +430,23 @@ def test_a_begin_that_was_lost_gives_its_room_back() -> None:
         assert (await rig.driver.submit(plan(of=1), Wait.COMPLETION)).outcome is Outcome.COMMIT
 
     play(scene, limits=Limits(unfinished_per_participant=1, unfinished=1))
+
+
+def test_batches_are_told_of_room_when_what_they_began_is_applied() -> None:
+    async def scene(rig: Rig) -> None:
+        admission, line = rig.driver._admission, rig.driver.line
+        admission.came_alone(asyncio.get_running_loop().time())
+        rig.driver.submit(plan("alone"), Wait.NONE)
+        for number in range(BATCH_LEAST):
+            rig.driver.submit(plan(f"t{number}")._replace(in_batch=True), Wait.NONE)
+        told = asyncio.Event()
+        line.wait(Place(1, 1, told.set), asyncio.get_running_loop().time())
+        assert not told.is_set()
+        await told.wait()
+        await rig.settle()
+        assert (admission.waiting, admission._waiting_of_batches) == (0, 0)
+
+    play(scene)
 
 
 def test_what_a_new_leadership_has_not_taken_up_yet_takes_room_too() -> None:
