@@ -11,7 +11,7 @@ import pytest
 
 from coordinator import batches, errors
 from coordinator.admission import LEAST, Admission, Line, Place
-from coordinator.api_requests import Answer, Request
+from coordinator.api_requests import Answer, Later, Request
 from coordinator.batches import BRANCHES_BEGUN, BRANCHES_SHOWN, pieces
 from coordinator.plan import Plan
 from tests.api_rig import ApiNode, ScriptedDriver, answered, api_node, error_of, run
@@ -44,11 +44,13 @@ def let_in(node: ApiNode, door: Door) -> None:
     door.pieces_left = 0
 
 
-def ask(node: ApiNode, ids: list[str]) -> asyncio.Future[Answer]:
+def request_of(node: ApiNode, ids: list[str]) -> Request:
     elements = [node.body("yes", "yes-2", "yes-3", id=one) for one in ids]
-    body = json.dumps({"transactions": elements}).encode()
-    request = Request("POST", PATH, "", {}, body)
-    return asyncio.ensure_future(answered(node.api.respond(request)))
+    return Request("POST", PATH, "", {}, json.dumps({"transactions": elements}).encode())
+
+
+def ask(node: ApiNode, ids: list[str]) -> asyncio.Future[Answer]:
+    return asyncio.ensure_future(answered(node.api.respond(request_of(node, ids))))
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -134,13 +136,14 @@ def test_what_a_client_that_left_was_promised_goes_to_the_next() -> None:
     async def test() -> None:
         async with api_node() as node:
             door = shut(node)
-            gone = ask(node, ["a-1"])
+            gone = node.api.respond(request_of(node, ["a-1"]))
+            assert isinstance(gone, Later)
             await until(lambda: len(node.driver.line) == 1)
             stays = ask(node, ["b-1"])
             await until(lambda: len(node.driver.line) == 2)
             door.pieces_left = 1
             node.driver.line.call(0.0)
-            gone.cancel()
+            gone.future.cancel()
             assert outcomes(await stays) == ["committed"]
             assert node.machine.get("a-1") is None
 
