@@ -158,6 +158,7 @@ class Conversation:
         self._unproposed = 0  # acknowledgements heard but not proposed, a bit each
         self._acknowledge_by_s = NEVER_S
         self._next_call_s = NEVER_S  # no leg's next call is due earlier
+        self._more_due = False  # calls are due that the last turn had no room for
 
     # --- what is known of it ---
 
@@ -287,11 +288,14 @@ class Conversation:
 
     def _make_due_calls(self, now_s: float, actions: list[Action]) -> None:
         self._next_call_s = NEVER_S
+        self._more_due = False
         for position, leg in enumerate(self.legs):
             if leg.called_again_s is None:
                 continue
-            if leg.called_again_s > now_s or len(actions) >= CALLS_PER_TURN:
+            is_due = leg.called_again_s <= now_s
+            if not is_due or len(actions) >= CALLS_PER_TURN:
                 self._next_call_s = min(self._next_call_s, leg.called_again_s)
+                self._more_due |= is_due
                 continue
             leg.called_again_s = None
             if self.transaction.outcome is None:
@@ -386,6 +390,7 @@ class Conversation:
     def _phase_two(self, now_s: float) -> list[Action]:
         actions: list[Action] = []
         self._next_call_s = NEVER_S
+        self._more_due = False
         calls = 0
         for position, leg in enumerate(self.legs):
             leg.attempts, leg.called_again_s = 0, None
@@ -400,6 +405,7 @@ class Conversation:
                 self._end(position, actions)
             else:
                 self._call_again(leg, now_s)
+                self._more_due = True
         return actions + self._acknowledge(now_s)
 
     def _heard(self, position: int) -> None:
@@ -457,7 +463,7 @@ class Conversation:
         if not unproposed:
             self._acknowledge_by_s = NEVER_S
             return []
-        if self._ends_under_way or self._next_call_s <= now_s:
+        if self._ends_under_way or self._more_due:
             self._acknowledge_by_s = min(self._acknowledge_by_s, now_s + ACKNOWLEDGE_WITHIN_S)
             if now_s < self._acknowledge_by_s:
                 return []
