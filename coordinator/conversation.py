@@ -41,7 +41,7 @@ from participants.contract import (
 ACKNOWLEDGE_WITHIN_S = 0.2
 """Acknowledgements wait for those of the other branches, to share one command, but no longer."""
 
-CALLS_AT_ONCE = 16
+CALLS_AT_ONCE = 32
 """Calls with which a phase begins: usual transactions have no more branches than that."""
 
 CALLS_PER_TURN = 2

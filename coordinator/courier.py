@@ -11,7 +11,7 @@ Rules
 - Whoever sends is told once, on the event loop, and never from within `carry`.
 
 How it is known whether a message left: it is written in one piece, and only to a connection that
-is open and quiet at that moment (coordinator/connection.py). There remains a server that closes a
+is open and quiet at that moment (`participant_connection`). There remains a server that closes a
 kept connection while the message is on the wire. A commit or rollback is sent again at once. A
 prepare is not: it fails, with `broken` set.
 """
@@ -25,9 +25,9 @@ from typing import NamedTuple, Protocol
 
 from coordinator.alarms import Alarms
 from coordinator.bell import Bell
-from coordinator.connection import Broken, Connection, NotHttp, Reply, Target, target_of
-from coordinator.connections import Connections, NoConnection
 from coordinator.lane import Impression
+from coordinator.participant_connection import Broken, Connection, NotHttp, Reply, Target, target_of
+from coordinator.participant_connections import Connections, NoConnection
 from participants.contract import (
     DECLARATION_HEADER,
     MAX_REASON_CHARS,
@@ -267,12 +267,12 @@ class _Errand:
         connection.ask(self.target, self.traceparent, self.body, self.limit, self)
 
     def replied(self, reply: Reply) -> None:
-        """See `connection.Asker`."""
+        """See `participant_connection.Asker`."""
         self.connection = None
         self._courier.replied(self, reply)
 
     def failed(self, error: NotHttp | Broken) -> None:
-        """See `connection.Asker`."""
+        """See `participant_connection.Asker`."""
         self.connection = None
         self._courier.failed(self, error)
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from coordinator import resolver
-from coordinator.connection import Connection, Origin
-from coordinator.connections import Connections
 from coordinator.courier import Answer
 from coordinator.gateway import Gateway
+from coordinator.participant_connection import Connection, Origin
+from coordinator.participant_connections import Connections
 from coordinator.settings import Timings
 from participants.contract import (
     Acknowledged,

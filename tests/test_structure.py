@@ -76,7 +76,7 @@ ALLOWED_IN_PURE = {
 }
 CLOCKS = {"now", "utcnow", "today"}
 
-KNOW_AIOHTTP = {"coordinator/connection.py", "coordinator/http_connection.py"}
+KNOW_AIOHTTP = {"coordinator/participant_connection.py", "coordinator/http_connection.py"}
 """What speaks HTTP: everything else speaks of requests and answers."""
 
 MAX_LINES = 440

@@ -21,7 +21,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from multidict import CIMultiDict
 from yarl import URL
 
-from coordinator.connection import Connection, Reply, Target
+from coordinator.participant_connection import Connection, Reply, Target
 from tests.simulation.light_server import Answer, Request
 from tests.simulation.network import Endpoint
 

@@ -3,11 +3,11 @@
 | what | instead of | why |
 |---|---|---|
 | `aiohappyeyeballs.start_connection` | a real socket, connected | aiohttp dials below the loop |
-| `coordinator.connection.select` | poll(2) on a descriptor | it is looked into the kernel |
+| `participant_connection.select` | poll(2) on a descriptor | it is looked into the kernel |
 | `RaftCore` applying, becoming leader | the same and a line of history | it is checked (I14) |
 | `random.seed`, the module's generator | one seeded by the run | aiohttp shuffles who waits |
 | `aiohttp.ClientSession`, `TCPConnector` | messages for bytes, in most seeds | see `light_client` |
-| `coordinator.connections.Connection` | the same | the same |
+| `participant_connections.Connection` | the same | the same |
 | `aiohttp.connector.monotonic` | the loop's clock | idle connections age by it |
 | `cluster.raft.snapshots.time` | a pause that is none | there are no threads to let in |
 
@@ -28,8 +28,8 @@ import aiohappyeyeballs
 import aiohttp
 
 import cluster.raft.snapshots
-import coordinator.connection
-import coordinator.connections
+import coordinator.participant_connection
+import coordinator.participant_connections
 from cluster.raft.core import RaftCore
 from cluster.raft.state import Role
 from tests.simulation.environment import Environment
@@ -96,7 +96,7 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
             patch.object(aiohttp.connector, "monotonic", network.loop.time),
             patch.object(cluster.raft.snapshots, "time", types.SimpleNamespace(sleep=_nothing)),
             patch.object(aiohappyeyeballs, "start_connection", start_connection),
-            patch.object(coordinator.connection, "select", _Select(network)),
+            patch.object(coordinator.participant_connection, "select", _Select(network)),
             patch.object(RaftCore, "_SyncObj__doApplyCommand", applied),
             patch.object(RaftCore, "_SyncObj__setState", state_set),
         ):
@@ -115,7 +115,7 @@ def _http(network: SimNetwork, *, in_bytes: bool) -> Iterator[None]:
     with (
         patch.object(aiohttp, "ClientSession", LightSession),
         patch.object(aiohttp, "TCPConnector", LightConnector),
-        patch.object(coordinator.connections, "Connection", LightConnection),
+        patch.object(coordinator.participant_connections, "Connection", LightConnection),
     ):
         yield
 

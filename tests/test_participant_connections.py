@@ -1,4 +1,4 @@
-"""coordinator/connections.py and resolver.py: who is connected, for how long, and where to."""
+"""Who is connected, for how long, and where to; and where names lead (resolver.py)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import threading
 
 import pytest
 
-from coordinator import connections as module
+from coordinator import participant_connections as module
 from coordinator import resolver
-from coordinator.connection import Broken, Connection, NotHttp, Origin, Reply, target_of
-from coordinator.connections import Connections, NoConnection
+from coordinator.participant_connection import Broken, Connection, NotHttp, Origin, Reply, target_of
+from coordinator.participant_connections import Connections, NoConnection
 from coordinator.resolver import Resolver
 from tests.stubs import Stub, answer, bound_socket, url_of
 

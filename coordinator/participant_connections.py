@@ -16,7 +16,7 @@ import ssl
 
 import aiohappyeyeballs
 
-from coordinator.connection import Connection, Origin
+from coordinator.participant_connection import Connection, Origin
 from coordinator.resolver import Resolver
 
 IDLE_S = 0.75

@@ -1,4 +1,4 @@
-"""coordinator/connection.py: what comes over a connection, cut as it may be, becomes one reply."""
+"""What comes over a connection to a participant, cut as it may be, becomes one reply."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.connection import Broken, Connection, NotHttp, Reply, target_of
+from coordinator.participant_connection import Broken, Connection, NotHttp, Reply, target_of
 
 TARGET = target_of("http://127.0.0.1:9001/prepare?a=b")
 KEPT = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nAssent-Participant: 1\r\n\r\ntrue"
