@@ -249,7 +249,12 @@ class Gateway:
             self._remember(participant, delivery.declaration)
         self._answer(door, calls, delivery, now)
         door.requests -= 1
-        self._pump(door)
+        if self._batch_url(participant) is None:
+            self._pump(door)
+        elif not door.gathering:
+            # What else this turn of the loop brings goes in the same request.
+            door.gathering = True
+            self._loop.call_soon(self._pump, door)
 
     def _came_too_late(self, door: _Door, calls: list[Call]) -> None:
         self._answer(door, calls, _too_late(len(calls)), self._loop.time())
