@@ -54,10 +54,10 @@ case): a batch that would wait longer is refused when it comes."""
 
 TURNED_AWAY_PER_S = 250
 LONGEST_REST_S = 30.0
-"""A refusal costs a third of a transaction, nearly all of it HTTP. Programs that ask again at once
-would leave the node no time for those it has let in. So a connection that got a refusal is not read
-for a while, as long as it takes that there are no more than so many refusals a second: 5 % of the
-node's time. `Retry-After` says how long, in whole seconds."""
+"""A refusal costs a tenth of a transaction, nearly all of it HTTP. Programs that ask again at once
+would leave the node little time for those it has let in. So a connection that got a refusal is not
+read for a while, as long as it takes that there are no more than so many refusals a second: a few
+per cent of the node's time. `Retry-After` says how long, in whole seconds."""
 
 
 class Admission:

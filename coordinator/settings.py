@@ -48,7 +48,7 @@ class Limits:
     """Most transactions in one page of a list, so that a listing cannot stall the event loop."""
 
     unfinished: int = 100_000
-    """Transactions under way at one time. Some ten seconds at full speed: above it only latency
+    """Transactions under way at one time. Some half a minute at full speed: above it only latency
     grows."""
 
     unfinished_per_participant: int = 20_000
