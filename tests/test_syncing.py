@@ -33,9 +33,11 @@ class Disk:
         return self.threads[-1] == threading.get_ident()
 
 
-async def sync(syncs: Syncs, disk: Disk, takes_s: float, *, leads: bool = False) -> bool:
+async def sync(
+    syncs: Syncs, disk: Disk, takes_s: float, *, leads: bool = False, disk_is_busy: bool = False
+) -> bool:
     """One sync; whether it ran in place."""
-    under_way = syncs.run(disk.job(takes_s), leads=leads)
+    under_way = syncs.run(disk.job(takes_s), leads=leads, disk_is_busy=disk_is_busy)
     if under_way is not None:
         await under_way
     assert disk.last_in_place == (under_way is None)
@@ -54,6 +56,18 @@ def test_a_disk_that_is_quick_for_a_follower_may_be_slow_for_a_leader() -> None:
         assert await sync(syncs, disk, 0.002)
         assert not await sync(disk.syncs(0.0), disk, 0.001)
         assert not await sync(disk.syncs(0.0), disk, 0.001, leads=True)
+
+    asyncio.run(scenario())
+
+
+def test_a_leader_that_writes_a_snapshot_meanwhile_syncs_in_a_thread() -> None:
+    async def scenario() -> None:
+        disk = Disk()
+        syncs = disk.syncs(0.01)
+        assert await sync(syncs, disk, 0.0001, leads=True)
+        assert not await sync(syncs, disk, 0.0001, leads=True, disk_is_busy=True)
+        assert await sync(syncs, disk, 0.0001, disk_is_busy=True), "a follower has nothing to do"
+        assert await sync(syncs, disk, 0.0001, leads=True)
 
     asyncio.run(scenario())
 

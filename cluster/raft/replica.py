@@ -418,7 +418,7 @@ class Replica:
             leads = core.role is Role.LEADER
             if leads:
                 self.transport.flush(only=_TRAVEL_EARLY)
-            self._sync = self.syncs.run(job, leads=leads)
+            self._sync = self.syncs.run(job, leads=leads, disk_is_busy=bool(self._jobs))
             if self._sync is not None:
                 self._sync.add_done_callback(self._synced)
                 return
