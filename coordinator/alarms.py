@@ -67,11 +67,6 @@ class Alarms(Generic[Item]):
         self._grains = list(self._buckets)
         heapq.heapify(self._grains)
 
-    def due_s(self, item: Item) -> float:
-        """When it will be woken; NEVER_S if it is not to be."""
-        grain = self._grain_of.get(item)
-        return NEVER_S if grain is None else grain * GRAIN_S
-
     def next_s(self) -> float:
         """When `take_due` will have something to give; NEVER_S if nothing is set."""
         while self._grains:

@@ -251,10 +251,8 @@ class Gateway:
         door.requests -= 1
         if self._batch_url(participant) is None:
             self._pump(door)
-        elif not door.gathering:
-            # What else this turn of the loop brings goes in the same request.
-            door.gathering = True
-            self._loop.call_soon(self._pump, door)
+        else:
+            door.pump_soon(self._loop, self._pump)
 
     def _came_too_late(self, door: _Door, calls: list[Call]) -> None:
         self._answer(door, calls, _too_late(len(calls)), self._loop.time())
@@ -329,11 +327,15 @@ class _Door:
     gathering: bool = False
 
     def gather(self, loop: asyncio.AbstractEventLoop, pump: Callable[[_Door], None]) -> None:
+        """A call has come: pump soon, or when the request that is under way takes too long."""
+        if not self.requests:
+            self.pump_soon(loop, pump)
+        elif self.timer is None:
+            self.timer = loop.call_at(self.last_sent + _BATCH_PATIENCE_S, pump, self)
+
+    def pump_soon(self, loop: asyncio.AbstractEventLoop, pump: Callable[[_Door], None]) -> None:
         """Pump when this turn of the loop is over: what else it brings goes in the same request."""
-        if self.requests:
-            if self.timer is None:
-                self.timer = loop.call_at(self.last_sent + _BATCH_PATIENCE_S, pump, self)
-        elif not self.gathering:
+        if not self.gathering:
             self.gathering = True
             loop.call_soon(pump, self)
 

@@ -73,6 +73,14 @@ class Stranger:
     async def open(cls, port: int) -> Stranger:
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
+    @classmethod
+    async def welcomed(cls, port: int, boot: int, stream: int) -> Stranger:
+        """One that greets n1 as n2, and is let in."""
+        stranger = await cls.open(port)
+        stranger.greet("n2", "n1", boot, stream)
+        assert isinstance(await stranger.answer(), Welcome)
+        return stranger
+
     def write(self, received: bytes) -> None:
         self.writer.write(received)
 
@@ -248,9 +256,7 @@ def test_what_is_not_ours_ends_the_stream_and_nothing_else(frames: bytes) -> Non
             pass
         assert node.heard.empty()
         stranger.close()
-        peer = await Stranger.open(node.transport.port)
-        peer.greet("n2", "n1", 9, 1)
-        assert isinstance(await peer.answer(), Welcome)
+        peer = await Stranger.welcomed(node.transport.port, 9, 1)
         peer.close()
         await node.stop()
 
@@ -264,9 +270,7 @@ def test_a_superseded_stream_never_delivers_again() -> None:
         streams = []
         for number, (boot, stream) in enumerate(((1, 1), (1, 2), (2, 1))):
             superseded = node.transport.inbound.get("n2")
-            peer = await Stranger.open(port)
-            peer.greet("n2", "n1", boot, stream)
-            assert isinstance(await peer.answer(), Welcome)
+            peer = await Stranger.welcomed(port, boot, stream)
             streams.append(peer)
             peer.write(encode(TimeoutNow(number)))
             assert await node.hears() == ("n2", TimeoutNow(number))
@@ -300,19 +304,13 @@ def test_the_late_hello_of_a_start_that_is_over_does_not_retire_the_one_that_liv
 
     async def scenario() -> None:
         node = await lone()
-        living = await Stranger.open(node.transport.port)
-        living.greet("n2", "n1", 2, 1)
-        assert isinstance(await living.answer(), Welcome)
-        late = await Stranger.open(node.transport.port)
-        late.greet("n2", "n1", 1, 7)
-        assert isinstance(await late.answer(), Welcome)
+        living = await Stranger.welcomed(node.transport.port, 2, 1)
+        late = await Stranger.welcomed(node.transport.port, 1, 7)
         living.write(encode(TimeoutNow(1)))
         assert await node.hears() == ("n2", TimeoutNow(1))
         late.close()
         living.close()
-        again = await Stranger.open(node.transport.port)
-        again.greet("n2", "n1", 2, 2)
-        assert isinstance(await again.answer(), Welcome)
+        again = await Stranger.welcomed(node.transport.port, 2, 2)
         again.write(encode(TimeoutNow(2)))
         assert await node.hears() == ("n2", TimeoutNow(2))
         again.close()
@@ -331,15 +329,9 @@ def test_the_late_words_of_a_start_that_is_over_do_not_retire_the_one_that_lives
 
     async def scenario() -> None:
         node = await lone()
-        first = await Stranger.open(node.transport.port)
-        first.greet("n2", "n1", 1, 1)
-        assert isinstance(await first.answer(), Welcome)
-        killed = await Stranger.open(node.transport.port)
-        killed.greet("n2", "n1", 2, 1)
-        assert isinstance(await killed.answer(), Welcome)
-        living = await Stranger.open(node.transport.port)
-        living.greet("n2", "n1", 3, 1)
-        assert isinstance(await living.answer(), Welcome)
+        first = await Stranger.welcomed(node.transport.port, 1, 1)
+        killed = await Stranger.welcomed(node.transport.port, 2, 1)
+        living = await Stranger.welcomed(node.transport.port, 3, 1)
         living.write(encode(TimeoutNow(1)))
         assert await node.hears() == ("n2", TimeoutNow(1))
         killed.write(encode(TimeoutNow(2)))
@@ -356,9 +348,7 @@ def test_the_late_words_of_a_start_that_is_over_do_not_retire_the_one_that_lives
 def test_an_order_of_streams_outlives_the_stream_in_use() -> None:
     async def scenario() -> None:
         node = await lone()
-        newest = await Stranger.open(node.transport.port)
-        newest.greet("n2", "n1", 1, 5)
-        assert isinstance(await newest.answer(), Welcome)
+        newest = await Stranger.welcomed(node.transport.port, 1, 5)
         newest.close()
         async with asyncio.timeout(DEADLINE_S):
             while node.transport.inbound:  # noqa: ASYNC110 - nothing tells when a stream is gone
@@ -442,9 +432,7 @@ def test_an_accept_that_fails_does_not_end_the_listener(monkeypatch: pytest.Monk
 
         with monkeypatch.context() as patch:
             patch.setattr(socket.socket, "accept", failing)
-            peer = await Stranger.open(node.transport.port)
-            peer.greet("n2", "n1", 1, 1)
-            assert isinstance(await peer.answer(), Welcome)
+            peer = await Stranger.welcomed(node.transport.port, 1, 1)
         assert any("accept" in line for line in told)
         peer.close()
         await node.stop()
