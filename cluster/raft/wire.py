@@ -37,6 +37,8 @@ MAX_NAME: Final = 64
 BOOT_BYTES: Final = 16
 _MAX_INTEGER: Final = 2**63 - 1
 _MAX_FIELDS: Final = 12
+_ARRAY: Final = 0x90
+"""The first byte of a msgpack array of fewer than 16 elements, less their number."""
 _HEADER = struct.Struct(">BI")
 _ENTRY = struct.Struct(">QI")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -266,17 +268,16 @@ def _fields(body: bytes) -> list[Any]:
         max_ext_len=0,
         strict_map_key=True,
     )
-    unpacker.feed(body)
+    # The header by hand: msgpack's own reader holds it to `max_array_len` in its Python form only.
+    count = body[0] - _ARRAY if body else 0
+    if not 1 <= count <= _MAX_FIELDS:
+        raise BadFrame(f"a message of {count} elements")
+    unpacker.feed(memoryview(body)[1:])
     try:
-        count = unpacker.read_array_header()
-        if not 1 <= count <= _MAX_FIELDS:
-            raise BadFrame(f"a message of {count} elements")
         fields = [unpacker.unpack() for _ in range(count)]
-    except BadFrame:
-        raise
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise BadFrame(f"not msgpack: {error!s:.100}") from None
-    if unpacker.tell() != len(body):
+    if unpacker.tell() != len(body) - 1:
         raise BadFrame("bytes after the message")
     return fields
 
