@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
+import subprocess
+import sys
 import tracemalloc
 
 import msgpack
@@ -103,6 +106,20 @@ def test_every_field_of_the_wrong_type_or_sign_is_refused(message: Message) -> N
 def test_what_is_not_a_message_is_refused(body: bytes) -> None:
     with pytest.raises(BadFrame):
         wire.decode(body)
+
+
+def test_all_of_it_holds_where_msgpack_is_installed_without_its_c_part() -> None:
+    """The two forms of msgpack's reader do not hold their limits in the same places."""
+    if os.environ.get("MSGPACK_PUREPYTHON"):
+        return
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "MSGPACK_PUREPYTHON": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-2000:]
 
 
 def test_another_wire_version_is_refused_by_name() -> None:
