@@ -12,8 +12,11 @@ Rules
   not move at the moment (an election, a slow disk) is not closed altogether.
 - A batch is many clients that wait as one, so it can be made to wait (`Line`). While others come
   alone, its elements begin piece by piece, and only while less waits before them than is applied
-  within `BATCH_TARGET_S`: who comes alone finds no more than that before it. Batches take turns, a
+  within `IN_TURN_S`: who comes alone finds no more than that before it. Batches take turns, a
   piece each, so that one of a thousand elements holds up no other.
+- One client with many connections is a crowd: while other addresses come too, one that asked for
+  more than as many at a time stands in the same line, where addresses take turns. A client is an
+  address, for nothing else tells who asks; all behind one proxy are one.
 - It is asked for new transactions only. Repeats of known ids, ends, inquiries and an operator's
   calls are never refused for load.
 
@@ -23,10 +26,11 @@ the older of which weighs as much as of it is still within the last one.
 
 from __future__ import annotations
 
+import enum
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 TARGET_S = 0.25
 """Long enough for a sync that takes ten times as long as usual, short enough that a client which is
@@ -37,20 +41,25 @@ LEAST = 1_024
 """A burst, or as many clients that each wait for their answer, is never refused at an idle node. A
 batch of the largest size is less."""
 
-BATCH_TARGET_S = 0.0025
-BATCH_LEAST = 8
-"""Of what batches begin while others come alone, no more may wait for the log than is applied
+IN_TURN_S = 0.0025
+IN_TURN_LEAST = 32
+"""Of what stood in the line while others come too, no more may wait for the log than is applied
 within this time, or so many. Measured in the leader's CPU time while a transaction of others was
 under way beside four batches of 500: p99 480 ms without this, 65 with 32, 55 with 8, and 45 where
-there was no batch at all."""
+there was no batch at all. Fewer share a sync: with 8, a crowd of 64 clients does 0.6 of what it
+would do."""
 
-ALONE_S = 1.0
-"""So long after the last transaction that came alone, batches share the node with nobody and begin
-as much as any: with few under way at a time each costs a third more."""
+ALONE_S = 10.0
+"""So long after the last transaction that came alone, in no batch and no crowd, what stands in line
+shares the node with nobody and begins as much as any: with few under way at a time each costs up to
+a third more. So long is a crowd one after it last asked for too much."""
+
+TURN = 8
+"""Elements that may begin from one address before the next has its turn, or one piece."""
 
 LINE_S = 1.0
-"""No more elements may stand in the line of batches than begin within this time (`LEAST` in any
-case): a batch that would wait longer is refused when it comes."""
+"""No more elements of one address may stand in the line than begin within this time in its turns
+(`LEAST` in any case): what would wait longer is refused when it comes."""
 
 TURNED_AWAY_PER_S = 250
 LONGEST_REST_S = 30.0
@@ -71,8 +80,12 @@ class Admission:
     def forget(self) -> None:
         """Nothing waits any more, and nothing is known of how fast it goes."""
         self.waiting = 0
-        self._waiting_of_batches = 0
+        self._waiting_in_turn = 0
+        self._waiting_of: dict[str, int] = {}  # by address, of what did not stand in the line
         self._came_alone_s = -math.inf
+        self._crowds: dict[str, float] = {}  # by address, when it last asked for too much
+        self._last_address: str | None = None
+        self._address_changed_s = -math.inf
         self._span_began_s = 0.0
         self._in_span = 0
         self._in_span_before = 0
@@ -81,37 +94,61 @@ class Admission:
         """May one more begin?"""
         return self.waiting < self._least or self.waiting < self._lately(now_s)
 
-    def came_alone(self, now_s: float) -> None:
-        """A transaction was asked for that is in no batch."""
-        self._came_alone_s = now_s
+    def is_crowd(self, now_s: float, address: str, *, in_line: bool) -> bool:
+        """A transaction that is in no batch is asked for from there: is it to stand in line?
 
-    def has_room_for_batches(self, now_s: float, promised: int = 0) -> bool:
-        """May a batch begin some more, besides what batches were promised?
-
-        However many come alone, batches go on beside them.
+        `in_line`: others from there do.
         """
-        waiting = self._waiting_of_batches + promised
+        if address != self._last_address:
+            if self._last_address is not None:
+                self._address_changed_s = now_s
+            self._last_address = address
+        if now_s - self._address_changed_s < ALONE_S:
+            if in_line or not self._is_little(self._waiting_of.get(address, 0), now_s):
+                self._crowds[address] = now_s
+                return True
+            if now_s - self._crowds.get(address, -math.inf) < ALONE_S:
+                return True
+        self._crowds.pop(address, None)
+        self._came_alone_s = now_s
+        return False
+
+    def has_room_in_turn(self, now_s: float, promised: int = 0) -> bool:
+        """May some more begin of what stands in line, besides what was promised?
+
+        However many come otherwise, they go on beside them.
+        """
+        waiting = self._waiting_in_turn + promised
         if now_s - self._came_alone_s >= ALONE_S:
             return waiting < self._least or waiting < self._lately(now_s)
-        return waiting < BATCH_LEAST or waiting < self.begun_within(BATCH_TARGET_S, now_s)
+        return self._is_little(waiting, now_s)
+
+    def _is_little(self, waiting: int, now_s: float) -> bool:
+        return waiting < IN_TURN_LEAST or waiting < self.begun_within(IN_TURN_S, now_s)
 
     def begun_within(self, seconds: float, now_s: float) -> float:
         """About how many begin in so long a time, at the present speed of the log."""
         return self._lately(now_s) * seconds / self._target_s
 
-    def beginning(self, *, in_batch: bool = False) -> None:
-        """One more waits for its `Begin` to be applied."""
+    def beginning(self, address: str | None) -> None:
+        """One more waits for its `Begin` to be applied; `address`: None if it stood in line."""
         self.waiting += 1
-        if in_batch:
-            self._waiting_of_batches += 1
+        if address is None:
+            self._waiting_in_turn += 1
+        else:
+            self._waiting_of[address] = self._waiting_of.get(address, 0) + 1
 
-    def begun(self, now_s: float, *, applied: bool = True, in_batch: bool = False) -> None:
+    def begun(self, address: str | None, now_s: float, *, applied: bool = True) -> None:
         """One of them waits no more. What the log would not take is no sign of its speed."""
         assert self.waiting > 0
         self.waiting -= 1
-        if in_batch:
-            assert self._waiting_of_batches > 0
-            self._waiting_of_batches -= 1
+        if address is None:
+            assert self._waiting_in_turn > 0
+            self._waiting_in_turn -= 1
+        elif self._waiting_of[address] == 1:
+            del self._waiting_of[address]
+        else:
+            self._waiting_of[address] -= 1
         if applied:
             self._turn(now_s)
             self._in_span += 1
@@ -133,63 +170,99 @@ class Admission:
         self._span_began_s = self._span_began_s + self._target_s if whole else now_s
 
 
-class Place(NamedTuple):
-    """Of a batch in the line: its next piece, and all of it that has not begun, in elements."""
+class WayIn(enum.Enum):
+    """Whether a transaction may begin."""
 
+    AT_ONCE = "at once"
+    IN_TURN = "when it has stood in line"
+    REFUSED = "not now: more is asked for than the node can do"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """In the line, of a batch: its next piece, and all of it that has not begun, in elements. One
+    that came alone is a batch of one.
+    """
+
+    address: str
     piece: int
     left: int
     tell: Callable[[], None]
 
 
 class Line:
-    """The batches that wait for room, first come, first served; each for its next piece.
+    """Who waits for room: addresses take turns, and what came from one goes in its order.
 
-    Whoever has begun a piece stands at the end again, so they take turns. Told that it is its turn,
-    a batch has a promise until it leaves, which it does as it begins the piece. So a piece more
-    than there is room for may begin, and no promise is lost. `call` when there may be room.
+    A batch waits for its next piece, and stands at the end again when it has begun one, so batches
+    of one address take turns too. Who is told that it is its turn has a promise until it leaves,
+    which it does as it begins. So a piece more than there is room for may begin, and no promise is
+    lost. `call` when there may be room.
     """
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self._waiting: OrderedDict[int, Place] = OrderedDict()
-        self._promised: dict[int, int] = {}  # the elements of a piece, by number of the place
-        self._last_number = 0
-        self.left = 0
-        """Elements of all that wait."""
+        self._queues: OrderedDict[str, dict[Place, None]] = OrderedDict()
+        """By address; whose turn it is comes first."""
+        self._turn_left = TURN
+        """How much of its turn the first of the addresses has left, in elements."""
+        self._promised: dict[Place, None] = {}
+        self._left: Counter[str] = Counter()
+        """Elements of all that wait, by address."""
 
     def __len__(self) -> int:
-        """How many batches wait."""
-        return len(self._waiting)
+        """How many wait."""
+        return sum(map(len, self._queues.values()))
 
-    def is_too_long(self, now_s: float) -> bool:
-        """Whether a batch that comes now is to be refused."""
-        return self.left >= LEAST and self.left >= self._admission.begun_within(LINE_S, now_s)
+    def way_in(self, now_s: float, address: str) -> WayIn:
+        """For a transaction that is in no batch, and is asked for from there."""
+        if self._admission.is_crowd(now_s, address, in_line=address in self._queues):
+            return WayIn.REFUSED if self.is_too_long(now_s, address) else WayIn.IN_TURN
+        return WayIn.AT_ONCE if self._admission.admits(now_s) else WayIn.REFUSED
 
-    def wait(self, place: Place, now_s: float) -> int:
-        """Stand in line; it may be told at once. Returns the number with which to leave."""
-        self._last_number += 1
-        self._waiting[self._last_number] = place
-        self.left += place.left
+    def is_too_long(self, now_s: float, address: str) -> bool:
+        """Whether what comes now from there is to be refused."""
+        left = self._left[address]
+        share = self._admission.begun_within(LINE_S, now_s) / max(1, len(self._queues))
+        return left >= LEAST and left >= share
+
+    def wait(self, place: Place, now_s: float) -> None:
+        """Stand in line; it may be told at once."""
+        self._queues.setdefault(place.address, {})[place] = None
+        self._left[place.address] += place.left
         self.call(now_s)
-        return self._last_number
 
     def call(self, now_s: float) -> None:
         """Tell those for whom there is room."""
-        while self._waiting and self._admission.has_room_for_batches(
-            now_s, sum(self._promised.values())
-        ):
-            number, place = self._waiting.popitem(last=False)
-            self.left -= place.left
-            self._promised[number] = place.piece
+        promised = sum([place.piece for place in self._promised])
+        while self._queues and self._admission.has_room_in_turn(now_s, promised):
+            address, queue = next(iter(self._queues.items()))
+            place = next(iter(queue))
+            self._promised[place] = None
+            promised += place.piece
+            self._turn_left -= place.piece
+            if self._turn_left <= 0:
+                self._queues.move_to_end(address)
+                self._turn_left = TURN
+            self._take_out(place)
             place.tell()
 
-    def leave(self, number: int, now_s: float) -> None:
+    def leave(self, place: Place, now_s: float) -> None:
         """Begin what was promised, or wait no more."""
-        place = self._waiting.pop(number, None)
-        if place is not None:
-            self.left -= place.left
-        elif self._promised.pop(number, 0):
+        if place in self._promised:
+            del self._promised[place]
             self.call(now_s)
+        else:
+            self._take_out(place)
+
+    def _take_out(self, place: Place) -> None:
+        self._left[place.address] -= place.left
+        queue = self._queues[place.address]
+        del queue[place]
+        if not queue:
+            del self._left[place.address]
+            if place.address == next(iter(self._queues)):
+                self._turn_left = TURN
+            del self._queues[place.address]
 
 
 class Rests:

@@ -85,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._common = common
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
+        self._address = ""
         self._phase = _IDLE
         self._until_s = self._alarm_s = math.inf
         """When the phase has lasted too long; for when an alarm is set, which is never later."""
@@ -123,6 +124,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self._address = peer[0] if peer else ""
         accepted = transport.get_extra_info("socket")
         if accepted is not None:
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -25,7 +25,7 @@ encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 class Request(NamedTuple):
     """A call. `path` and `query` are as they came, percent-encoded; `headers` finds a name in
-    whatever case it is asked for.
+    whatever case it is asked for. `address`: where it came from, as far as that is known.
     """
 
     method: str
@@ -33,6 +33,7 @@ class Request(NamedTuple):
     query: str
     headers: Mapping[str, str]
     body: bytes = b""
+    address: str = ""
 
 
 class Answer(NamedTuple):

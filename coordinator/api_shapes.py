@@ -92,8 +92,12 @@ def read_submission(
     now_ms: int,
     make_id: Callable[[], str],
     traceparent: str | None = None,
+    address: str | None = None,
 ) -> Submission:
-    """A one-shot transaction out of decoded JSON (CONTRACT, the one-shot body); raises ApiError."""
+    """A one-shot transaction out of decoded JSON (CONTRACT, the one-shot body); raises ApiError.
+
+    `address`: as `Plan` has it.
+    """
     fields = object_of(value, "body", _SUBMISSION_FIELDS)
     _read_mode(fields)
     transaction_id = _read_new_id(fields, now_ms)
@@ -125,6 +129,7 @@ def read_submission(
         timeout_ms,
         metadata,
         traceparent,
+        address,
     )
     return Submission(plan, wait, transaction_id is not None)
 

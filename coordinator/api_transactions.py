@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NoReturn
 
 from coordinator import api_fields, api_shapes
+from coordinator.admission import WayIn
 from coordinator.api_errors import (
     ApiError,
     at_capacity,
@@ -53,6 +54,7 @@ from coordinator.machine import Machine
 from coordinator.patience import Patience
 from coordinator.plan import Wait
 from coordinator.settings import Limits, Timings
+from coordinator.turn import ROOM_WITHIN_S, Turn
 
 TRANSACTIONS = "/v1/transactions"
 ONE = TRANSACTIONS + "/{id}"
@@ -131,13 +133,41 @@ class Transactions:
         value = api_fields.decode_json(body)
         traceparent = api_shapes.read_traceparent(request.headers.get("traceparent"))
         if isinstance(value, dict) and "transactions" in value:
-            return self._batches.submit(api_shapes.read_batch(value, self._limits), traceparent)
-        if self._turns_away(value):
+            elements = api_shapes.read_batch(value, self._limits)
+            return self._batches.submit(elements, traceparent, request.address)
+        given_id = value.get("id") if isinstance(value, dict) else None
+        way = self._driver.way_in(given_id, request.address)
+        if way is WayIn.REFUSED:
             return AT_CAPACITY
-        submission = self._read(value, traceparent)
-        future = self._begin(submission)
+        if way is WayIn.AT_ONCE:
+            submission = self._read(value, traceparent, request.address)
+            future = self._driver.submit(submission.plan, submission.wait)
+        else:
+            submission = self._read(value, traceparent)
+            future = self._begin_in_turn(submission, request.address)
         self._patience.bound(future, _bound_s(submission))
         return Later(future, functools.partial(self._submitted, request, submission))
+
+    def _begin_in_turn(self, submission: Submission, address: str) -> Waiting:
+        """Begun when it has stood in line; then the future is as `Driver.submit` gives it."""
+        future: Waiting = asyncio.get_running_loop().create_future()
+        turn = Turn(self._driver.line, address)
+        self._patience.bound(turn.has_come, ROOM_WITHIN_S)
+        has_come = functools.partial(self._turn_has_come, turn, submission, future)
+        turn.has_come.add_done_callback(has_come)
+        return future
+
+    def _turn_has_come(
+        self, turn: Turn, submission: Submission, future: Waiting, has_come: asyncio.Future[bool]
+    ) -> None:
+        turn.leave()
+        if future.done():
+            return  # who asked has gone
+        if has_come.cancelled():
+            future.set_exception(at_capacity())
+            future.exception()  # who asked may go meanwhile
+        else:
+            self._driver.submit(submission.plan, submission.wait, future)
 
     def _submitted(self, request: Request, submission: Submission, future: Waiting) -> Answer:
         try:
@@ -155,8 +185,7 @@ class Transactions:
         except ApiError as error:
             return error
         now = asyncio.get_running_loop().time()
-        plan = submission.plan._replace(in_batch=True)
-        return Begun(submission, self._driver.submit(plan, submission.wait), now)
+        return Begun(submission, self._driver.submit(submission.plan, submission.wait), now)
 
     async def _answer_of(self, begun: Begun) -> str:
         """The JSON in a batch's place. Never a 307: each element has an answer of its own."""
@@ -172,10 +201,7 @@ class Transactions:
             refused = log_refusal(error, submission.plan.id, named=submission.named)
         return encode(refused.body())
 
-    def _turns_away(self, value: Any) -> bool:
-        return self._driver.turns_away(value.get("id") if isinstance(value, dict) else None)
-
-    def _read(self, value: Any, traceparent: str | None) -> Submission:
+    def _read(self, value: Any, traceparent: str | None, address: str | None = None) -> Submission:
         return api_shapes.read_submission(
             value,
             limits=self._limits,
@@ -183,10 +209,8 @@ class Transactions:
             now_ms=self._now_ms(),
             make_id=self._make_id,
             traceparent=traceparent,
+            address=address,
         )
-
-    def _begin(self, submission: Submission) -> Waiting:
-        return self._driver.submit(submission.plan, submission.wait)
 
     async def _finish(
         self, submission: Submission, future: Waiting, waited: float = 0.0

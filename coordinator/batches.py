@@ -12,27 +12,23 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from coordinator.admission import Place
+from coordinator.admission import WayIn
 from coordinator.api_errors import ApiError, at_capacity
 from coordinator.api_requests import Answer, encode, text_answer
 from coordinator.api_shapes import Submission
 from coordinator.driver import Driver
 from coordinator.live import Waiting
 from coordinator.patience import Patience
+from coordinator.turn import ROOM_WITHIN_S, Turn
 
 BRANCHES_BEGUN = 24
 """Of a batch in one turn, or those of one element: eight usual ones, about a millisecond."""
 
 BRANCHES_SHOWN = 200
 """Of a batch's answer in one turn: about a millisecond."""
-
-ROOM_WITHIN_S = 2.0
-"""How long a batch waits for its turn. The line is kept shorter, so this ends a wait only when the
-log stands still."""
 
 
 class Begun(NamedTuple):
@@ -57,11 +53,13 @@ class Batches:
         self._begin = begin
         self._answer = answer
 
-    async def submit(self, elements: Sequence[Any], traceparent: str | None) -> Answer:
+    async def submit(
+        self, elements: Sequence[Any], traceparent: str | None, address: str
+    ) -> Answer:
         """The answer to the whole: 200, with an answer or an error for each element in order."""
         begun: list[Begun | ApiError] = []
         try:
-            is_full = await self._begin_all(elements, traceparent, begun)
+            is_full = await self._begin_all(elements, traceparent, address, begun)
             answers = await self._answers(begun)
         finally:
             for each in begun:
@@ -71,32 +69,33 @@ class Batches:
         return answer._replace(rests=is_full)
 
     async def _begin_all(
-        self, elements: Sequence[Any], traceparent: str | None, begun: list[Begun | ApiError]
+        self,
+        elements: Sequence[Any],
+        traceparent: str | None,
+        address: str,
+        begun: list[Begun | ApiError],
     ) -> bool:
         """Whether it was too much for the node, so that in the end only repeats were let in."""
-        is_full = self._driver.line.is_too_long(asyncio.get_running_loop().time())
+        is_full = self._driver.line.is_too_long(asyncio.get_running_loop().time(), address)
         for piece in pieces(elements):
             if begun:
                 await asyncio.sleep(0)
             if not is_full:
-                is_full = not await self._has_room(len(piece), len(elements) - len(begun))
+                is_full = not await self._has_room(address, len(piece), len(elements) - len(begun))
             for element in piece:
-                if is_full and self._driver.turns_away(_id_of(element), batch_is_full=True):
+                if is_full and self._driver.way_in(_id_of(element), None) is WayIn.REFUSED:
                     begun.append(at_capacity())
                 else:
                     begun.append(self._begin(element, traceparent))
         return is_full
 
-    async def _has_room(self, piece: int, left: int) -> bool:
+    async def _has_room(self, address: str, piece: int, left: int) -> bool:
         """Wait for this batch's turn; what it was promised is begun before anybody else runs."""
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[bool] = loop.create_future()
-        place = Place(piece, left, functools.partial(_tell, turn))
-        number = self._driver.line.wait(place, loop.time())
+        turn = Turn(self._driver.line, address, piece, left)
         try:
-            return await self._patience.settled(turn, ROOM_WITHIN_S) is not None
+            return await self._patience.settled(turn.has_come, ROOM_WITHIN_S) is not None
         finally:
-            self._driver.line.leave(number, loop.time())
+            turn.leave()
 
     async def _answers(self, begun: Sequence[Begun | ApiError]) -> list[str]:
         answers: list[str] = []
@@ -124,11 +123,6 @@ def pieces(elements: Sequence[Any]) -> Iterator[Sequence[Any]]:
             begins, branches = position, 0
         branches += more
     yield elements[begins:]
-
-
-def _tell(turn: asyncio.Future[bool]) -> None:
-    if not turn.done():
-        turn.set_result(True)
 
 
 def _branches_of(element: Any) -> int:

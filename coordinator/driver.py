@@ -22,7 +22,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from coordinator.admission import Admission, Line
+from coordinator.admission import Admission, Line, WayIn
 from coordinator.allowance import Allowance
 from coordinator.capacity import Capacity
 from coordinator.commands import Begin, Command, Refuse, Resolve, encode
@@ -103,7 +103,7 @@ class Driver:
         self._capacity = Capacity(limits)
         self._admission = Admission()
         self.line = Line(self._admission)
-        """Where batches wait for their turn to begin."""
+        """Where batches and crowds wait for their turn to begin."""
         self._refusals = Allowance(REFUSES_PER_S)
         self._taking_up: asyncio.Handle | None = None
         self._draining = False
@@ -111,14 +111,15 @@ class Driver:
 
     # --- what clients, participants and operators ask ---
 
-    def submit(self, plan: Plan, wait: Wait) -> Waiting:
+    def submit(self, plan: Plan, wait: Wait, future: Waiting | None = None) -> Waiting:
         """Begin the transaction, or join it if it has begun: the same id is the same transaction.
 
         The future gives the transaction once it is begun, decided or finished, as `wait` says. It
         fails with Conflict, Expired, AtCapacity, Draining, NotLeader or Overloaded (nothing was
         begun), or with FateUnknown (ask again under the same id). Whoever waits may go away.
+        `future`: this one is to be used.
         """
-        future: Waiting = self._loop.create_future()
+        future = future or self._loop.create_future()
         try:
             self._submit(plan, wait, future)
         except (CoordinatorError, LogError) as error:
@@ -126,23 +127,23 @@ class Driver:
             future.exception()  # who asked may have gone: not an error of ours
         return future
 
-    def turns_away(self, transaction_id: object, *, batch_is_full: bool = False) -> bool:
-        """Whether a submission is refused for load; `transaction_id`: what it gives as its id.
+    def way_in(self, transaction_id: object, address: str | None) -> WayIn:
+        """How a submission from there comes in; `transaction_id`: what it gives as its id.
 
-        Asked before the rest of it is read, for a refusal must be cheap. `batch_is_full`: of the
-        batch that it came in, no more are let in.
+        Asked before the rest of it is read, for a refusal must be cheap. `address` is None for an
+        element of a batch of which no more are let in; but repeats of what is known always are.
         """
-        if not batch_is_full:
-            now_s = self._loop.time()
-            self._admission.came_alone(now_s)
-            if self._admission.admits(now_s):
-                return False
-        if is_valid_id(transaction_id) and (
-            transaction_id in self._talks.lives or self._machine.get(transaction_id) is not None
+        way = WayIn.REFUSED
+        if address is not None:
+            way = self.line.way_in(self._loop.time(), address)
+        if way is WayIn.AT_ONCE or (
+            is_valid_id(transaction_id)
+            and (transaction_id in self._talks.lives or self._machine.get(transaction_id))
         ):
-            return False
-        self._steps.observer.turned_away()
-        return True
+            return WayIn.AT_ONCE
+        if way is WayIn.REFUSED:
+            self._steps.observer.turned_away()
+        return way
 
     def wait_for_end(self, transaction_id: str) -> Waiting:
         """A future that gives the transaction once it is finished; may fail like `submit`'s."""
@@ -367,24 +368,24 @@ class Driver:
         live.traceparent = plan.traceparent
         self._talks.lives[plan.id] = live
         self._capacity.beginning(branches)
-        self._admission.beginning(in_batch=plan.in_batch)
+        self._admission.beginning(plan.address)
         if all(repeatable) and self._log.takes(len(encoded)):
             # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
             # (PROTOCOL, section 3). So their messages leave before the log's sync holds them up.
             self._talks.begin(live, record_of(command, sequence=0), took_over=False)
-        begun = functools.partial(self._begun, live, branches, in_batch=plan.in_batch)
+        begun = functools.partial(self._begun, live, plan.address, branches)
         self._log.propose(encoded, epoch, begun)
         return live
 
     def _begun(
-        self, live: Live, branches: tuple[Branch, ...], result: object, *, in_batch: bool = False
+        self, live: Live, address: str | None, branches: tuple[Branch, ...], result: object
     ) -> None:
         if self._talks.lives.get(live.id) is not live:
             return  # leadership ended; whoever waits has been told
         self._capacity.begun(branches)
         now_s = self._loop.time()
         applied = not isinstance(result, LogError)
-        self._admission.begun(now_s, applied=applied, in_batch=in_batch)
+        self._admission.begun(address, now_s, applied=applied)
         if self.line:
             self.line.call(now_s)
         match result:

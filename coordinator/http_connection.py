@@ -109,6 +109,7 @@ class HttpConnection(Connection):
             target = message.url.raw_path_qs
         path, _, query = target.partition("#")[0].partition("?")
         headers = message.headers
+        request = Request(message.method, path, query, headers, b"", self._address)
         self._message = message
         self._payload = payload
         # aiohttp's parser loses what follows a request to change the protocol.
@@ -117,11 +118,11 @@ class HttpConnection(Connection):
             what = "Expect: only 100-continue is understood."
             self._give(error_answer(ApiError(417, "expectation_failed", what)))
         elif payload is EMPTY_PAYLOAD:
-            self._respond(Request(message.method, path, query, headers))
+            self._respond(request)
         elif payload.is_eof() and message.compression is None:
-            self._respond(Request(message.method, path, query, headers, payload.read_nowait()))
+            self._respond(request._replace(body=payload.read_nowait()))
         else:
-            self._begin_body(message, Request(message.method, path, query, headers))
+            self._begin_body(message, request)
 
     # --- bodies that have not come with their head, or are packed
 

@@ -52,7 +52,7 @@ class Plan(NamedTuple):
     """A transaction as the client asked for it.
 
     `payloads`, one for each branch, and `metadata` are JSON as `contract.encode_json` gives it.
-    `in_batch`: it came with others in one request.
+    `address`: where it came from, None if it stood in line (see `admission`).
     """
 
     id: str
@@ -63,4 +63,4 @@ class Plan(NamedTuple):
     timeout_ms: int
     metadata: bytes
     traceparent: str | None = None
-    in_batch: bool = False
+    address: str | None = None

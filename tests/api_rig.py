@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from coordinator import api_http
-from coordinator.admission import Admission, Line
+from coordinator.admission import Admission, Line, WayIn
 from coordinator.api import Api, Check
 from coordinator.api_requests import Answer, Later
 from coordinator.api_shapes import read_submission
@@ -119,8 +119,8 @@ class ScriptedDriver:
         self.asked = asyncio.Event()
         self.line = Line(Admission())
 
-    def turns_away(self, _transaction_id: object, *, batch_is_full: bool = False) -> bool:
-        return batch_is_full
+    def way_in(self, _transaction_id: object, address: str | None) -> WayIn:
+        return WayIn.REFUSED if address is None else WayIn.AT_ONCE
 
     def submit(self, plan: Plan, wait: Wait) -> asyncio.Future[Transaction]:
         self.submitted.append((plan, wait))

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from coordinator import api_transactions, errors, ids
-from coordinator.admission import Admission
+from coordinator.admission import Admission, Line
 from coordinator.api import Check
 from coordinator.api_shapes import MAX_AHEAD_MS
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
@@ -731,7 +731,7 @@ def test_while_too_many_wait_to_begin_only_repeats_are_let_in() -> None:
     async def test() -> None:
         async with api_node() as node:
             await node.post(PATH, node.body("yes", id="t-1"))
-            node.driver._admission = Admission(target_s=1e-9, least=0)  # nobody may wait
+            node.driver.line = Line(Admission(target_s=1e-9, least=0))  # nobody may wait
             for body in (node.body("yes", id="t-2"), node.body("yes"), {"id": "\ud800"}):
                 raw = json.dumps(body).encode()
                 status, answer, headers = await node.request("POST", PATH, body=raw)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from coordinator import batches, errors
+from coordinator import api_transactions, batches, errors
 from coordinator.admission import LEAST, Admission, Line, Place
 from coordinator.api_requests import Answer, Later, Request
 from coordinator.batches import BRANCHES_BEGUN, BRANCHES_SHOWN, pieces
@@ -17,6 +18,7 @@ from coordinator.plan import Plan
 from tests.api_rig import ApiNode, ScriptedDriver, answered, api_node, error_of, run
 
 PATH = "/v1/transactions"
+ADDRESS = "10.0.0.1"
 
 
 class Door(Admission):
@@ -26,7 +28,7 @@ class Door(Admission):
         super().__init__()
         self.pieces_left = open_for
 
-    def has_room_for_batches(self, now_s: float, promised: int = 0) -> bool:  # noqa: ARG002
+    def has_room_in_turn(self, now_s: float, promised: int = 0) -> bool:  # noqa: ARG002
         return self.pieces_left > 0 and not promised
 
 
@@ -46,7 +48,8 @@ def let_in(node: ApiNode, door: Door) -> None:
 
 def request_of(node: ApiNode, ids: list[str]) -> Request:
     elements = [node.body("yes", "yes-2", "yes-3", id=one) for one in ids]
-    return Request("POST", PATH, "", {}, json.dumps({"transactions": elements}).encode())
+    body = json.dumps({"transactions": elements}).encode()
+    return Request("POST", PATH, "", {}, body, ADDRESS)
 
 
 def ask(node: ApiNode, ids: list[str]) -> asyncio.Future[Answer]:
@@ -107,7 +110,7 @@ def test_a_batch_that_finds_the_line_too_long_is_refused_at_once_but_for_its_rep
         async with api_node() as node:
             assert outcomes(await ask(node, ["a-1"])) == ["committed"]
             shut(node)
-            node.driver.line.wait(Place(1, LEAST, lambda: None), 0.0)
+            node.driver.line.wait(Place(ADDRESS, 1, LEAST, lambda: None), 0.0)
             answer = await ask(node, ["a-2", "a-1", "a b"])
             assert outcomes(answer) == ["at_capacity", "committed", "at_capacity"]
             assert answer.rests
@@ -163,14 +166,14 @@ def test_a_batch_in_line_is_told_when_leadership_ends() -> None:
     run(test())
 
 
-def test_what_came_in_a_batch_says_so_and_what_came_alone_does_not() -> None:
+def test_what_came_in_a_batch_says_so_and_what_came_alone_says_from_where() -> None:
     async def test() -> None:
         driver = ScriptedDriver()
         driver.outcome = lambda _plan: errors.AtCapacity("full")
         async with api_node(scripted=driver) as node:
             await ask(node, ["a-1"])
             await node.post(PATH, node.body(id="b-1"))
-            assert [plan.in_batch for plan, _ in driver.submitted] == [True, False]
+            assert [plan.address for plan, _ in driver.submitted] == [None, "127.0.0.1"]
 
     run(test())
 
@@ -195,7 +198,7 @@ def test_a_large_batch_lets_others_have_their_turn(*, is_full: bool) -> None:
         async with api_node(scripted=driver) as node:
             if is_full:
                 driver.line = Line(Door())
-                driver.line.wait(Place(1, LEAST, lambda: None), 0.0)
+                driver.line.wait(Place(ADDRESS, 1, LEAST, lambda: None), 0.0)
             answering = ask(node, [f"t-{n}" for n in range(1_000)])
             turns, most, before = 0, 0, 0
             while not answering.done():
@@ -251,3 +254,111 @@ def test_what_is_no_transaction_is_counted_as_one_branch() -> None:
     found = list(pieces(elements))
     assert [len(piece) for piece in found] == [BRANCHES_BEGUN] * 4
     assert [one for piece in found for one in piece] == elements
+
+
+# --- one that came alone, from a crowd ------------------------------------------------------------
+
+
+def ask_alone(node: ApiNode, transaction_id: str) -> Answer | Later:
+    body = json.dumps(node.body("yes", id=transaction_id)).encode()
+    return node.api.respond(Request("POST", PATH, "", {}, body, ADDRESS))
+
+
+def crowd(node: ApiNode) -> Door:
+    """`ADDRESS` is one from now on, and begins nothing."""
+    door = shut(node)
+    door._crowds[ADDRESS] = door._address_changed_s = math.inf
+    return door
+
+
+def test_one_of_a_crowd_begins_when_its_turn_has_come() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            door = crowd(node)
+            asking = asyncio.ensure_future(answered(ask_alone(node, "a-1")))
+            await asyncio.sleep(0)
+            assert len(node.driver.line) == 1
+            assert node.driver.live_count == 0
+            let_in(node, door)
+            answer = await asking
+            assert (answer.status, json.loads(answer.body)["outcome"]) == (200, "committed")
+            assert len(node.driver.line) == 0
+
+    run(test())
+
+
+def test_a_repeat_from_a_crowd_stands_in_no_line() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            assert outcomes(await ask(node, ["a-1"])) == ["committed"]
+            crowd(node)
+            elements = [node.body("yes", "yes-2", "yes-3", id="a-1")]
+            request = Request("POST", PATH, "", {}, json.dumps(elements[0]).encode(), ADDRESS)
+            assert (await answered(node.api.respond(request))).status == 200
+
+    run(test())
+
+
+def test_one_of_a_crowd_is_refused_at_once_where_the_line_is_too_long() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            crowd(node)
+            node.driver.line.wait(Place(ADDRESS, 1, LEAST, lambda: None), 0.0)
+            refused = ask_alone(node, "a-1")
+            assert isinstance(refused, Answer)
+            assert (refused.status, refused.rests) == (429, True)
+            body = json.dumps(node.body("yes", id="b-1")).encode()
+            other = Request("POST", PATH, "", {}, body, "10.0.0.2")
+            assert (await answered(node.api.respond(other))).status == 200
+
+    run(test())
+
+
+def test_one_of_a_crowd_does_not_wait_for_a_log_that_stands_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        monkeypatch.setattr(api_transactions, "ROOM_WITHIN_S", 0.0)
+        async with api_node() as node:
+            crowd(node)
+            answer = await answered(ask_alone(node, "a-1"))
+            assert (answer.status, error_of(json.loads(answer.body))["code"]) == (
+                429,
+                "at_capacity",
+            )
+            assert len(node.driver.line) == 0
+            assert node.machine.get("a-1") is None
+
+    run(test())
+
+
+def test_one_of_a_crowd_that_has_gone_is_not_begun_and_takes_no_turn() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            door = crowd(node)
+            gone = ask_alone(node, "a-1")
+            assert isinstance(gone, Later)
+            stays = asyncio.ensure_future(answered(ask_alone(node, "a-2")))
+            await asyncio.sleep(0)
+            gone.future.cancel()
+            door.pieces_left = 1
+            node.driver.line.call(0.0)  # its promise goes to the next
+            assert json.loads((await stays).body)["outcome"] == "committed"
+            assert node.machine.get("a-1") is None
+            assert len(node.driver.line) == 0
+
+    run(test())
+
+
+def test_one_of_a_crowd_is_told_when_leadership_ends() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            door = crowd(node)
+            asking = asyncio.ensure_future(answered(ask_alone(node, "a-1")))
+            await asyncio.sleep(0)
+            door.pieces_left = 1
+            node.log.stop_leading()
+            answer = await asking
+            assert (answer.status, error_of(json.loads(answer.body))["code"]) == (503, "no_leader")
+
+    run(test())

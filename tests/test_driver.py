@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from coordinator.admission import BATCH_LEAST, Place
+from coordinator.admission import IN_TURN_LEAST, Place, WayIn
 from coordinator.commands import Acknowledge, Begin, Decide, Forget, Refuse, decode, encode
 from coordinator.conversation import Action, Conversation
 from coordinator.courier import Answer
@@ -432,19 +432,20 @@ def test_a_begin_that_was_lost_gives_its_room_back() -> None:
     play(scene, limits=Limits(unfinished_per_participant=1, unfinished=1))
 
 
-def test_batches_are_told_of_room_when_what_they_began_is_applied() -> None:
+def test_who_stands_in_line_is_told_of_room_when_what_they_began_is_applied() -> None:
     async def scene(rig: Rig) -> None:
         admission, line = rig.driver._admission, rig.driver.line
-        admission.came_alone(asyncio.get_running_loop().time())
-        rig.driver.submit(plan("alone"), Wait.NONE)
-        for number in range(BATCH_LEAST):
-            rig.driver.submit(plan(f"t{number}")._replace(in_batch=True), Wait.NONE)
+        now_s = asyncio.get_running_loop().time()
+        assert rig.driver.way_in("alone", "10.0.0.1") is WayIn.AT_ONCE
+        rig.driver.submit(plan("alone")._replace(address="10.0.0.1"), Wait.NONE)
+        for number in range(IN_TURN_LEAST):
+            rig.driver.submit(plan(f"t{number}"), Wait.NONE)
         told = asyncio.Event()
-        line.wait(Place(1, 1, told.set), asyncio.get_running_loop().time())
+        line.wait(Place("10.0.0.1", 1, 1, told.set), now_s)
         assert not told.is_set()
         await told.wait()
         await rig.settle()
-        assert (admission.waiting, admission._waiting_of_batches) == (0, 0)
+        assert (admission.waiting, admission._waiting_in_turn, admission._waiting_of) == (0, 0, {})
 
     play(scene)
 

@@ -11,8 +11,10 @@ Disturbances by a participant that the others do not use, but that another clien
     dead             nobody listens there
 
 and by a client: `256 branches`, one transaction after the other, each with as many participants as
-are allowed; `greedy`, 64 requests at a time without a pause; `greedy in batches`, four requests at
-a time with 500 transactions each.
+are allowed; `greedy`, 64 requests at a time without a pause; `very greedy`, 512; `greedy in
+batches`, four requests at a time with 500 transactions each. These come from an address of their
+own, as another client's would: on loopback all of 127.0.0.0/8 is this machine (on macOS, 127.0.0.2
+has to be added to it first).
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from cluster.local.ports import HOST, free_ports
 MOST_RATIO = 1.1
 BRANCHES = 256
 OTHERS_CLIENTS = 64
+ANOTHER = "127.0.0.2"
 _HUGE = f"{BRANCHES} branches"
 _WELL = "well"
 _FAULTS: dict[str, dict[str, Any]] = {
@@ -46,9 +49,10 @@ _TROUBLED: dict[str, Any] = {"rate": 50.0, "clients": 256, "timeout_ms": 1_000}
 
 DISTURBANCES: dict[str, dict[str, Any]] = {
     **dict.fromkeys((_WELL, *_FAULTS, "dead"), _TROUBLED),
-    _HUGE: {"clients": 1},
-    "greedy": {"clients": 64},
-    "greedy in batches": {"clients": 4, "batch": 500},
+    _HUGE: {"clients": 1, "address": ANOTHER},
+    "greedy": {"clients": 64, "address": ANOTHER},
+    "very greedy": {"clients": 512, "address": ANOTHER},
+    "greedy in batches": {"clients": 4, "batch": 500, "address": ANOTHER},
 }
 """What the load of a disturbance is beside its participants."""
 

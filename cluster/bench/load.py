@@ -387,7 +387,10 @@ class _Crowd:
             try:
                 make = functools.partial(Connection, self, url)
                 _, connection = await self._loop.create_connection(
-                    make, parts.hostname or "", parts.port or 80
+                    make,
+                    parts.hostname or "",
+                    parts.port or 80,
+                    local_addr=(self._load.address, 0) if self._load.address else None,
                 )
                 break
             except OSError:

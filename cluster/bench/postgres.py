@@ -24,7 +24,7 @@ class PostgresMissing(Exception):
 async def measure_postgres(dsns: Sequence[str], *, clients: int, seconds: float) -> dict[str, Any]:
     """Transactions per second and their latency. Raises PostgresMissing."""
     try:
-        import asyncpg  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
+        import asyncpg  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
     except ImportError:
         raise PostgresMissing(
             "asyncpg is not installed, and --baseline postgres needs it: pip install asyncpg"

@@ -27,7 +27,7 @@ class Load:
     `no_share`: of the transactions, in which one branch votes NO. `read_only_share`: of the
     branches. `wait`: `decision`, or `none`: answered as soon as it is begun. `timeout_ms`: of each
     transaction; 0: the nodes' own. `most`: end after so many (0: when the time is over;
-    `seconds` 0: when it is told to).
+    `seconds` 0: when it is told to). `address`: which the connections come from, "": any.
     """
 
     nodes: tuple[str, ...]
@@ -45,6 +45,7 @@ class Load:
     seconds: float = 5.0
     most: int = 0
     seed: int = 1
+    address: str = ""
 
 
 class Request:

@@ -261,10 +261,10 @@ def begun_before_begin(original: Any, driver: Driver, plan: Plan, epoch: int) ->
 
 
 def go_on_once_begun(
-    original: Any, driver: Driver, live: Live, branches: tuple[object, ...], result: object
+    original: Any, driver: Driver, live: Live, address: str | None, *rest: object
 ) -> None:
-    if live.conversation is None or not isinstance(result, Applied):
-        original(driver, live, branches, result)
+    if live.conversation is None or not isinstance(rest[-1], Applied):
+        original(driver, live, address, *rest)
 
 
 def converse_as_the_first(

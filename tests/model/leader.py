@@ -210,8 +210,8 @@ class Node:
         match command:
             case Begin(branches=branches):
                 self.driver._capacity.beginning(branches)  # as when it was proposed
-                self.driver._admission.beginning()
-                return self._run(lambda: self.driver._begun(live, branches, result))
+                self.driver._admission.beginning(None)
+                return self._run(lambda: self.driver._begun(live, None, branches, result))
             case Decide(votes=votes, vote_reasons=reasons, reason=reason):
                 action: Action = ProposeDecision(votes, reasons, reason)
             case Acknowledge(branches=bits):

@@ -79,7 +79,8 @@ class _ApiConnection(Connection):
         while self._phase is Phase.IDLE and self._waiting:
             method, target, headers, body = self._waiting.popleft()
             path, _, query = target.partition("?")
-            self._respond(api_requests.Request(method, path, query, headers, body))
+            request = api_requests.Request(method, path, query, headers, body, self._address)
+            self._respond(request)
 
     def _send(self, answer: api_requests.Answer, *, closes: bool) -> None:
         headers = CIMultiDict(answer.headers)
