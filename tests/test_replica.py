@@ -17,6 +17,7 @@ from cluster.errors import DiskFailed, FailStop
 from cluster.raft.proposals import ProposalLimits
 from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import CoreLimits, Role
+from cluster.raft.wire import RaftMessage
 from cluster.settings import RaftTimings
 from cluster.storage.disk import PosixDisk
 from cluster.storage.journal import Journal
@@ -263,6 +264,35 @@ def test_a_barrier_of_an_isolated_leader_never_succeeds(tmp_path: Path) -> None:
                 await old.barrier()
             await new.barrier()
             assert nodes.ledgers[new.node].lines == ["a", "b"]
+
+    run(scenario())
+
+
+def test_a_read_does_not_count_answers_to_what_was_said_before_it_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    """It comes while another one waits, and must not share that one's round: the leader may have
+    been deposed in between.
+    """
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            old = await nodes.put("a")
+            core, deliver = old._core, old.transport.on_message
+            assert core is not None
+            held: list[tuple[str, RaftMessage]] = []
+            old.transport.on_message = lambda peer, message: held.append((peer, message))
+            before = core.round
+            first = old.barrier()
+            await until(lambda: any(getattr(each, "round", 0) > before for _, each in held))
+            nodes.isolate(old.node)
+            steps, second = old.stats.steps, old.barrier()
+            await until(lambda: old.stats.steps > steps)
+            for peer, message in held:
+                deliver(peer, message)
+            await first
+            with pytest.raises(NotLeader):
+                await second
 
     run(scenario())
 
