@@ -211,6 +211,19 @@ def test_what_waits_is_bounded_in_bytes() -> None:
         proposals.add(b"x" * 3, print)
 
 
+def test_there_is_room_again_when_what_waited_has_gone_or_failed() -> None:
+    proposals = Proposals(ProposalLimits(waiting_bytes=10))
+    for index in range(3):
+        proposals.add(b"x" * 8, print)
+        group = proposals.next_group()
+        assert group is not None
+        proposals.entered(index, 1, group[1])
+        proposals.applied(index, 1, [None])
+    for _ in range(3):
+        proposals.add(b"x" * 8, print)
+        proposals.fail(waiting=NotLeader(), under_way=FateUnknown())
+
+
 def test_failing_tells_what_waits_from_what_is_under_way() -> None:
     proposals = Proposals(ProposalLimits(group_commands=1))
     proposals.add(b"x", print)
