@@ -624,6 +624,7 @@ def test_a_begin_that_is_applied_after_its_leadership_was_let_go_sends_nothing()
         assert rig.record().outcome is None
         assert rig.gateway.calls == []
         assert not rig.driver._capacity._beginning, "it holds no room at its participant"
+        assert not rig.driver._admission.waiting, "nor among those that wait to begin"
         assert rig.driver.take_up_forgotten() == 1
         await rig.driver.wait_for_end("t")
 
