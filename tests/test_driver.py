@@ -560,6 +560,20 @@ def test_a_new_leadership_asks_sdk_branches_again_and_whoever_joins_learns_the_o
     play(scene)
 
 
+def test_a_new_leadership_waits_no_longer_than_the_first_one_would_have() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.driver.submit(plan(), Wait.NONE)
+        await asyncio.sleep(6)
+        rig.gateway.under_way = []
+        rig.fail_over()
+        transaction = await rig.driver.submit(plan(), Wait.DECISION)
+        assert transaction.outcome is Outcome.ABORT
+        assert asyncio.get_running_loop().time() == pytest.approx(CLOCK_STARTS_S + 10, abs=0.01)
+
+    play(scene)
+
+
 def test_a_new_leadership_aborts_what_a_plain_branch_may_have_been_asked() -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = silence

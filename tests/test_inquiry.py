@@ -173,6 +173,23 @@ def test_a_young_branch_is_left_to_the_coordinator(tmp_path: Path) -> None:
     run(scenario, tmp_path, settings=settings, now_ms=lambda: now[0])
 
 
+def test_a_clock_that_is_set_back_silences_no_branch(tmp_path: Path) -> None:
+    async def scenario(r: Rig) -> None:
+        node = Node(decision("commit"))
+        async with serving(node.application()) as url:
+            await r.call.prepare("t1", coordinators=[url])
+            now[0] -= 3_600_000
+
+            async def ended() -> bool:
+                return await r.states() == {"committed": 1}
+
+            await until(ended)
+
+    now = [1_000_000_000]
+    settings = ParticipantSettings(inquiry=InquirySettings(first_after_s=1.0, max_delay_s=1.0))
+    run(scenario, tmp_path, settings=settings, now_ms=lambda: now[0])
+
+
 def test_after_a_restart_it_asks_at_once(tmp_path: Path) -> None:
     node = Node(decision("commit"))
 
