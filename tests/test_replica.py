@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import DiskFailed, FailStop
+from cluster.raft import replica as replica_module
 from cluster.raft.proposals import ProposalLimits
 from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import CoreLimits, Role
@@ -404,6 +405,23 @@ def test_snapshots_and_restarts_under_load_lose_nothing(tmp_path: Path) -> None:
             assert set(told) <= set(lines)
             await nodes.all_have(*lines)
             assert all(r.status().snapshot > 0 for r in nodes.replicas.values())
+
+    run(scenario())
+
+
+def test_room_for_what_is_received_is_only_for_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many times of it pass through, one after the other."""
+    monkeypatch.setattr(replica_module, "_MAX_INBOX_BYTES", 10_000)
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            lines = [f"{number} {'x' * 2_000}" for number in range(30)]
+            for line in lines:
+                await nodes.put(line)
+            ledgers = nodes.ledgers.values()
+            await until(lambda: all(set(lines) <= set(ledger.lines) for ledger in ledgers))
 
     run(scenario())
 
