@@ -410,6 +410,24 @@ def test_snapshots_and_restarts_under_load_lose_nothing(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_who_was_stopped_hears_what_came_meanwhile_before_it_wants_an_election(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            core, now_s = follower._core, asyncio.get_running_loop().time()
+            assert core is not None
+            core.set_deadline(now_s)
+            follower._timer_at = now_s - 1.0  # when it was to ring: a second ago
+            follower._rang()
+            assert core.deadline > now_s
+            assert follower.stats.stalls == 1
+
+    run(scenario())
+
+
 def test_room_for_what_is_received_is_only_for_what_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
