@@ -518,6 +518,8 @@ def test_a_read_without_its_barrier_is_no_answer(error: Any) -> None:
             for path in (PATH, f"{PATH}/t-1", f"{PATH}/t-1?wait_ms=5", inquiry):
                 status, answer = await node.get(path)
                 assert (status, error_of(answer)["code"]) == (503, "no_leader")
+            status, answer = await node.post(f"{PATH}/t-1/retry", {})
+            assert (status, error_of(answer)["code"]) == (503, "no_leader")
             node.log.barrier_error = Overloaded("x")
             status, answer = await node.get(f"{PATH}/t-1")
             assert (status, error_of(answer)["code"]) == (503, "overloaded")
