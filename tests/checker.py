@@ -34,6 +34,7 @@ COMMITTED, ABORTED = "committed", "aborted"
 PROBE_LIMIT_S = 15.0
 DAMAGE = ("full disk", "rot", "lost write", "misdirected write")
 """Faults after which the node that they hit may stop by itself, in order: it says why."""
+EXPIRED = "transaction_id_expired"
 CRASHED = 70
 """The exit code of a program that something surprised which it does not foresee (EX_SOFTWARE)."""
 _RANK = {"unknown": 0, "refused": 1, "active": 1, "preparing": 1}
@@ -82,6 +83,10 @@ class _Transaction:
     ended: dict[tuple[str, str], str] = field(default_factory=dict)
     """(participant, work) → who was told, in its name, that this branch of it is over or never was,
     when it had not committed."""
+    asking: dict[str | None, int] = field(default_factory=dict)
+    """Work → how many submits of it were not refused."""
+    refused: dict[str | None, str] = field(default_factory=dict)
+    """Work → who refused it, when every submit of it was refused."""
     votes: dict[tuple[str, str], str] = field(default_factory=dict)
     """(participant, branch) → the best vote it has given."""
     effects: dict[tuple[str, str], list[Event]] = field(default_factory=dict)
@@ -143,7 +148,10 @@ class Checker:
     def _on_invoke(self, event: Event) -> None:
         transaction = self._of(event["id"])
         if event["call"] == "submit":
-            transaction.bodies[event.get("work")] = event["participants"]
+            work = event.get("work")
+            transaction.bodies[work] = event["participants"]
+            transaction.asking[work] = transaction.asking.get(work, 0) + 1
+            transaction.refused.pop(work, None)
         own = transaction.rank_by_client.get(event["client"], 0)
         self._calls[event["client"], event["op"]] = (event, transaction.rank, own)
 
@@ -194,6 +202,24 @@ class Checker:
         transaction.rank = max(transaction.rank, rank)
         own = transaction.rank_by_client.get(client, 0)
         transaction.rank_by_client[client] = max(own, rank)
+
+    def _on_fail(self, event: Event) -> None:
+        """Surely not done; only "the id is too old" says nothing of that."""
+        invoked, _, _ = self._calls.pop((event["client"], event["op"]), (event, 0, 0))
+        if event["call"] != "submit" or event["error"] == EXPIRED:
+            return
+        transaction, work = self._of(event["id"]), invoked.get("work")
+        transaction.asking[work] = transaction.asking.get(work, 1) - 1
+        if not transaction.asking[work]:
+            by = f"{event['call']} of {event['client']} was refused ({event['error']})"
+            transaction.refused[work] = by
+            if any(e.get("work") == work for e in transaction.committed()):
+                self._found("I3", event["id"], f"{by}, and {work} has committed")
+
+    def _check_refused(self, event: Event, transaction: _Transaction) -> None:
+        by = transaction.refused.get(event.get("work"))
+        if by is not None:
+            self._found("I3", event["id"], f"{by}, and {event['participant']} commits it")
 
     def _answered(self, id: str, transaction: _Transaction, work: str | None, outcome: str) -> None:
         others = [w for w, o in transaction.answered.items() if o == COMMITTED and w != work]
@@ -248,6 +274,7 @@ class Checker:
                     self._found("I7", id, f"{name} commits what it does not hold")
                 self._check_begun(event, transaction)
                 self._check_inquiry(event, transaction)
+                self._check_refused(event, transaction)
                 self._check_votes(event, transaction)
         before.append(event)
         self._check_split(event, transaction)

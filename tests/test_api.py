@@ -494,15 +494,16 @@ def test_a_current_read_waits_for_a_barrier_and_a_stale_one_does_not() -> None:
             await node.post(PATH, node.body(id="t-1", wait="completion"))
             before = node.log.barriers
             _, current = await node.get(f"{PATH}/t-1")
+            await node.get(f"{PATH}/t-1?wait_ms=5")
             await node.get(PATH)
-            assert node.log.barriers == before + 2
+            assert node.log.barriers == before + 3
             node.log.follow("n2")
             status, stale = await node.get(f"{PATH}/t-1?stale=true")
             assert status == 200
             assert stale == {**current, "stale": True}
             status, page = await node.get(f"{PATH}?stale=true")
             assert (status, page["stale"], len(page["transactions"])) == (200, True, 1)
-            assert node.log.barriers == before + 2
+            assert node.log.barriers == before + 3
 
     run(test())
 
@@ -513,9 +514,12 @@ def test_a_read_without_its_barrier_is_no_answer(error: Any) -> None:
         async with api_node() as node:
             await node.post(PATH, node.body(id="t-1", wait="completion"))
             node.log.barrier_error = error
-            for path in (PATH, f"{PATH}/t-1", f"{PATH}/t-1/decision?branch_id=1&fingerprint=a"):
+            inquiry = f"{PATH}/t-1/decision?branch_id=1&fingerprint=a"
+            for path in (PATH, f"{PATH}/t-1", f"{PATH}/t-1?wait_ms=5", inquiry):
                 status, answer = await node.get(path)
                 assert (status, error_of(answer)["code"]) == (503, "no_leader")
+            status, answer = await node.post(f"{PATH}/t-1/retry", {})
+            assert (status, error_of(answer)["code"]) == (503, "no_leader")
             node.log.barrier_error = Overloaded("x")
             status, answer = await node.get(f"{PATH}/t-1")
             assert (status, error_of(answer)["code"]) == (503, "overloaded")

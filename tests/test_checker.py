@@ -44,6 +44,11 @@ def ok(op: int = 1, call: str = "submit", **fields: Any) -> Event:
     return event("ok", **(body | {"outcome": "committed", "state": "committing"} | fields))
 
 
+def fail(op: int = 1, **fields: Any) -> Event:
+    body = {"client": "c1", "op": op, "call": "submit", "id": "t"}
+    return event("fail", **(body | {"error": "transaction_id_conflict"} | fields))
+
+
 def nonsense(**fields: Any) -> Event:
     return event("bad_input", **({"node": "n1", "to": "GET /x", "alive": True} | fields))
 
@@ -120,6 +125,18 @@ def test_a_branch_that_has_committed_is_over_to_whoever_asks_about_it() -> None:
     assert check([*COMMITTED, *asked, *end()]) == []
 
 
+@pytest.mark.parametrize(
+    "refused",
+    [
+        pytest.param([invoke(2), fail(2)], id="somebody else asks for the same"),
+        pytest.param([fail(error="transaction_id_expired")], id="what may have run before"),
+        pytest.param([fail(), invoke(2)], id="it is asked for again"),
+    ],
+)
+def test_what_was_refused_may_be_done_where_others_ask_for_it(refused: list[Event]) -> None:
+    assert check([*COMMITTED[:3], *refused, *without("ok")[3:], *end()]) == []
+
+
 def test_what_the_checker_does_not_know_it_passes_over() -> None:
     assert check([NO_END, event("weather", wind=7)]) == []
 
@@ -162,6 +179,8 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
             [*COMMITTED, invoke(2, "get"), ok(2, "get", outcome="aborted", state="aborted")],
         ),
         ("a call says otherwise", [*COMMITTED, at("p2", "rollback")]),
+        ("refused, then done all the same", [*COMMITTED[:3], fail(), *without("ok")[3:]]),
+        ("done, then refused", [*without("ok"), fail()]),
     ],
     "I4": [
         (

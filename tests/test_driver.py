@@ -12,7 +12,16 @@ from random import Random
 import pytest
 
 from coordinator.admission import IN_TURN_LEAST, Place, WayIn
-from coordinator.commands import Acknowledge, Begin, Decide, Forget, Refuse, decode, encode
+from coordinator.commands import (
+    Acknowledge,
+    Begin,
+    Decide,
+    Forget,
+    Refuse,
+    Resolve,
+    decode,
+    encode,
+)
 from coordinator.conversation import Action, Conversation
 from coordinator.courier import Answer
 from coordinator.driver import REFUSES_PER_S, TAKE_UP_AT_ONCE
@@ -33,7 +42,7 @@ from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
 from coordinator.plan import Wait
 from coordinator.settings import Limits
 from participants.contract import PLAIN, Acknowledged, Failed, Operation, Vote, Voted
-from tests.builders import branch, plan
+from tests.builders import BEGAN_MS, branch, plan
 from tests.driver_rig import CLOCK_STARTS_S, SDK, Rig, down, play, silence, yes_to_all
 
 PREPARE, COMMIT, ROLLBACK = Operation.PREPARE, Operation.COMMIT, Operation.ROLLBACK
@@ -561,6 +570,20 @@ def test_a_new_leadership_asks_sdk_branches_again_and_whoever_joins_learns_the_o
     play(scene)
 
 
+def test_a_new_leadership_waits_no_longer_than_the_first_one_would_have() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.driver.submit(plan(), Wait.NONE)
+        await asyncio.sleep(6)
+        rig.gateway.under_way = []
+        rig.fail_over()
+        transaction = await rig.driver.submit(plan(), Wait.DECISION)
+        assert transaction.outcome is Outcome.ABORT
+        assert asyncio.get_running_loop().time() == pytest.approx(CLOCK_STARTS_S + 10, abs=0.01)
+
+    play(scene)
+
+
 def test_a_new_leadership_aborts_what_a_plain_branch_may_have_been_asked() -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = silence
@@ -625,6 +648,7 @@ def test_a_begin_that_is_applied_after_its_leadership_was_let_go_sends_nothing()
         assert rig.record().outcome is None
         assert rig.gateway.calls == []
         assert not rig.driver._capacity._beginning, "it holds no room at its participant"
+        assert not rig.driver._admission.waiting, "nor among those that wait to begin"
         assert rig.driver.take_up_forgotten() == 1
         await rig.driver.wait_for_end("t")
 
@@ -650,6 +674,25 @@ def test_a_new_leadership_takes_up_many_transactions_without_holding_up_the_loop
         await last
         await asyncio.sleep(1)
         assert rig.machine.unfinished_count == 0
+
+    play(scene)
+
+
+def test_taking_up_goes_on_behind_what_has_ended_meanwhile() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        for number in range(2 * TAKE_UP_AT_ONCE):
+            rig.driver.submit(plan(f"t{number}", of=1), Wait.NONE)
+        await rig.settle()
+        rig.gateway.under_way = []
+        rig.log.stop_leading()
+        epoch = rig.log.lead()
+        by_hand = Resolve(epoch, BEGAN_MS, f"t{TAKE_UP_AT_ONCE}", None, None, "ada", "it hangs")
+        acknowledged = Acknowledge(epoch, BEGAN_MS, f"t{TAKE_UP_AT_ONCE}", 1)
+        for command in (by_hand, acknowledged):
+            rig.machine.step(command)
+        await rig.settle()
+        assert rig.driver.live_count == 2 * TAKE_UP_AT_ONCE - 1
 
     play(scene)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,41 @@ def test_a_young_branch_is_left_to_the_coordinator(tmp_path: Path) -> None:
     now = [1_000_000]
     settings = ParticipantSettings(inquiry=InquirySettings(first_after_s=1.0, max_delay_s=1.0))
     run(scenario, tmp_path, settings=settings, now_ms=lambda: now[0])
+
+
+def test_a_clock_that_is_set_back_silences_no_branch(tmp_path: Path) -> None:
+    async def scenario(r: Rig) -> None:
+        node = Node(decision("commit"))
+        async with serving(node.application()) as url:
+            await r.call.prepare("t1", coordinators=[url])
+            now[0] -= 3_600_000
+
+            async def ended() -> bool:
+                return await r.states() == {"committed": 1}
+
+            await until(ended)
+
+    now = [1_000_000_000]
+    settings = ParticipantSettings(inquiry=InquirySettings(first_after_s=1.0, max_delay_s=1.0))
+    run(scenario, tmp_path, settings=settings, now_ms=lambda: now[0])
+
+
+def test_nodes_of_the_settings_are_asked_after_those_that_the_prepare_named(tmp_path: Path) -> None:
+    named, settled = Node(status(503)), Node(decision("commit"))
+
+    async def whole() -> None:
+        async with serving(named.application()) as url, serving(settled.application()) as other:
+            inquiry = replace(EAGER, coordinators=(other,))
+            async with rig(tmp_path, ParticipantSettings(inquiry=inquiry)) as r:
+                await r.call.prepare("t1", coordinators=[url])
+
+                async def ended() -> bool:
+                    return await r.states() == {"committed": 1}
+
+                await until(ended)
+        assert named.asked
+
+    asyncio.run(whole())
 
 
 def test_after_a_restart_it_asks_at_once(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from cluster.storage.journal import Journal
 from cluster.storage.journal_format import decode_body, encode_header
 from cluster.storage.journal_recovery import segment_numbers, segment_path
 from cluster.storage.records import decode_record, encode_record
+from cluster.storage.watermark import Watermark, read_watermark
 from tests.journal_histories import (
     HOME,
     append,
@@ -47,6 +48,22 @@ def test_no_flipped_bit_in_the_watermark_changes_what_is_read() -> None:
     for bit in range(len(disk.files[path].now) * 8):
         if disk.files[path].now[bit // 8] or bit % 8 == 0:  # of the gap one bit a byte is enough
             assert state_of(open_journal(flipped(disk, path, bit))) == states[-1]
+
+
+def test_a_torn_write_of_the_watermark_leaves_the_place_before_it() -> None:
+    disk, _ = journal_of_4_kb()
+    path = HOME / "watermark"
+    watermark = Watermark.open(path, disk)
+    for position in ((7, 100), (7, 2_000), (8, 50)):
+        before, (_, place) = bytes(disk.files[path].now), read_watermark(path, disk)
+        watermark.advance(position)
+        after = bytes(disk.files[path].now)
+        places = []
+        for written in range(len(after)):
+            disk.files[path].now[:] = after[:written] + before[written:]
+            places.append(read_watermark(path, disk)[1])
+        disk.files[path].now[:] = after
+        assert list(dict.fromkeys(places)) == [place, position]
 
 
 def test_a_flipped_bit_behind_the_last_sync_is_cut_at_the_group_before() -> None:

@@ -17,7 +17,7 @@ from coordinator import records as records_module
 from coordinator.commands import Command, Decide, Epoch, Forget, Refuse, encode
 from coordinator.facts import Outcome, State, Transaction, outstanding, state_of
 from coordinator.ids import uuid7
-from coordinator.machine import Forgot, Machine
+from coordinator.machine import CHUNK_TRANSACTIONS, Forgot, Machine
 from coordinator.moves import MOVES, Refusal
 from participants.contract import Vote
 from tests.builders import (
@@ -193,6 +193,16 @@ def test_the_unfinished_come_in_the_order_in_which_they_began_also_after_a_resto
     again.restore(snapshot(machine))
     order = ["t5", "t3", "t9", "t1"]
     assert [t.id for t in machine.unfinished()] == [t.id for t in again.unfinished()] == order
+
+
+def test_of_the_unfinished_all_come_back_however_many_chunks_they_fill() -> None:
+    count = 2 * CHUNK_TRANSACTIONS + 1
+    machine = led_machine(*(begin(f"t{n}") for n in range(count)))
+    chunks = snapshot(machine)
+    assert len(chunks) == 1 + 3, "the header, two full chunks and the rest"
+    again = Machine()
+    again.restore(chunks)
+    assert list(again.unfinished()) == list(machine.unfinished())
 
 
 # --- forgetting -----------------------------------------------------------------------------------

@@ -142,6 +142,32 @@ def test_a_name_is_looked_up_once_for_all_who_ask_at_a_time_and_again_after_a_wh
     asyncio.run(scene())
 
 
+def test_who_gives_up_waiting_for_a_name_takes_it_from_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_answer = threading.Event()
+
+    def look_up(_host: str, port: int) -> list[resolver.Address]:
+        may_answer.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.1", port))]
+
+    monkeypatch.setattr(resolver, "_addresses", look_up)
+
+    async def scene() -> None:
+        names = Resolver()
+        impatient, patient = (
+            asyncio.create_task(names.addresses("a.example", 80)) for _ in range(2)
+        )
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await asyncio.wait([impatient])
+        may_answer.set()
+        assert (await patient)[0][4] == ("192.0.2.1", 80)
+        await names.close()
+
+    asyncio.run(scene())
+
+
 def test_a_name_that_was_not_found_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -19,7 +19,7 @@ from cluster.raft.state import CoreLimits, Role
 from cluster.raft.wire import Append, AppendReply, PreVote, PreVoteReply, RequestVote, VoteReply
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from tests.ledger import LedgerRestoring
-from tests.raft_world import Node, World, append, lagging
+from tests.raft_world import TIMINGS, Node, World, append, lagging
 
 PROJECT = Path(__file__).parent.parent
 
@@ -211,6 +211,19 @@ def test_what_waits_is_bounded_in_bytes() -> None:
         proposals.add(b"x" * 3, print)
 
 
+def test_there_is_room_again_when_what_waited_has_gone_or_failed() -> None:
+    proposals = Proposals(ProposalLimits(waiting_bytes=10))
+    for index in range(3):
+        proposals.add(b"x" * 8, print)
+        group = proposals.next_group()
+        assert group is not None
+        proposals.entered(index, 1, group[1])
+        proposals.applied(index, 1, [None])
+    for _ in range(3):
+        proposals.add(b"x" * 8, print)
+        proposals.fail(waiting=NotLeader(), under_way=FateUnknown())
+
+
 def test_failing_tells_what_waits_from_what_is_under_way() -> None:
     proposals = Proposals(ProposalLimits(group_commands=1))
     proposals.add(b"x", print)
@@ -248,6 +261,29 @@ def test_a_read_waits_for_a_round_that_began_after_it() -> None:
 
 
 # --- one core
+
+
+def test_each_waits_another_time_before_it_stands_for_election(tmp_path: Path) -> None:
+    """Who all wait equally long all stand at once, and nobody is elected."""
+    core = World(tmp_path).nodes["A"].core
+    waits_s = []
+    for _ in range(200):
+        core.draw_deadline()
+        waits_s.append(core.deadline - core.now())
+    least_s, most_s = TIMINGS.election_min_ms / 1000, TIMINGS.election_max_ms / 1000
+    assert least_s <= min(waits_s) < least_s + 0.05
+    assert most_s - 0.05 < max(waits_s) <= most_s
+
+
+def test_only_the_election_that_the_leader_asked_for_is_free_of_its_lease(tmp_path: Path) -> None:
+    core = World(tmp_path).nodes["A"].core
+    for after in (Role.CANDIDATE, Role.FOLLOWER, Role.LEADER):
+        core.set_role(Role.FOLLOWER)
+        core.standing_for_transfer = True
+        core.set_role(Role.CANDIDATE)
+        assert core.standing_for_transfer
+        core.set_role(after)
+        assert not core.standing_for_transfer
 
 
 def test_a_round_is_confirmed_by_a_quorum_only(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from cluster.errors import DiskFailed, FailStop
+from cluster.raft import replica as replica_module
 from cluster.raft.proposals import ProposalLimits
 from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import CoreLimits, Role
+from cluster.raft.wire import RaftMessage
 from cluster.settings import RaftTimings
 from cluster.storage.disk import PosixDisk
 from cluster.storage.journal import Journal
@@ -173,10 +175,11 @@ def test_a_patient_command_is_applied_with_the_next_or_after_a_moment(tmp_path: 
             assert await propose(leader, "b") == 2
             assert await patient == 1
             assert leader.stats.entries == before + 1
-            alone: asyncio.Future[object] = loop.create_future()
-            leader.propose(put(epoch, "c"), epoch, alone.set_result, patient=True)
-            assert await alone == 3
-            await nodes.all_have("a", "b", "c")
+            for line, number in (("c", 3), ("d", 4)):  # its patience ends each time anew
+                alone: asyncio.Future[object] = loop.create_future()
+                leader.propose(put(epoch, line), epoch, alone.set_result, patient=True)
+                assert await alone == number
+            await nodes.all_have("a", "b", "c", "d")
 
     run(scenario())
 
@@ -263,6 +266,35 @@ def test_a_barrier_of_an_isolated_leader_never_succeeds(tmp_path: Path) -> None:
                 await old.barrier()
             await new.barrier()
             assert nodes.ledgers[new.node].lines == ["a", "b"]
+
+    run(scenario())
+
+
+def test_a_read_does_not_count_answers_to_what_was_said_before_it_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    """It comes while another one waits, and must not share that one's round: the leader may have
+    been deposed in between.
+    """
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            old = await nodes.put("a")
+            core, deliver = old._core, old.transport.on_message
+            assert core is not None
+            held: list[tuple[str, RaftMessage]] = []
+            old.transport.on_message = lambda peer, message: held.append((peer, message))
+            before = core.round
+            first = old.barrier()
+            await until(lambda: any(getattr(each, "round", 0) > before for _, each in held))
+            nodes.isolate(old.node)
+            steps, second = old.stats.steps, old.barrier()
+            await until(lambda: old.stats.steps > steps)
+            for peer, message in held:
+                deliver(peer, message)
+            await first
+            with pytest.raises(NotLeader):
+                await second
 
     run(scenario())
 
@@ -374,6 +406,41 @@ def test_snapshots_and_restarts_under_load_lose_nothing(tmp_path: Path) -> None:
             assert set(told) <= set(lines)
             await nodes.all_have(*lines)
             assert all(r.status().snapshot > 0 for r in nodes.replicas.values())
+
+    run(scenario())
+
+
+def test_who_was_stopped_hears_what_came_meanwhile_before_it_wants_an_election(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            core, now_s = follower._core, asyncio.get_running_loop().time()
+            assert core is not None
+            core.set_deadline(now_s)
+            follower._timer_at = now_s - 1.0  # when it was to ring: a second ago
+            follower._rang()
+            assert core.deadline > now_s
+            assert follower.stats.stalls == 1
+
+    run(scenario())
+
+
+def test_room_for_what_is_received_is_only_for_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many times of it pass through, one after the other."""
+    monkeypatch.setattr(replica_module, "_MAX_INBOX_BYTES", 10_000)
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            lines = [f"{number} {'x' * 2_000}" for number in range(30)]
+            for line in lines:
+                await nodes.put(line)
+            ledgers = nodes.ledgers.values()
+            await until(lambda: all(set(lines) <= set(ledger.lines) for ledger in ledgers))
 
     run(scenario())
 

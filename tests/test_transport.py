@@ -152,9 +152,28 @@ def test_messages_arrive_in_order_and_only_after_flush() -> None:
     run(scenario)
 
 
+def test_the_time_limit_of_a_handshake_goes_with_the_handshake() -> None:
+    async def scenario() -> None:
+        first, second = await pair()
+        first.say("n2", 1)
+        await second.hears()
+        (dialer,), (acceptor,) = (
+            first.transport._outbound.values(),
+            second.transport.inbound.values(),
+        )
+        for stream in (dialer, acceptor):
+            assert stream.timer is not None
+            assert stream.timer.cancelled()
+        await first.stop()
+        await second.stop()
+
+    run(scenario)
+
+
 def test_a_stream_that_breaks_is_dialed_again() -> None:
     async def scenario() -> None:
         first, second = await pair()
+        first.transport.send("n2", TimeoutNow(0))  # queued for the stream that breaks: lost with it
         for stream in list(second.transport.inbound.values()):
             stream.abort()
         assert await first.disconnected.get() == "n2"

@@ -369,6 +369,18 @@ def test_s13_a_voter_counts_once(tmp_path: Path) -> None:
     assert candidate.core.leader == "A"
 
 
+def test_s13_a_vote_counts_in_its_own_term_only(tmp_path: Path) -> None:
+    """In the next one its voter may have voted for somebody else."""
+    world = World(tmp_path, "ABCDE")
+    candidate = world.nodes["A"]
+    for term in (1, 2, 3):
+        candidate.core.set_term(term, "A")
+        candidate.core.set_role(Role.CANDIDATE)
+        assert candidate.core.votes == {"A"}
+        candidate.hear("BCD"[term - 1], VoteReply(term, True))
+        assert candidate.core.leader is None
+
+
 @pytest.mark.parametrize(
     ("entry", "said"),
     [

@@ -203,6 +203,8 @@ class User:
         if draw.random() < environment.operator:
             after_s = draw.choice((0.01, 0.1, 1.0)) * draw.random()
             calls.append(self.abort_by_hand(body["id"], after_s=after_s))
+            after_s *= 2 * self._world.draw("retry").random()
+            calls.append(self.retry(body["id"], after_s=after_s))
         await asyncio.gather(*calls)
 
     def new_body(self) -> Body:
@@ -268,7 +270,8 @@ class User:
         return None
 
     async def read(self) -> None:
-        """Ask one node, rather another than the leader, and wait for its own answer.
+        """Ask one node, rather another than the leader, and wait for its own answer: about one
+        transaction as it is, or as it is when it has ended or a while is over, or for the latest.
 
         One that was asleep, or cut off, and believes that it leads, must not answer from the past.
         """
@@ -281,7 +284,8 @@ class User:
             nodes = [node for node in nodes if node.settings.api.url != self._library.leader]
         node = self._draw.choice(nodes)
         call = self._invoke("get", id, stale=False, node=node.name)
-        url = f"{node.settings.api.url}/v1/transactions/{id}"
+        how = self._world.draw("how to read").choice((f"/{id}", f"/{id}?wait_ms=300", "?limit=20"))
+        url = f"{node.settings.api.url}/v1/transactions{how}"
         try:
             answer = await self._library._exchange.send("GET", url, None, READ_S)
         except NoAnswer as error:
@@ -344,6 +348,19 @@ class User:
             )
         except Refused as error:
             call.failed(error)
+        except ClientError as error:
+            call.unknown(error)
+        else:
+            call.answered(answer)
+
+    async def retry(self, id: str, *, after_s: float) -> None:
+        """An operator has participants called at once, before and after somebody aborts it."""
+        await asyncio.sleep(after_s)
+        call = self._invoke("retry", id)
+        try:
+            answer = await self._library.retry(id, deadline=5.0)
+        except UnknownTransaction:
+            call.unheard_of()
         except ClientError as error:
             call.unknown(error)
         else:
@@ -431,7 +448,12 @@ class _Call:
             self.unheard_of()
         elif answer.status == 200:
             told = json.loads(answer.body)
-            self.end("ok", outcome=told["outcome"], state=told["state"])
+            listed = {row["id"]: row for row in told.get("transactions", [told])}
+            row = listed.get(self._id)
+            if row is None:
+                self.end("info", error="not on this page")
+            else:
+                self.end("ok", outcome=row["outcome"], state=row["state"])
         else:
             self.end("info", error=str(answer.status))
 
