@@ -32,6 +32,9 @@ _BUFFER_BYTES = 1 << 30
 
 _SWITCHED = 101
 
+MOST_INTERIM = 16
+"""Interim responses before an answer; who sends more would keep the event loop busy with them."""
+
 
 class Origin(NamedTuple):
     """Where connections lead."""
@@ -110,6 +113,7 @@ class Connection(BaseProtocol):
         "_begun",
         "_body",
         "_free",
+        "_interim",
         "_limit",
         "_message",
         "_poll",
@@ -138,6 +142,7 @@ class Connection(BaseProtocol):
         self._message: Any = None
         self._body = bytearray()
         self._begun = False
+        self._interim = 0
         # A new one each time, for a microsecond: the one before may hold the beginning of an answer
         # that nobody asked for, whose end would be taken for this one.
         self._parser = HttpResponseParser(
@@ -235,7 +240,10 @@ class Connection(BaseProtocol):
     def _head_came(self, message: tuple[Any, Any]) -> None:
         status = message[0].code
         if 100 <= status < 200 and status != _SWITCHED:
-            return  # an interim response: the answer is still to come
+            self._interim += 1  # an interim response: the answer is still to come
+            if self._interim > MOST_INTERIM:
+                raise HttpProcessingError(message="it sends interim responses without end")
+            return
         if self._message is None:
             self._message = message
         else:

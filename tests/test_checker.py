@@ -314,6 +314,7 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
     ],
     "I17": [
         ("it does not serve", [RUN, event("probe", id="t", outcome=None, took_s=20.0)]),
+        ("it aborts for nothing", [RUN, event("probe", id="t", outcome="aborted", took_s=0.1)]),
         ("it stops", [RUN, event("exited", host="n1", start=1, code=1, why="FailStop")]),
     ],
     "I18": [
@@ -347,6 +348,14 @@ def test_a_node_may_stop_when_its_disk_is_full() -> None:
     assert check([NO_END, full, stopped]) == []
     assert invariants([NO_END, stopped, full]) == {"I17"}
     assert invariants([NO_END, full, {**stopped, "code": 70}]) == {"I17"}, "that is no way to stop"
+
+
+def test_a_new_leader_may_abort_what_was_under_way_when_it_came() -> None:
+    """Of plain participants it cannot know who has prepared (PROTOCOL, section 4)."""
+    led = event("leader", node="n2", term=2)
+    probe = {**event("probe", id="t", outcome="aborted"), "at": led["at"] + 3.0, "took_s": 3.1}
+    assert check([NO_END, led, probe]) == []
+    assert check([NO_END, led, {**probe, "took_s": 2.9}]) != []
 
 
 def test_who_forgets_may_answer_unknown() -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from coordinator.participant_connection import Broken, Connection, NotHttp, Reply, target_of
+from coordinator.participant_connection import (
+    MOST_INTERIM,
+    Broken,
+    Connection,
+    NotHttp,
+    Reply,
+    target_of,
+)
 
 TARGET = target_of("http://127.0.0.1:9001/prepare?a=b")
 KEPT = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nAssent-Participant: 1\r\n\r\ntrue"
@@ -118,6 +125,18 @@ def test_a_reply_is_the_same_wherever_it_is_cut(
         assert told.errors == []
         assert told.open_when_free[0] is stays, pieces
         assert told.wire.is_closing() is not stays
+
+
+def test_interim_responses_without_end_are_no_answer() -> None:
+    """Each costs the event loop something, and no limit of bytes or time ends them soon enough."""
+    once = b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert play(once * MOST_INTERIM + KEPT).replies != []
+    for pieces in ((once * (MOST_INTERIM + 1) + KEPT,), (once,) * (MOST_INTERIM + 1)):
+        told = play(*pieces)
+        (error,) = told.errors
+        assert isinstance(error, NotHttp)
+        assert told.replies == []
+        assert told.wire.is_closing()
 
 
 def test_headers_are_found_whatever_their_case() -> None:
