@@ -208,9 +208,11 @@ class Gateway:
                 del self._doors[door.key]
             return
         look_at = door.lane.next_at() if forget_at is None else forget_at
-        if patience_s is not None and door.lane and 0 < door.requests < _MOST_BESIDE:
-            may_at = door.last_sent + patience_s
-            if now < may_at:  # else what waits, waits for room, and an answer pumps
+        if patience_s is not None and door.lane:
+            may_at = door.may_send_at(patience_s)
+            if may_at is None:
+                look_at = None  # an answer pumps
+            elif now < may_at:  # else what waits, waits for room, and an answer pumps
                 look_at = max(look_at or 0.0, may_at)
         door.set_timer(None if look_at is None else self._loop.call_at(look_at, self._pump, door))
 
@@ -340,11 +342,15 @@ class _Door:
             loop.call_soon(pump, self)
 
     def may_send(self, now: float, patience_s: float) -> bool:
+        may_at = self.may_send_at(patience_s)
+        return may_at is not None and now >= may_at
+
+    def may_send_at(self, patience_s: float) -> float | None:
         """One is under way at a time, and the next gathers meanwhile; one that takes long does not
-        hold up the others."""
+        hold up the others. None: when an answer has come."""
         if self.requests == 0:
-            return True
-        return self.requests < _MOST_BESIDE and now >= self.last_sent + patience_s
+            return 0.0
+        return self.last_sent + patience_s if self.requests < _MOST_BESIDE else None
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         if self.timer is not None:

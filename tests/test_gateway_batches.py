@@ -242,10 +242,12 @@ def test_a_broken_batch_fails_each_of_its_calls() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("most_beside", [16, 1])
 def test_a_closed_lane_whose_probe_is_under_way_is_not_looked_at_in_vain(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, most_beside: int
 ) -> None:
     """Its probe's time is past, and no batch may leave: a loop that looks at once spins."""
+    monkeypatch.setattr("coordinator.gateway._MOST_BESIDE", most_beside)
     pumps = count_pumps(monkeypatch)
 
     async def scenario(gateway: Gateway) -> None:
@@ -258,6 +260,7 @@ def test_a_closed_lane_whose_probe_is_under_way_is_not_looked_at_in_vain(
             probing = begin(gateway, participant.url, Operation.COMMIT, "a", "b", "c")
             gateway.wake(participant.url)
             await participant.until(1)
+            gateway.wake(participant.url)
             before = pumps()
             await asyncio.sleep(0.04)
             assert pumps() - before < 20
