@@ -130,7 +130,7 @@ class Leg:
         self.prepares = 0  # how many we sent
         self.preparing = False  # one of them is under way
         self.ending = False  # a commit or rollback of ours is under way
-        self.working = 0  # times it answered "still working" in a row
+        self.working = 0  # times it answered "still working"
         self.attempts = 0
         self.last_error: str | None = None
         self.called_again_s: float | None = None  # when the next call is due
@@ -349,12 +349,15 @@ class Conversation:
         match answer:
             case Voted(vote=Vote.NO):
                 leg.fate = Fate.NOTHING_HELD
-            case Voted() | Failed(answered=True):
+            case Voted():
+                leg.fate = Fate.KNOWN
+            case Failed(answered=True) if not leg.working:
                 leg.fate = Fate.KNOWN
             case Failed(arrived=False) if self._is_only_prepare(leg):
                 leg.fate = Fate.NOTHING_HELD
             case _:
-                return  # "still working" too: what it works on may be reserved after a rollback
+                return  # once "still working", only a vote ends it: an error says nothing of the
+                # work begun before, and what that reserves may come after a rollback
         leg.fate_known_s = now_s
 
     def _decide(self, reason: str | None) -> list[Action]:

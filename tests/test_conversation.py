@@ -572,7 +572,7 @@ def test_an_answer_that_does_not_end_the_prepare_leaves_its_fate_unknown(
 
 def test_a_plain_branch_last_heard_to_be_working_is_rolled_back_again_after_the_grace() -> None:
     """Its work may end, and leave a reservation, after the first rollback."""
-    for last in (None, NEVER_LEFT):
+    for last in (None, NEVER_LEFT, ANSWERED_500):
         talk = Talk(*branches(2, plain=True))
         talk.prepared(0, Working())
         if last is not None:
@@ -583,6 +583,23 @@ def test_a_plain_branch_last_heard_to_be_working_is_rolled_back_again_after_the_
             assert talk.prepared(0, last) == []
         assert talk.ended(0) == []
         assert talk.due_s == COUNTS_S
+
+
+def test_an_error_after_still_working_does_not_end_the_work_and_a_vote_does() -> None:
+    """An error to the second call is not an end of what the first one began."""
+    talk = Talk(*branches(1, plain=True))
+    talk.prepared(0, Working())
+    assert talk.woken() == prepares(0)
+    assert talk.log_applies(talk.prepared(0, ANSWERED_500)) == rollbacks(0)
+    assert talk.ended(0) == []
+    assert talk.due_s == COUNTS_S
+    talk = Talk(*branches(2, plain=True))
+    talk.prepared(0, Working())
+    assert talk.woken() == prepares(0)
+    talk.log_applies(talk.prepared(1, NO))
+    assert talk.ended(0, sent_s=talk.now_s) == []
+    assert talk.prepared(0, YES) == rollbacks(0)
+    assert talk.ended(0) == [ProposeAcknowledgement(0b1)]
 
 
 def test_a_rollback_sent_after_a_late_vote_counts_when_the_vote_came_before_the_decision() -> None:

@@ -30,7 +30,7 @@ from coordinator.moves import MOVES, Move, Phase
 from coordinator.plan import Plan, Wait
 from coordinator.talks import Talks
 from participants.branch import Branch, Cell, DoPrepare, Message, Row, State
-from participants.contract import PrepareAnswer, Vote, Working
+from participants.contract import Failed, PrepareAnswer, Vote, Working
 from participants.sdk import ParticipantSettings
 from participants.store import LocalTransaction
 from tests.model.services import CrashingStore
@@ -281,6 +281,15 @@ def fate_known_while_working(
     original: Any, talk: Conversation, leg: Leg, answer: PrepareAnswer, now_s: float
 ) -> None:
     if isinstance(answer, Working):
+        leg.fate, leg.fate_known_s = Fate.KNOWN, now_s
+    else:
+        original(talk, leg, answer, now_s)
+
+
+def error_ends_the_work(
+    original: Any, talk: Conversation, leg: Leg, answer: PrepareAnswer, now_s: float
+) -> None:
+    if isinstance(answer, Failed) and answer.answered:
         leg.fate, leg.fate_known_s = Fate.KNOWN, now_s
     else:
         original(talk, leg, answer, now_s)

@@ -128,7 +128,9 @@ SLOW_PLAIN = Case(
     calls_wait=True,
     useless_answers=True,
 )
-ONE_SLOW = Case("one plain that works slowly", "P", slow=True, calls_wait=True)
+ONE_SLOW = Case(
+    "one plain that works slowly", "P", slow=True, calls_wait=True, useless_answers=True
+)
 TWO_PLAIN = Case("two plain, three leaderships", "PP", leaderships=3, calls_wait=True)
 PLAIN_FORGETTING = Case("one plain, one on the SDK, forgetting", "PS", votes=(YES,), forgets=True)
 

@@ -33,6 +33,7 @@ from tests.model.broken_rules import (
     commit_for_ever,
     converse_as_the_first,
     counts_once_fate_is_known,
+    error_ends_the_work,
     fate_known_while_working,
     finished_at_once,
     go_on_once_begun,
@@ -265,6 +266,13 @@ MUTANTS = {
             ONE_SLOW,
             "I10",
             replaced(Conversation, "_learn_fate", fate_known_while_working),
+        ),
+        Mutant(
+            "error-ends-the-work",
+            6,
+            ONE_SLOW,
+            "I10",
+            replaced(Conversation, "_learn_fate", error_ends_the_work),
         ),
         Mutant(
             "rollback-before-prepare-counts",

@@ -185,7 +185,8 @@ def plain_prepared(
 ) -> Iterator[Delivered]:
     """A prepare arrives. `useless`: it may also answer with what is no vote, done or not.
 
-    `slow`: it may say that it is still working, and expects to be asked again.
+    `slow`: it may say that it is still working, and expects to be asked again. An error is then an
+    answer to the call, and no end of the work.
     """
     message = read_prepare(json.loads(body))
     held = Branch(State.PREPARED, message.fingerprint)
@@ -198,6 +199,8 @@ def plain_prepared(
     if slow and (service.working or service.state is State.PREPARED):
         if not service.working:
             answers = [(service, 200, b"true")]
+        if useless:
+            answers.append((service, 500, b""))
     else:
         if Vote.YES in votes:
             answers.append((done, 200, b"true"))

@@ -174,6 +174,7 @@ def draw_environment(seed: int) -> Environment:
     # after `expires_at`: as far away as the leader's clock was ahead when the transaction began.
     # Larger jumps are safe, too, but nothing would be settled for as long.
     jumps = (300, 4_000, 20_000)
+    slowly = Random(f"working {seed}")
     # Everything of Raft scales with it, and nothing costs as much as heartbeats.
     heartbeat_ms = choice((100, 150, 250, 400))
     least_ms = heartbeat_ms * choice((4, 5))
@@ -249,6 +250,8 @@ def draw_environment(seed: int) -> Environment:
             hanging=choice((0.0, 0.0, 0.02)),
             duplicate=choice((0.0, 0.1, 0.3)),
             duplicate_s=choice((0.1, 3.0, 15.0)),
+            working=slowly.choice((0.0, 0.3)),
+            working_s=slowly.choice((0.3, 2.0)),
         ),
         inquiry_after_s=choice((0.1, 0.5, 1.5, 3.0, 6.0)),
         http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,

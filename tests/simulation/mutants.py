@@ -314,6 +314,7 @@ OF_THE_MODEL = {
     "plain-prepared-again": "plain participants are asked once",
     "plain-rollback-counts-at-once": "an early rollback of a plain branch does not count",
     "unheard-is-unsent": "what was sent and not answered may have arrived",
+    "error-ends-the-work": 'an error after "still working" does not end the work',
 }
 """Bugs that `tests/model` plants in the same code: here the whole of it must show them."""
 

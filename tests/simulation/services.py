@@ -50,6 +50,9 @@ class Manners:
     hanging: float = 0.0
     duplicate: float = 0.0
     duplicate_s: float = 0.0
+    working: float = 0.0
+    working_s: float = 0.0
+    """A plain one answers a prepare "still working", and has done it so long after at most."""
 
 
 class SimStore(MemoryStore):
@@ -206,13 +209,27 @@ class PlainService:
     """Three calls that answer with a bare `true`, `false` or nothing.
 
     It remembers what is prepared. `remembers`: also what has ended, and rollbacks of what it did
-    not know; else it refuses a prepare after its `expires_at`, by its own clock.
+    not know; else it refuses a prepare after its `expires_at`, by its own clock. While `faulty` it
+    may say that it is still working, and ends that work whatever it is told meanwhile.
     """
 
-    def __init__(self, store: SimStore, *, now_ms: Callable[[], int], remembers: bool) -> None:
+    def __init__(
+        self,
+        store: SimStore,
+        *,
+        now_ms: Callable[[], int],
+        remembers: bool,
+        random: Random,
+        manners: Manners,
+        faulty: Callable[[], bool],
+    ) -> None:
         self._store = store
         self._now_ms = now_ms
         self._remembers = remembers
+        self._draw = random
+        self._manners = manners
+        self._faulty = faulty
+        self._working: dict[str, asyncio.Task[None]] = {}
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -229,8 +246,28 @@ class PlainService:
         message = await request.json()
         if operation is not Operation.PREPARE:  # which is sent once: it promises no more
             self._store.hear((operation, message))
+        elif self._is_still_working(message):
+            return web.Response(status=202)
         answer = await self._carry_out(operation, message)
         return web.Response(body=answer, content_type="application/json")
+
+    def _is_still_working(self, message: Any) -> bool:
+        """Whether this prepare is being done; it may begin to be."""
+        id, branch = read_end(message)
+        key, share = f"{id}/{branch}", self._manners.working
+        begun = key in self._working
+        if begun or (share and self._faulty() and self._draw.random() < share):
+            self._store.note("prepare", id=id, branch=branch)
+            if not begun:
+                work = self._work(message, self._draw.random() * self._manners.working_s)
+                self._working[key] = asyncio.create_task(work)
+                self._working[key].add_done_callback(lambda _: self._working.pop(key))
+            return True
+        return False
+
+    async def _work(self, message: Any, duration_s: float) -> None:
+        await asyncio.sleep(duration_s)
+        await self._store.perform([lambda _: self._prepare(read_prepare(message))])
 
     async def _carry_out(self, operation: Operation, message: Any) -> bytes:
         id, branch = read_end(message)
@@ -341,6 +378,8 @@ def with_manners(
         if manners.lost_answer and draw.random() < manners.lost_answer:
             if request.transport is not None:
                 request.transport.abort()
+        elif response.status == 202:
+            return response  # an error in its place would say that the work is over
         elif manners.garbage and draw.random() < manners.garbage:
             return _nonsense(draw)
         return response

@@ -258,7 +258,14 @@ class ServiceHost(Host):
             )
         else:
             remembers = self.kind == "plain"
-            self.program = PlainService(self.store, now_ms=self.now_ms, remembers=remembers)
+            self.program = PlainService(
+                self.store,
+                now_ms=self.now_ms,
+                remembers=remembers,
+                random=Random(f"working {environment.seed} {self.name} {process.number}"),
+                manners=environment.manners,
+                faulty=lambda: world.faulty,
+            )
         application = self.program.application()
         draw = Random(random.getrandbits(48))
         with_manners(application, environment.manners, draw, lambda: world.faulty)
