@@ -55,6 +55,12 @@ def run(test: Callable[[list[FakeNode]], Awaitable[None]], nodes: int = 2) -> No
     asyncio.run(body())
 
 
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def asking(*nodes: FakeNode, timeout: float = 30.0) -> AsyncIterator[Client]:
     async with Client([node.url for node in nodes], timeout=timeout, random=Random(7)) as client:
@@ -257,17 +263,6 @@ def test_a_full_cluster_is_asked_again_when_it_said() -> None:
     run(test)
 
 
-def test_unknown_goes_on_under_the_id_that_the_node_names() -> None:
-    async def test(nodes: list[FakeNode]) -> None:
-        nodes[0].script = [fails(503, "outcome_unknown", id="made-by-the-node")]
-        async with asking(nodes[0]) as client:
-            answer = await client.submit(ORDER)
-        assert [body["id"] for body in nodes[0].bodies()][1:] == ["made-by-the-node"]
-        assert answer.id == "made-by-the-node"
-
-    run(test)
-
-
 def test_an_answer_that_is_no_transaction_leaves_the_outcome_unknown() -> None:
     async def html(_: web.Request, __: Any) -> web.StreamResponse:
         return web.Response(text="<html>It works!</html>", content_type="text/html")
@@ -282,15 +277,18 @@ def test_an_answer_that_is_no_transaction_leaves_the_outcome_unknown() -> None:
 
 
 def test_a_refused_id_has_no_outcome_and_is_not_asked_for_again() -> None:
-    async def refused(_: web.Request, body: Any) -> web.StreamResponse:
-        return web.json_response(shown(body["id"], None, state="refused"))
+    async def refused(_: web.Request, __: Any) -> web.StreamResponse:
+        return web.json_response(shown("order-17", None, state="refused"))
 
     async def test(nodes: list[FakeNode]) -> None:
         nodes[0].usual = refused
         async with asking(nodes[0]) as client:
             with pytest.raises(OutcomeUnknown):
                 await client.submit(ORDER, id="order-17")
-        assert len(nodes[0].requests) == 1
+            assert len(nodes[0].requests) == 1
+            answer = await client.get("order-17", wait_ms=10_000)
+        assert answer.state == "refused"
+        assert len(nodes[0].requests) == 2, "nothing more will happen to it"
 
     run(test)
 
@@ -458,6 +456,49 @@ def test_nodes_that_are_none_are_refused(nodes: str | list[str]) -> None:
         Client(nodes)
 
 
+# --- the end of a client --------------------------------------------------------------------------
+
+
+def test_close_ends_the_calls_under_way_and_refuses_later_ones() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = hangs
+        client = Client(nodes[0].url, timeout=FOREVER)
+        calls = [
+            asyncio.create_task(client.submit(ORDER, id="a", deadline=FOREVER)),
+            asyncio.create_task(client.get("a", deadline=FOREVER)),
+        ]
+        await until(lambda: len(nodes[0].requests) == 2)
+        await client.close()
+        unknown, unavailable = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(unknown, OutcomeUnknown)
+        assert unknown.transaction_id == "a"
+        assert isinstance(unavailable, Unavailable)
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.submit(ORDER)
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.cluster()
+        assert len(nodes[0].requests) == 2, "nothing was asked, over no new connection"
+
+    run(test)
+
+
+def test_close_ends_a_pause_between_two_calls() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = overloaded
+        client = Client(nodes[0].url)
+        call = asyncio.create_task(client.submit(ORDER, deadline=FOREVER))
+        await until(lambda: len(nodes[0].requests) == 1)
+        await client.close()
+        with pytest.raises(OutcomeUnknown, match="closed"):
+            await call
+        assert len(nodes[0].requests) == 1
+
+    async def overloaded(_: web.Request, __: Any) -> web.StreamResponse:
+        return web.json_response({}, status=429, headers={"Retry-After": "60"})
+
+    run(test)
+
+
 # --- the synchronous twin -------------------------------------------------------------------------
 
 
@@ -486,5 +527,32 @@ def test_the_synchronous_twin_serves_several_threads() -> None:
 
         await asyncio.get_running_loop().run_in_executor(None, work)
         assert outcomes == ["committed"] * 4
+
+    run(test)
+
+
+def test_closing_the_synchronous_twin_ends_the_calls_of_other_threads() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = hangs
+        client = SyncClient(nodes[0].url, timeout=FOREVER)
+        ends: list[BaseException] = []
+
+        def submit() -> None:
+            try:
+                client.submit(ORDER, deadline=FOREVER)
+            except OutcomeUnknown as error:
+                ends.append(error)
+
+        threads = [threading.Thread(target=submit, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        await until(lambda: len(nodes[0].requests) == 2)
+        for _ in range(2):
+            await asyncio.to_thread(client.close)
+        for thread in threads:
+            await asyncio.to_thread(thread.join, 30.0)
+        assert len(ends) == 2
+        with pytest.raises(RuntimeError, match="closed"):
+            client.get("a")
 
     run(test)

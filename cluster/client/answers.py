@@ -115,8 +115,9 @@ class Transaction:
 
     @property
     def finished(self) -> bool:
-        """Whether every participant has acknowledged the outcome; nothing more will happen."""
-        return self.state in ("committed", "aborted")
+        """Whether nothing more will happen: every participant has acknowledged the outcome, or the
+        id is refused."""
+        return self.state in ("committed", "aborted", "refused")
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,9 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. What is under way at the cluster goes on there."""
+        """Close the connections. What is under way at the cluster goes on there; calls that wait
+        for it end with OutcomeUnknown or Unavailable, and later ones raise RuntimeError."""
+        self._caller.close()
         if self._learning is not None:
             self._learning.cancel()
             await asyncio.gather(self._learning, return_exceptions=True)
@@ -140,7 +142,7 @@ class Client:
     ) -> Transaction:
         """`submit` of a one-shot body as the HTTP API takes it; an id is added where it has
         none."""
-        until = _until(deadline)
+        until = self._begin(deadline)
         submission = Submission(self._with_id(body))
         last = "no answer yet"
         for failures in range(1_000_000):
@@ -174,7 +176,7 @@ class Client:
         for no longer than `timeout`, the decision until the deadline. Raises Refused when the
         request as a whole is refused, for example for its size.
         """
-        until = _until(deadline)
+        until = self._begin(deadline)
         bodies = [self._with_id({"wait": wait} | dict(entry)) for entry in transactions]
         answers: dict[int, Transaction | ClientError] = {}
         reasons: dict[int, str] = {}
@@ -217,7 +219,7 @@ class Client:
 
         `wait_ms`: wait so long for its end. Raises UnknownTransaction, Unavailable.
         """
-        until = _until(deadline)
+        until = self._begin(deadline)
         path = f"{_TRANSACTIONS}/{quote(id, safe='')}"
         query = "?stale=true" if stale else ""
         transaction = read_transaction(
@@ -247,7 +249,7 @@ class Client:
         }
         query = urlencode({name: value for name, value in asked.items() if value is not None})
         path = f"{_TRANSACTIONS}?{query}" if query else _TRANSACTIONS
-        return read_page(await self._read(Call("GET", path), _until(deadline)))
+        return read_page(await self._read(Call("GET", path), self._begin(deadline)))
 
     async def decision(
         self, id: str, branch_id: str, fingerprint: str, *, deadline: float = DEADLINE
@@ -258,7 +260,7 @@ class Client:
         """
         query = urlencode({"branch_id": branch_id, "fingerprint": fingerprint})
         call = Call("GET", f"{_TRANSACTIONS}/{quote(id, safe='')}/decision?{query}")
-        answer = await self._read(call, _until(deadline))
+        answer = await self._read(call, self._begin(deadline))
         decision = answer.get("decision") if isinstance(answer, dict) else None
         if decision not in ("commit", "abort", "pending"):
             raise BadAnswer(f"answered an inquiry with {answer!r}")
@@ -284,18 +286,18 @@ class Client:
         body.update((name, value) for name, value in given.items() if value is not None)
         path = f"{_TRANSACTIONS}/{quote(id, safe='')}/resolve"
         call = Call("POST", path, json.dumps(body).encode())
-        return read_transaction(await self._read(call, _until(deadline)))
+        return read_transaction(await self._read(call, self._begin(deadline)))
 
     async def retry(self, id: str, *, deadline: float = DEADLINE) -> Transaction:
         """Call the participants that have not acknowledged now, not after the pause."""
         path = f"{_TRANSACTIONS}/{quote(id, safe='')}/retry"
-        return read_transaction(await self._read(Call("POST", path, b"{}"), _until(deadline)))
+        return read_transaction(await self._read(Call("POST", path, b"{}"), self._begin(deadline)))
 
     async def cluster(self, *, deadline: float = DEADLINE) -> ClusterStatus:
         """The cluster as its leader sees it, for it knows how far the others are; without a leader
         that answers, as some node sees it. The nodes are known to this client from then on."""
         call = Call("GET", _CLUSTER, needs_leader=False)
-        status = read_cluster(await self._read(call, _until(deadline)))
+        status = read_cluster(await self._read(call, self._begin(deadline)))
         self._remember(status)
         others = [node.api for node in status.nodes if node.id == status.leader]
         if status.leader != status.self_id and others:
@@ -304,6 +306,12 @@ class Client:
         return status
 
     # --- within ---------------------------------------------------------------------------------
+
+    def _begin(self, deadline: float) -> float:
+        """When a call that begins now must end. Raises RuntimeError once the client is closed."""
+        if self._caller.is_closed:
+            raise RuntimeError("this client is closed")
+        return _until(deadline)
 
     def _with_id(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return dict(body) if body.get("id") is not None else {**body, "id": self._new_id()}
@@ -345,11 +353,15 @@ class Client:
         return transaction
 
     async def _rest(self, failures: int, until: float, *, crowded: bool = False) -> bool:
-        """Pause before asking for the same once more; False when `until` comes first."""
+        """Pause before asking for the same once more; False when `until`, or the client's end,
+        comes first."""
         pause = self._caller.pause(failures + 1) + (_CROWDED_PAUSE if crowded else 0.0)
         if asyncio.get_running_loop().time() + pause >= until:
             return False
-        await asyncio.sleep(pause)
+        try:
+            await self._caller.rest(pause)
+        except NoAnswer:
+            return False
         return True
 
     def _learn_nodes(self) -> None:
@@ -370,7 +382,7 @@ class Client:
 
     async def _ask_about_cluster(self, node: str) -> ClusterStatus:
         """What this very node says, asked once."""
-        answer = await self._exchange.send("GET", node + _CLUSTER, None, self._timeout)
+        answer = await self._caller.once(Call("GET", _CLUSTER), node)
         return read_cluster(read_json(answer.body))
 
     def _remember(self, status: ClusterStatus) -> None:

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
@@ -38,6 +39,7 @@ _LAST_PAUSE = 0.25
 _HOPS = 4
 """Redirects in a row: more than a leader and its two successors is a circle."""
 _MAX_RETRY_AFTER = 60.0
+_CLOSED = "the client was closed before there was an answer"
 _CONNECTIONS = 1_024
 """Of one client to all nodes. Requests beyond it wait for a free connection."""
 
@@ -143,27 +145,64 @@ class Nodes:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request. `again`, where given, makes the body of a repeat from the last answer (None:
-    none)."""
+    """A request. `again`, where given, makes the body of a repeat."""
 
     method: str
     path: str
     body: bytes | None = None
     needs_leader: bool = True
-    again: Callable[[HttpAnswer | None], bytes] | None = None
+    again: Callable[[], bytes] | None = None
 
 
 class Caller:
-    """Sends calls to the cluster until they are answered."""
+    """Sends calls to the cluster until they are answered, or until it is closed."""
 
     def __init__(self, nodes: Nodes, exchange: Exchange, *, timeout: float, random: Random) -> None:
         self._nodes = nodes
         self._exchange = exchange
         self._timeout = timeout
         self._random = random
+        self._under_way: set[asyncio.Timeout] = set()
+        self.is_closed = False
+
+    def close(self) -> None:
+        """Whatever is under way ends with NoAnswer; so does what is asked from now on."""
+        self.is_closed = True
+        under_way, self._under_way = self._under_way, set()
+        for limit in under_way:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def call(self, call: Call, deadline: float) -> HttpAnswer:
         """The final answer to `call`. Raises NoAnswer at `deadline`, in the event loop's time."""
+        async with self._unless_closed():
+            return await self._call(call, deadline)
+
+    async def once(self, call: Call, node: str) -> HttpAnswer:
+        """What this very node answers, asked once. Raises NoAnswer."""
+        async with self._unless_closed():
+            url = node + call.path
+            return await self._exchange.send(call.method, url, call.body, self._timeout)
+
+    async def rest(self, seconds: float) -> None:
+        """A pause between two calls. Raises NoAnswer."""
+        async with self._unless_closed():
+            await asyncio.sleep(seconds)
+
+    @asynccontextmanager
+    async def _unless_closed(self) -> AsyncIterator[None]:
+        if self.is_closed:
+            raise NoAnswer(_CLOSED)
+        try:
+            async with asyncio.timeout(None) as limit:  # which `close` lets pass
+                self._under_way.add(limit)
+                try:
+                    yield
+                finally:
+                    self._under_way.discard(limit)
+        except TimeoutError:
+            raise NoAnswer(_CLOSED) from None
+
+    async def _call(self, call: Call, deadline: float) -> HttpAnswer:
         loop = asyncio.get_running_loop()
         node = (self._nodes.leader if call.needs_leader else None) or self._nodes.any()
         body, hops, failures = call.body, 0, 0
@@ -188,7 +227,7 @@ class Caller:
                     return answer
             _log.debug("%s %s again: %s", call.method, call.path, last)
             if call.again is not None:
-                body = call.again(answer)
+                body = call.again()
             if answer is None or answer.status != 429:
                 self._nodes.failed(node)
                 node = self._nodes.leader or self._nodes.other_than(node)

@@ -13,10 +13,8 @@ from cluster.client.answers import (
     OutcomeUnknown,
     Transaction,
     read_error,
-    read_json,
     read_transaction,
 )
-from cluster.client.calls import HttpAnswer
 
 _DEFINITE = {
     "transaction_id_conflict": 409,
@@ -55,17 +53,9 @@ class Submission:
     def encoded(self) -> bytes:
         return json.dumps(self._body).encode()
 
-    def again(self, answer: HttpAnswer | None) -> bytes:
-        """The body of a repeat.
-
-        A node that could not tell the outcome names the id under which the work may be under way:
-        it goes on under that. A repeat waits for the decision only, else a participant that is down
-        would keep a decision that is known from the client.
-        """
-        if answer is not None and answer.status == 503:
-            named = read_error(503, read_json(answer.body)).details.get("id")
-            if isinstance(named, str):
-                self._body["id"] = named
+    def again(self) -> bytes:
+        """The body of a repeat. It waits for the decision only, else a participant that is down
+        would keep a decision that is known from the client."""
         return json.dumps(_for_decision(self._body)).encode()
 
 
@@ -78,7 +68,7 @@ class Batch:
     def encoded(self) -> bytes:
         return json.dumps({"transactions": self._bodies}).encode()
 
-    def again(self, _answer: HttpAnswer | None) -> bytes:
+    def again(self) -> bytes:
         """The body of a repeat, which waits for decisions only; see Submission."""
         return json.dumps({"transactions": [_for_decision(body) for body in self._bodies]}).encode()
 

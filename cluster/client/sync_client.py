@@ -36,6 +36,8 @@ class SyncClient:
 
     def __init__(self, nodes: str | Sequence[str], *, timeout: float = TIMEOUT) -> None:
         self._client = Client(nodes, timeout=timeout)
+        self._lock = threading.Lock()
+        self._closing = False  # what is handed to the loop once this is set might never be run
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="assent-client", daemon=True
@@ -54,13 +56,21 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and end the thread. May be called twice."""
-        if self._loop.is_closed():
-            return
-        self._wait_for(self._client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """End the calls of all threads, as `Client.close` does, and the thread. May be called
+        twice."""
+        with self._lock:
+            first, self._closing = not self._closing, True
+        if first:
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        """Close the client; the calls under way have been told their end when this returns."""
+        await self._client.close()
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*calls, return_exceptions=True)
 
     submit = _blocking(Client.submit)
     submit_body = _blocking(Client.submit_body)
@@ -77,10 +87,11 @@ class SyncClient:
         return self._client.leader
 
     def _wait_for(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        if self._loop.is_closed():
-            work.close()
-            raise RuntimeError("this SyncClient is closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:
+            if self._closing:
+                work.close()
+                raise RuntimeError("this client is closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except BaseException:

@@ -348,9 +348,9 @@ async def _after(seconds: float, original: Any, store: SimStore, works: Any) -> 
 # --- clients --------------------------------------------------------------------------------------
 
 
-def again_under_another_id(original: Any, submission: Submission, answer: Any) -> Any:
+def again_under_another_id(original: Any, submission: Submission) -> Any:
     submission._body["id"] = submission.id[:-1] + ("0" if submission.id[-1] != "0" else "1")
-    return original(submission, answer)
+    return original(submission)
 
 
 async def answers_in_another_order(original: Any, *arguments: Any, **named: Any) -> Any:
