@@ -70,7 +70,12 @@ class Sweep:
         while True:
             await asyncio.sleep(EVERY_S)
             count += 1
-            self.sweep(search=count % LOST_EVERY == 0)
+            try:
+                self.sweep(search=count % LOST_EVERY == 0)
+            except Exception:
+                # Whatever it was: a node that does not forget any more grows without end.
+                LOG.exception("a sweep failed, the next one will try again")
+                self._proposed = False  # perhaps it was; twice does no harm
 
     def sweep(self, *, search: bool = True) -> None:
         """One sweep; harmless at any time and on any node."""

@@ -118,7 +118,12 @@ class Inquirer:
                 for record in due:
                     tasks.create_task(self._inquire(ask, record))
                 await asyncio.sleep(pause_s)
-                due = await self._due(first_after_ms)
+                try:
+                    due = await self._due(first_after_ms)
+                except Exception:
+                    # Whatever it was: nobody else looks after the branches in doubt.
+                    log.exception("cannot see which branches are in doubt, will look again")
+                    due = []
 
     async def _due(self, minimum_age_ms: float) -> list[BranchRecord]:
         """The branches to ask about now; forgets those that are in doubt no longer."""

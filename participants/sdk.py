@@ -209,12 +209,14 @@ class Participant(Generic[T]):
         await self._inquirer.start()
 
     async def stop(self) -> None:
-        await self._inquirer.stop()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeping
-        await self.store.close()
+        try:
+            if self._sweeping is not None:
+                self._sweeping.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._sweeping
+            await self._inquirer.stop()
+        finally:
+            await self.store.close()
 
     async def receive(self, messages: Sequence[Received]) -> list[Reply]:
         """Carry out independent messages; the replies are in order, and true after any crash."""
@@ -308,12 +310,14 @@ class Participant(Generic[T]):
 
     async def _sweep(self) -> None:
         while True:
-            before_ms = self._now_ms() - self._settings.tombstones_kept_ms
             try:
+                before_ms = self._now_ms() - self._settings.tombstones_kept_ms
                 dropped = await self.store.drop_tombstones(before_ms)
                 log.debug("dropped %d tombstones", dropped)
             except StoreError as error:
                 log.warning("tombstones were not dropped, they will be later: %s", error)
+            except Exception:
+                log.exception("tombstones were not dropped, they will be later")
             await asyncio.sleep(self._settings.sweep_every_s)
 
 

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from participants.inquiry import Decision, InquirySettings, read_decision
 from participants.sdk import ParticipantSettings
+from participants.sqlite_store import SqliteStore
 from participants.store import BranchRecord
 from tests.participant_rig import QUIET, Rig, rig, run, serving, until
 
@@ -243,6 +244,33 @@ def test_one_branch_that_cannot_be_ended_does_not_hold_up_the_others(tmp_path: P
         assert r.resource.fails == 0, "it did fail on the way"
 
     run(scenario, tmp_path, settings=eager())
+
+
+def test_a_look_at_the_store_that_fails_in_any_way_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_doubt, failures = SqliteStore.in_doubt, [ZeroDivisionError("once")]
+
+    async def fails_once(store: SqliteStore, limit: int) -> list[BranchRecord]:
+        found = await in_doubt(store, limit)
+        if found and failures:
+            raise failures.pop()
+        return found
+
+    monkeypatch.setattr(SqliteStore, "in_doubt", fails_once)
+
+    async def scenario(r: Rig) -> None:
+        node = Node(decision("commit"))
+        async with serving(node.application()) as url:
+            await r.call.prepare("t1", coordinators=[url])
+
+            async def ended() -> bool:
+                return await r.states() == {"committed": 1}
+
+            await until(ended)
+
+    run(scenario, tmp_path, settings=eager())
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_the_coordinators_message_may_come_while_it_asks(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,27 @@ def test_tombstones_are_dropped_when_they_are_old_and_not_before(tmp_path: Path)
         assert kept.transaction_id == "younger"
 
     run(scenario, tmp_path, settings=settings, now_ms=lambda: now[0])
+
+
+def test_a_sweep_of_tombstones_that_fails_in_any_way_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    drop, failures = SqliteStore.drop_tombstones, [ZeroDivisionError("once")]
+    swept = asyncio.Event()
+
+    async def fails_once(store: SqliteStore, ended_before_ms: int) -> int:
+        if failures:
+            raise failures.pop()
+        swept.set()
+        return await drop(store, ended_before_ms)
+
+    monkeypatch.setattr(SqliteStore, "drop_tombstones", fails_once)
+
+    async def scenario(_: Rig) -> None:
+        await swept.wait()
+
+    run(scenario, tmp_path, settings=replace(QUIET, sweep_every_s=0.01))
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_the_default_keeps_tombstones_for_seven_days() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
+from typing import Any
+
+import pytest
 
 from coordinator.commands import Decide
 from coordinator.driver import Driver
@@ -20,6 +23,20 @@ NOW_MS = 1_800_000_000_000
 DAY_MS = 24 * 3_600_000
 
 
+def driver_of(log: MemoryLog, machine: Machine) -> Driver:
+    limits, timings = Limits(), Timings()
+    return Driver(
+        log,
+        machine,
+        Gateway(limits=limits, timings=timings),
+        now_ms=lambda: NOW_MS,
+        random=Random(1),
+        limits=limits,
+        timings=timings,
+        coordinators=(),
+    )
+
+
 def swept(
     ends_ms: list[tuple[int, int]], retention: Retention, *, sound: bool = True
 ) -> tuple[Machine, list[str]]:
@@ -30,17 +47,7 @@ def swept(
     async def scenario() -> None:
         log = MemoryLog(machine)
         log.lead(NOW_MS)
-        limits, timings = Limits(), Timings()
-        driver = Driver(
-            log,
-            machine,
-            Gateway(limits=limits, timings=timings),
-            now_ms=lambda: NOW_MS,
-            random=Random(1),
-            limits=limits,
-            timings=timings,
-            coordinators=(),
-        )
+        driver = driver_of(log, machine)
         for number, (made_ms, end_ms) in enumerate(ends_ms):
             ids.append(uuid7(made_ms, Random(number)))
             command = begin(ids[-1], epoch=1, now_ms=min(made_ms, end_ms))
@@ -100,3 +107,39 @@ def test_a_backlog_of_what_is_to_be_forgotten_goes_in_steps_until_none_is_left()
     old = NOW_MS - 2 * DAY_MS
     machine, ids = swept([(old + n, old + n) for n in range(2_500)], Retention())
     assert not any(remembered(machine, ids))
+
+
+def test_a_sweep_that_fails_is_told_of_and_the_next_one_forgets(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("coordinator.sweep.EVERY_S", 0.0)
+    machine = Machine()
+    log = MemoryLog(machine)
+    log.lead(NOW_MS)
+    propose, failures = log.propose, [ZeroDivisionError("once")]
+
+    def fails_once(*given: Any) -> None:
+        if failures:
+            raise failures.pop()
+        propose(*given)
+
+    monkeypatch.setattr(log, "propose", fails_once)
+
+    async def scenario() -> None:
+        sweep = Sweep(
+            log,
+            machine,
+            driver_of(log, machine),
+            now_ms=lambda: NOW_MS,
+            retention=Retention(),
+            clock_is_sound=lambda: True,
+        )
+        sweep.start()
+        async with asyncio.timeout(30):
+            while not machine.horizon_ms:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        await sweep.stop()
+
+    asyncio.run(scenario())
+    assert "a sweep failed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
