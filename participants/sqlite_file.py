@@ -268,7 +268,7 @@ def carry_out(
         file.execute("BEGIN IMMEDIATE")
         results = [_carry_out_one(path, local, work) for work in works]
         file.execute("COMMIT")
-    except (sqlite3.Error, StoreError) as error:
+    except Exception as error:
         with contextlib.suppress(sqlite3.Error):
             if file.in_transaction:
                 file.execute("ROLLBACK")
@@ -289,8 +289,8 @@ def _carry_out_one(
     result: Any | Exception
     try:
         result = work(local)
-    except Exception as error:
-        result = error
+    except BaseException as raised:
+        result = error = _as_exception(raised)
         if isinstance(error, sqlite3.Error) and _primary_code(error) in _UNAVAILABLE:
             result = unavailable(path, error)
         # Some failures (disk full) make SQLite undo the whole local transaction, others' work
@@ -305,6 +305,15 @@ def _carry_out_one(
         )
     file.execute("RELEASE work")
     return result
+
+
+def _as_exception(raised: BaseException) -> Exception:
+    """sys.exit() in a resource's function is its failure like any other: it may not leave the local
+    transaction open, nor end the service. (Signals do not come to this thread.)
+    """
+    if isinstance(raised, Exception):
+        return raised
+    return RuntimeError(f"the resource's function raised {raised!r}")
 
 
 def read_in_doubt(file: sqlite3.Connection, limit: int) -> list[BranchRecord]:

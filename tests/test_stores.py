@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -400,6 +401,24 @@ def test_the_resources_own_mistake_is_not_blamed_on_the_store(tmp_path: Path) ->
                 [lambda local: local.resource.execute("SELECT * FROM nowhere")]
             )
             assert isinstance(result, sqlite3.OperationalError)
+
+    asyncio.run(scenario())
+
+
+def test_a_resource_that_would_end_the_process_fails_alone(tmp_path: Path) -> None:
+    def leaves(_: Local) -> None:
+        sys.exit("enough")
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store, asyncio.timeout(30):
+            before, left, after = await store.perform(
+                [put("a", 1), both(put("b", 2), leaves), put("c", 3)]
+            )
+            assert (before, after) == (None, None)
+            assert isinstance(left, RuntimeError)
+            assert "SystemExit" in str(left)
+            assert await store.perform([put("d", 4)]) == [None]
+            assert await own(store) == {"a": 1, "c": 3, "d": 4}
 
     asyncio.run(scenario())
 
