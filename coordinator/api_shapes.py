@@ -36,14 +36,13 @@ from coordinator.facts import (
     Resolution,
     State,
     Transaction,
-    Vote,
     branch_state,
     state_of,
 )
 from coordinator.packed import are_short
 from coordinator.plan import Plan, Planned, Wait
 from coordinator.settings import Limits, Timings
-from participants.contract import BadMessage, encode_json, fingerprint, rfc3339
+from participants.contract import BadMessage, Vote, encode_json, fingerprint, rfc3339
 
 if TYPE_CHECKING:  # for its type alone: this file is pure, that one is not
     from coordinator.live import Progress

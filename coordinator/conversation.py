@@ -26,7 +26,7 @@ import functools
 from typing import NamedTuple
 
 from coordinator.alarms import NEVER_S
-from coordinator.facts import Branch, Outcome, Transaction, Vote, outstanding
+from coordinator.facts import Branch, Outcome, Transaction, outstanding
 from coordinator.settings import Timings
 from participants.contract import (
     Acknowledged,
@@ -34,6 +34,7 @@ from participants.contract import (
     Failed,
     Operation,
     PrepareAnswer,
+    Vote,
     Voted,
     Working,
 )

@@ -16,24 +16,6 @@ from typing import NamedTuple
 
 from participants.contract import Operation, Vote
 
-__all__ = [
-    "Branch",
-    "BranchState",
-    "Effect",
-    "Mode",
-    "Outcome",
-    "Resolution",
-    "State",
-    "Transaction",
-    "Vote",
-    "branch_state",
-    "everyone_can_commit",
-    "is_ended_by_hand",
-    "needs_phase_two",
-    "outstanding",
-    "state_of",
-]
-
 
 class Mode(enum.StrEnum):
     ONE_SHOT = "one_shot"
@@ -165,16 +147,12 @@ def everyone_can_commit(votes: tuple[Vote, ...], branch_count: int) -> bool:
     return len(votes) == branch_count and _WILLING.issuperset(votes)
 
 
-def needs_phase_two(transaction: Transaction) -> int:
-    """The branches that must hear the outcome, a bit each; 0 while undecided."""
-    if transaction.outcome is None:
-        return 0
-    return _voted_for_phase_two(transaction.votes, transaction.mode)
-
-
 @functools.lru_cache(maxsize=1024)
 def _voted_for_phase_two(votes: tuple[Vote, ...], mode: Mode) -> int:
-    """Remembered: asked several times a transaction, and nearly all transactions vote alike."""
+    """The branches that must hear the outcome, a bit each.
+
+    Remembered: asked several times a transaction, and nearly all transactions vote alike.
+    """
     needed = {Vote.YES, Vote.UNKNOWN}
     if mode is Mode.INTERACTIVE:
         needed |= {Vote.NO, Vote.UNSENT}
@@ -230,7 +208,7 @@ def branch_state(transaction: Transaction, position: int, heard: Vote | None = N
     done = bool(transaction.acknowledged >> position & 1)
     if transaction.outcome is Outcome.COMMIT:
         return BranchState.COMMITTED if done else BranchState.COMMITTING
-    if not needs_phase_two(transaction) >> position & 1:
+    if not _voted_for_phase_two(transaction.votes, transaction.mode) >> position & 1:
         return BranchState.NOT_PREPARED
     return BranchState.ROLLED_BACK if done else BranchState.ROLLING_BACK
 

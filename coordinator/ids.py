@@ -41,11 +41,6 @@ def time_of(transaction_id: str) -> int | None:
     return None if match is None else int(match[1] + match[2], 16)
 
 
-def uuid7(now_ms: int, random: Random) -> str:
-    """A UUIDv7 in canonical form; `now_ms` since 1970. For ids that also sort as made: IdMaker."""
-    return _canonical(now_ms, random.getrandbits(_RANDOM_BITS))
-
-
 class IdMaker:
     """Makes UUIDv7 that grow strictly: two ids of one maker sort in the order in which they were
     made.

@@ -146,15 +146,14 @@ class Machine:
         standing = self.get(command.id)
         expired = standing is None and self._is_expired(command.id)
         move = MOVES[type(command)][phase_of(standing, expired=expired)]
-        return self._move(move, command, standing)
+        return move if isinstance(move, Refusal) else self._move(move, command, standing)
 
     def _is_expired(self, transaction_id: str) -> bool:
         time_ms = _time_of(transaction_id)
         return time_ms is not None and time_ms < self.horizon_ms
 
     def _move(self, move: Move, command: Command, standing: Transaction | None) -> Result:
-        refusal = _REFUSALS.get(move)
-        return refusal or _MOVES[move](self, command, standing)
+        return _MOVES[move](self, command, standing)
 
     def _record(self, command: Begin, _standing: None) -> Result:
         return self._put(None, record_of(command, self._next_sequence()))
@@ -425,12 +424,6 @@ def _matches(
     )
 
 
-_REFUSALS = {
-    Move.REFUSE_UNKNOWN: Refusal.UNKNOWN,
-    Move.REFUSE_EXPIRED: Refusal.EXPIRED,
-    Move.REFUSE_CLOSED: Refusal.CLOSED,
-    Move.REFUSE_UNDECIDED: Refusal.UNDECIDED,
-}
 _MOVES: dict[Move, Callable[..., Result]] = {
     Move.RECORD: Machine._record,
     Move.COMPARE: Machine._compare,

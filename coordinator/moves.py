@@ -35,7 +35,7 @@ class Phase(enum.StrEnum):
 
 
 class Move(enum.StrEnum):
-    """What the machine does."""
+    """What the machine does, if the command is not refused."""
 
     RECORD = "record the transaction"
     COMPARE = "return it if the fingerprint is the same, else refuse: conflict"
@@ -47,10 +47,6 @@ class Move(enum.StrEnum):
     RESOLVE_WHOLE = "abort by hand"
     RESOLVE_BRANCH = "mark the branch as ended by hand"
     UNCHANGED = "return what stands"
-    REFUSE_UNKNOWN = "refuse: unknown"
-    REFUSE_EXPIRED = "refuse: expired"
-    REFUSE_CLOSED = "refuse: closed"
-    REFUSE_UNDECIDED = "refuse: undecided"
 
 
 class Refusal(enum.Enum):
@@ -70,10 +66,10 @@ _ABSENT, _EXPIRED, _REFUSED = Phase.ABSENT, Phase.EXPIRED, Phase.REFUSED
 _OPEN, _UNDECIDED, _FINISHED = Phase.OPEN, Phase.UNDECIDED, Phase.FINISHED
 _COMMITTING, _ABORTING = Phase.COMMITTING, Phase.ABORTING
 
-MOVES: dict[type[Command], dict[Phase, Move]] = {
+MOVES: dict[type[Command], dict[Phase, Move | Refusal]] = {
     Begin: {
         _ABSENT: Move.RECORD,
-        _EXPIRED: Move.REFUSE_EXPIRED,
+        _EXPIRED: Refusal.EXPIRED,
         _REFUSED: Move.UNCHANGED,
         _OPEN: Move.COMPARE,
         _UNDECIDED: Move.COMPARE,
@@ -82,18 +78,18 @@ MOVES: dict[type[Command], dict[Phase, Move]] = {
         _FINISHED: Move.COMPARE,
     },
     Enlist: {
-        _ABSENT: Move.REFUSE_UNKNOWN,
-        _EXPIRED: Move.REFUSE_UNKNOWN,
-        _REFUSED: Move.REFUSE_CLOSED,
+        _ABSENT: Refusal.UNKNOWN,
+        _EXPIRED: Refusal.UNKNOWN,
+        _REFUSED: Refusal.CLOSED,
         _OPEN: Move.ADD_BRANCH,
-        _UNDECIDED: Move.REFUSE_CLOSED,
-        _COMMITTING: Move.REFUSE_CLOSED,
-        _ABORTING: Move.REFUSE_CLOSED,
-        _FINISHED: Move.REFUSE_CLOSED,
+        _UNDECIDED: Refusal.CLOSED,
+        _COMMITTING: Refusal.CLOSED,
+        _ABORTING: Refusal.CLOSED,
+        _FINISHED: Refusal.CLOSED,
     },
     Close: {
-        _ABSENT: Move.REFUSE_UNKNOWN,
-        _EXPIRED: Move.REFUSE_UNKNOWN,
+        _ABSENT: Refusal.UNKNOWN,
+        _EXPIRED: Refusal.UNKNOWN,
         _REFUSED: Move.UNCHANGED,
         _OPEN: Move.CLOSE,
         _UNDECIDED: Move.UNCHANGED,
@@ -102,8 +98,8 @@ MOVES: dict[type[Command], dict[Phase, Move]] = {
         _FINISHED: Move.UNCHANGED,
     },
     Decide: {
-        _ABSENT: Move.REFUSE_UNKNOWN,
-        _EXPIRED: Move.REFUSE_UNKNOWN,
+        _ABSENT: Refusal.UNKNOWN,
+        _EXPIRED: Refusal.UNKNOWN,
         _REFUSED: Move.UNCHANGED,
         _OPEN: Move.DECIDE,
         _UNDECIDED: Move.DECIDE,
@@ -113,7 +109,7 @@ MOVES: dict[type[Command], dict[Phase, Move]] = {
     },
     Refuse: {
         _ABSENT: Move.RECORD_REFUSAL,
-        _EXPIRED: Move.REFUSE_EXPIRED,
+        _EXPIRED: Refusal.EXPIRED,
         _REFUSED: Move.UNCHANGED,
         _OPEN: Move.UNCHANGED,
         _UNDECIDED: Move.UNCHANGED,
@@ -122,18 +118,18 @@ MOVES: dict[type[Command], dict[Phase, Move]] = {
         _FINISHED: Move.UNCHANGED,
     },
     Acknowledge: {
-        _ABSENT: Move.REFUSE_UNKNOWN,
-        _EXPIRED: Move.REFUSE_UNKNOWN,
+        _ABSENT: Refusal.UNKNOWN,
+        _EXPIRED: Refusal.UNKNOWN,
         _REFUSED: Move.UNCHANGED,
-        _OPEN: Move.REFUSE_UNDECIDED,
-        _UNDECIDED: Move.REFUSE_UNDECIDED,
+        _OPEN: Refusal.UNDECIDED,
+        _UNDECIDED: Refusal.UNDECIDED,
         _COMMITTING: Move.ACKNOWLEDGE,
         _ABORTING: Move.ACKNOWLEDGE,
         _FINISHED: Move.UNCHANGED,
     },
     Resolve: {
-        _ABSENT: Move.REFUSE_UNKNOWN,
-        _EXPIRED: Move.REFUSE_UNKNOWN,
+        _ABSENT: Refusal.UNKNOWN,
+        _EXPIRED: Refusal.UNKNOWN,
         _REFUSED: Move.UNCHANGED,
         _OPEN: Move.RESOLVE_WHOLE,
         _UNDECIDED: Move.RESOLVE_WHOLE,

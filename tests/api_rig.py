@@ -36,11 +36,11 @@ from coordinator.gateway import Gateway
 from coordinator.live import Progress
 from coordinator.log import LogError
 from coordinator.machine import Machine
-from coordinator.memory_log import MemoryLog
 from coordinator.metrics import LogFigures, Metrics
 from coordinator.plan import Plan, Wait
 from coordinator.settings import Limits, Timings
 from coordinator.steps import Steps
+from tests.memory_log import MemoryLog
 
 PATIENCE_S = 30.0
 ERROR_KEYS = {"code", "message", "details"}

@@ -20,7 +20,7 @@ from coordinator.commands import (
     Resolve,
 )
 from coordinator.facts import Branch, Effect, Mode, Transaction
-from coordinator.ids import uuid7
+from coordinator.ids import IdMaker
 from coordinator.machine import Applied, Machine
 from coordinator.plan import Plan, Planned
 from participants.contract import Vote
@@ -31,6 +31,11 @@ TIMEOUT_MS = 10_000
 
 
 PAYLOAD = b'{"quantity":1}'
+
+
+def uuid7(now_ms: int, random: Random) -> str:
+    """An id that carries this time."""
+    return IdMaker(lambda: now_ms, random)()
 
 
 def branch(number: int = 1, *, plain: bool = False) -> Branch:

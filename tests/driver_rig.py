@@ -18,7 +18,6 @@ from coordinator.facts import Outcome, Transaction
 from coordinator.gateway import Call, Gateway
 from coordinator.log import Done, Overloaded
 from coordinator.machine import Machine
-from coordinator.memory_log import MemoryLog
 from coordinator.settings import Limits, Timings
 from participants.contract import (
     PLAIN,
@@ -29,6 +28,7 @@ from participants.contract import (
     Vote,
     Voted,
 )
+from tests.memory_log import MemoryLog
 
 SDK = Declaration(repeatable_prepare=True, inquiry=True)
 CLOCK_STARTS_S = 1_000.0

@@ -17,12 +17,13 @@ from coordinator.api_shapes import MAX_AHEAD_MS
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from coordinator.settings import Limits, Timings
 from tests.api_rig import ScriptedDriver, api_node, error_of, now_ms, run
+from tests.builders import uuid7
 
 PATH = "/v1/transactions"
 
 
 def new_id() -> str:
-    return ids.uuid7(now_ms(), Random())
+    return uuid7(now_ms(), Random())
 
 
 # --- one transaction ------------------------------------------------------------------------------
@@ -582,7 +583,7 @@ def test_a_list_without_a_limit_keeps_to_the_page_size_that_is_set() -> None:
 def test_an_inquiry_of_an_unknown_id_far_ahead_is_refused_and_leaves_nothing_behind() -> None:
     async def test() -> None:
         async with api_node() as node:
-            ahead = ids.uuid7(now_ms() + 2 * MAX_AHEAD_MS, Random())
+            ahead = uuid7(now_ms() + 2 * MAX_AHEAD_MS, Random())
             status, answer = await node.get(f"{PATH}/{ahead}/decision?branch_id=1&fingerprint=ab")
             assert (status, error_of(answer)["details"]) == (400, {"field": "id"})
             assert node.machine.get(ahead) is None

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from coordinator import api_errors, api_fields, api_shapes, errors, ids
+from coordinator import api_errors, api_fields, api_shapes, errors
 from coordinator.api_errors import CODES, ApiError
 from coordinator.api_shapes import MAX_AHEAD_MS, Submission, read_resolve, read_submission
-from coordinator.facts import Branch, Effect, Mode, Outcome, Resolution, Transaction, Vote
+from coordinator.facts import Branch, Effect, Mode, Outcome, Resolution, Transaction
 from coordinator.live import Progress
 from coordinator.log import FateUnknown, NotLeader
 from coordinator.plan import Wait
 from coordinator.settings import Limits, Timings
-from participants.contract import encode_json, fingerprint
+from participants.contract import Vote, encode_json, fingerprint
+from tests.builders import uuid7
 
 NOW_MS = 1_750_000_000_000
 EXPLICIT = {"prepare": "http://h/p", "commit": "http://h/c?x=1", "rollback": "http://h/r"}
@@ -230,9 +231,9 @@ def test_interactive_is_honestly_not_supported() -> None:
 
 def test_an_id_from_the_future_is_refused() -> None:
     random = Random(1)
-    ahead = ids.uuid7(NOW_MS + MAX_AHEAD_MS + 1, random)
+    ahead = uuid7(NOW_MS + MAX_AHEAD_MS + 1, random)
     assert "5 minutes" in refused({**one(url="http://h"), "id": ahead}, "id")
-    for fine in (ids.uuid7(NOW_MS + MAX_AHEAD_MS, random), ids.uuid7(0, random)):
+    for fine in (uuid7(NOW_MS + MAX_AHEAD_MS, random), uuid7(0, random)):
         assert read({**one(url="http://h"), "id": fine}).plan.id == fine
 
 
@@ -437,7 +438,7 @@ def test_a_refused_id_is_aborted_only_if_it_carries_its_time() -> None:
     )
     shown = show(refusal)
     assert (shown["state"], shown["outcome"]) == ("refused", None)
-    shown = show(refusal._replace(id=ids.uuid7(NOW_MS, Random(1))))
+    shown = show(refusal._replace(id=uuid7(NOW_MS, Random(1))))
     assert (shown["state"], shown["outcome"]) == ("aborted", "aborted")
     assert shown["expires_at"] is None
 

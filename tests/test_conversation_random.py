@@ -27,7 +27,7 @@ from coordinator.conversation import (
     SendPrepare,
     WithdrawPrepare,
 )
-from coordinator.facts import Outcome, needs_phase_two
+from coordinator.facts import Outcome, outstanding
 from coordinator.inquiry import Decision, answer_inquiry
 from coordinator.machine import Applied
 from coordinator.settings import Timings
@@ -317,7 +317,7 @@ class World:
         transaction = record(self.machine)
         assert transaction.outcome is not None, "I5"
         assert (operation is Operation.COMMIT) is (transaction.outcome is Outcome.COMMIT)
-        assert needs_phase_two(transaction) >> position & 1
+        assert outstanding(transaction) >> position & 1
         assert position not in self.ending, "two calls at once"
         self.ending.add(position)
         service, sent_s = self.services[position], self.now_s

@@ -36,13 +36,12 @@ from coordinator.errors import (
 )
 from coordinator.facts import Effect, Outcome, Transaction
 from coordinator.gateway import Call
-from coordinator.ids import uuid7
 from coordinator.inquiry import Decision
 from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
 from coordinator.plan import Wait
 from coordinator.settings import Limits
 from participants.contract import PLAIN, Acknowledged, Failed, Operation, Vote, Voted
-from tests.builders import BEGAN_MS, branch, plan
+from tests.builders import BEGAN_MS, branch, plan, uuid7
 from tests.driver_rig import CLOCK_STARTS_S, SDK, Rig, down, play, silence, yes_to_all
 
 PREPARE, COMMIT, ROLLBACK = Operation.PREPARE, Operation.COMMIT, Operation.ROLLBACK

@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 
-from coordinator.ids import IdMaker, is_valid_id, time_of, uuid7
+from coordinator.ids import IdMaker, is_valid_id, time_of
+from tests.builders import uuid7
 
 NOW_MS = 1_767_225_600_123
 

@@ -16,7 +16,6 @@ from coordinator import machine as machine_module
 from coordinator import records as records_module
 from coordinator.commands import Command, Decide, Epoch, Forget, Refuse, encode
 from coordinator.facts import Outcome, State, Transaction, outstanding, state_of
-from coordinator.ids import uuid7
 from coordinator.machine import CHUNK_TRANSACTIONS, Forgot, Machine
 from coordinator.moves import MOVES, Refusal
 from participants.contract import Vote
@@ -33,6 +32,7 @@ from tests.builders import (
     record,
     resolve,
     snapshot,
+    uuid7,
 )
 
 SEEDS = range(8)

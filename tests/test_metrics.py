@@ -9,11 +9,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
 from coordinator.driver import Figures
-from coordinator.facts import Outcome, Vote
+from coordinator.facts import Outcome
 from coordinator.gateway import Call
 from coordinator.metrics import BACKLOG_PARTICIPANTS, OTHERS, LogFigures, LoopLag, Metrics
 from coordinator.steps import Observer
-from participants.contract import Acknowledged, Failed, Operation, Voted, Working
+from participants.contract import Acknowledged, Failed, Operation, Vote, Voted, Working
 
 FIGURES = Figures(
     leading=True,

@@ -28,7 +28,6 @@ from coordinator.facts import (
     Outcome,
     branch_state,
     everyone_can_commit,
-    needs_phase_two,
     outstanding,
 )
 from coordinator.machine import Applied, Machine
@@ -261,9 +260,9 @@ def test_the_first_decision_wins() -> None:
 def test_phase_two_goes_to_yes_and_unknown_and_when_interactive_to_all_but_read_only() -> None:
     votes = (YES, NO, READ_ONLY, UNSENT, UNKNOWN)
     one_shot = applied(led_machine(begin(of=5)), decide(votes))
-    assert needs_phase_two(one_shot) == 0b10001
+    assert outstanding(one_shot) == 0b10001
     interactive = applied(led_machine(begin(of=5, mode=Mode.INTERACTIVE)), decide(votes))
-    assert needs_phase_two(interactive) == 0b11011
+    assert outstanding(interactive) == 0b11011
 
 
 def test_a_transaction_is_finished_when_the_last_branch_of_phase_two_has_acknowledged() -> None:

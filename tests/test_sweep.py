@@ -11,13 +11,12 @@ import pytest
 from coordinator.commands import Decide
 from coordinator.driver import Driver
 from coordinator.gateway import Gateway
-from coordinator.ids import uuid7
 from coordinator.machine import Machine
-from coordinator.memory_log import MemoryLog
 from coordinator.settings import Limits, Retention, Timings
 from coordinator.sweep import LEAST_KEPT_MS, Sweep
 from participants.contract import Vote
-from tests.builders import begin
+from tests.builders import begin, uuid7
+from tests.memory_log import MemoryLog
 
 NOW_MS = 1_800_000_000_000
 DAY_MS = 24 * 3_600_000

@@ -41,7 +41,6 @@ from coordinator.errors import CoordinatorError
 from coordinator.facts import Outcome, Transaction
 from coordinator.gateway import Call
 from coordinator.gateway import Gateway as RealGateway
-from coordinator.ids import uuid7
 from coordinator.inquiry import Decision
 from coordinator.live import Live as DriverLive
 from coordinator.log import LogError
@@ -56,6 +55,7 @@ from participants.contract import (
     PrepareAnswer,
     Vote,
 )
+from tests.builders import uuid7
 from tests.model.stand_ins import Gateway, Log, Loop, NoJitter, Promise, SilentSteps, running
 
 BEGUN_MS = 1_700_000_000_000

@@ -1,4 +1,4 @@
-"""A log of one node in memory: for tests and for trying things out. Nothing in it survives.
+"""A log of one node in memory. Nothing in it survives.
 
 It keeps the promises of `log.ReplicatedLog` that callers may rely on: `done` is never called from
 within `propose`, commands are applied in order, and leadership can be taken away and given back.
