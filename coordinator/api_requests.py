@@ -1,7 +1,7 @@
 """What the API is asked and what it answers, whoever carries it.
 
-Nothing here knows how a request came. `api_http` carries them over HTTP; a test or a simulation
-may hand them over as they are.
+Nothing here knows how a request came. `http_connection` carries them over HTTP; a test or a
+simulation may hand them over as they are.
 """
 
 from __future__ import annotations

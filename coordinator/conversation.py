@@ -104,7 +104,10 @@ _FATE_UNKNOWN, _FATE_KNOWN, _NOTHING_HELD = Fate
 
 
 class Leg:
-    """The conversation with one branch. `attempts` and `last_error` are of the present phase."""
+    """The conversation with one branch.
+
+    `attempts` are counted anew in phase two; `last_error` stays until an answer takes its place.
+    """
 
     __slots__ = (
         "acknowledged",

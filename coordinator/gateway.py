@@ -12,8 +12,10 @@ Rules
   are sent.
 - For a participant that takes many messages at once, everything that waits in a lane shares one
   request. One such request is under way at a time, and the next gathers meanwhile: no timers.
-- A participant that has not answered yet may be one of those: until it has, its calls go one after
-  the other. Else a burst to one that is new to this node would open hundreds of connections.
+- A participant that has not answered yet may be one of those: until it has, a call leaves beside
+  those under way only after 5 ms, and no more than 16 are under way. Else a burst to one that is
+  new to this node would open hundreds of connections.
+- A participant is a URL: a service that is named by two of them counts as two.
 
 How it works: `begin` puts the call into its lane; `_pump` takes out of a lane whoever may go; the
 courier (coordinator/courier.py) carries it; the answer frees the place, and the lane is pumped

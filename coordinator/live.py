@@ -28,7 +28,11 @@ class Progress(NamedTuple):
 
 
 class Live:
-    """A transaction in this leader's hands. `conversation` is None until `Begin` is applied."""
+    """A transaction in this leader's hands.
+
+    `conversation` is None until `Begin` is applied, or only proposed where it travels with the
+    prepares (every participant can inquire).
+    """
 
     __slots__ = (
         "_look_at",
@@ -99,7 +103,7 @@ class Live:
         self._waiting = []
 
     def progress(self) -> tuple[Progress, ...] | None:
-        """What this leader knows of each branch, in order; None before `Begin` is applied."""
+        """What this leader knows of each branch, in order; None while it has no conversation."""
         if self.conversation is None:
             return None
         return tuple(

@@ -95,8 +95,8 @@ class Action(enum.StrEnum):
 
     NOTHING = "nothing"
     WORK = "work"
-    PREPARE = "prepare"  # do the work and vote; then `Step.voted`
-    CHECK = "check"  # vote on the interactive work done; then `Step.voted`
+    PREPARE = "prepare"  # do the work and vote; then `Cell.voted`
+    CHECK = "check"  # vote on the interactive work done; then `Cell.voted`
     DISCARD = "discard"  # undo whatever prepare changed, as if it had not been asked
     COMMIT = "commit"
     ROLLBACK = "rollback"

@@ -176,8 +176,6 @@ class SqliteStore:
         elif self._waiting:
             self._start_group()
 
-    # --- opening, in the two threads ------------------------------------------------------------
-
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
