@@ -162,13 +162,18 @@ def test_a_connection_that_ends_in_the_middle_of_an_answer_is_broken() -> None:
         hang,
         endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", 0.02),
         endless(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.02),
-        endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.0),
     ],
-    ids=["silence", "a body that drips", "a head that drips", "100 Continue for ever"],
+    ids=["silence", "a body that drips", "a head that drips"],
 )
 def test_what_does_not_end_is_ended_by_the_deadline(behaviour: Behaviour) -> None:
     given = failed(answer_to(behaviour, within=0.3))
     assert given == Failed("no answer in time", arrived=True)
+
+
+def test_interim_responses_without_end_are_ended_before_the_deadline() -> None:
+    given = failed(answer_to(endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.0), within=30.0))
+    assert "interim responses" in given.what
+    assert given.arrived
 
 
 def test_a_redirect_is_not_followed() -> None:
