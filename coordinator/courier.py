@@ -73,7 +73,8 @@ class Delivery(NamedTuple):
 
     `impression` is that of the answers that did not serve (`impressions`). `answered` is whether
     the participant itself did, `heard` whether in a way that would have carried its declaration;
-    `declaration` is that header's value.
+    `declaration` is that header's value. `refused_batch`: it was not the participant's batch call
+    that answered, or it took none of the messages.
     """
 
     answers: Sequence[Answer]
@@ -81,6 +82,7 @@ class Delivery(NamedTuple):
     heard: bool = False
     declaration: str | None = None
     answered: bool = False
+    refused_batch: bool = False
 
     def impressions(self) -> list[tuple[Impression, int]]:
         """What the answers say of the participant, in their order; how many in a row say it."""
@@ -281,18 +283,27 @@ class _Errand:
 
 
 def _understood(errand: _Errand, reply: Reply) -> Delivery:
-    if errand.is_batch:
-        answers: Sequence[Answer] = read_batch_answers(
-            reply.status,
-            reply.body or b"",
-            [(m.operation, m.transaction_id, m.branch_id) for m in errand.messages],
-        )
-    else:
-        answers = (_answer(errand.messages[0], reply, errand.limit),)
     own = reply.status not in PROXY_STATUSES
+    refused_batch = False
+    if errand.is_batch:
+        answers = _batch_answers(errand, reply)
+        if isinstance(answers, Failed):
+            answers = [answers] * len(errand.messages)
+            refused_batch = own
+    else:
+        answers = [_answer(errand.messages[0], reply, errand.limit)]
     impression = Impression.REFUSED if own else Impression.UNREACHED
     heard = 200 <= reply.status < 300
-    return Delivery(answers, impression, heard, reply.headers.get(DECLARATION_HEADER), own)
+    declaration = reply.headers.get(DECLARATION_HEADER)
+    return Delivery(answers, impression, heard, declaration, own, refused_batch)
+
+
+def _batch_answers(errand: _Errand, reply: Reply) -> list[Answer] | Failed:
+    status, body = reply.status, reply.body
+    if body is None:
+        return Failed(f"answered a batch with {status} and more than {errand.limit} bytes")
+    messages = [(m.operation, m.transaction_id, m.branch_id) for m in errand.messages]
+    return read_batch_answers(status, body, messages)
 
 
 def _answer(message: Message, reply: Reply, limit: int) -> Answer:

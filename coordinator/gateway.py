@@ -12,6 +12,9 @@ Rules
   are sent.
 - For a participant that takes many messages at once, everything that waits in a lane shares one
   request. One such request is under way at a time, and the next gathers meanwhile: no timers.
+- A request of many that is refused as a whole says nothing of its messages: something on the way
+  takes no such requests, or none so large. They wait again and go one by one, as all do for a
+  while; only a plain branch's prepare, which may go once, has failed.
 - A participant that has not answered yet may be one of those: until it has, a call leaves beside
   those under way only after 5 ms, and no more than 16 are under way. Else a burst to one that is
   new to this node would open hundreds of connections.
@@ -29,7 +32,7 @@ import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from urllib.parse import urlsplit
 
@@ -62,6 +65,7 @@ _MOST_BESIDE = 16
 """Requests of either kind under way at one time: what hangs must not use up all connections."""
 
 _SINGLY_S = 60.0
+"""For so long a participant whose batch was refused is sent none."""
 
 _DECLARATIONS = 10_000
 """Participants whose declaration, or that they make none, is remembered. One that is forgotten is a
@@ -74,7 +78,9 @@ class Call:
 
     `participant` is what lanes, limits and failures are counted by. `end_at` is a prepare's
     deadline; a commit or rollback has `Timings.call_timeout_ms` from when it is sent, whatever it
-    says before. `sent_at` is set when the call leaves, before the first byte of it does.
+    says before. `repeatable`: it may be sent again though it may have arrived, as all may but the
+    prepare of a plain branch. `sent_at` is set when the call leaves, before the first byte of it
+    does; `perhaps_arrived` when it is to leave once more.
     """
 
     participant: str
@@ -86,7 +92,9 @@ class Call:
     end_at: float
     done: Callable[[Answer], None]
     traceparent: str | None = None
+    repeatable: bool = True
     sent_at: float | None = None
+    perhaps_arrived: bool = False
 
 
 class Gateway:
@@ -106,8 +114,7 @@ class Gateway:
         self._courier = Courier(answer_bytes=limits.answer_bytes)
         self._doors: dict[tuple[str, bool], _Door] = {}
         self._expiries: dict[Call, asyncio.TimerHandle] = {}
-        self._declared: OrderedDict[str, tuple[str | None, Declaration, str | None]] = OrderedDict()
-        self._singly_until: dict[str, float] = {}
+        self._declared: OrderedDict[str, _Said] = OrderedDict()
         self._open = False
 
     async def start(self) -> None:
@@ -124,7 +131,7 @@ class Gateway:
             door.set_timer(None)
             for call in list(door.lane):
                 if self._take_back(door, call):
-                    call.done(Failed("this node is stopping", arrived=False))
+                    self._tell((call,), (Failed("this node is stopping", arrived=False),), 0.0)
         await self._courier.stop()
         self._doors.clear()
 
@@ -162,7 +169,7 @@ class Gateway:
     def declaration(self, participant: str) -> Declaration:
         """What the participant last said of itself; PLAIN until it has."""
         said = self._declared.get(participant)
-        return PLAIN if said is None else said[1]
+        return PLAIN if said is None else said.declaration
 
     def waiting(self) -> dict[str, int]:
         """How many calls wait, per participant for which any does."""
@@ -235,28 +242,38 @@ class Gateway:
                 call.end_at = now + self._timeout
         door.requests += 1
         door.last_sent = now
+        told = functools.partial(self._answered, door, calls)
         if batch_url is None or len(calls) == 1:
-            told = functools.partial(self._answered, door, calls, False)
             self._courier.carry(calls[0], told)
         else:
-            told = functools.partial(self._answered, door, calls, True)
             self._courier.carry_batch(batch_url, calls, told)
 
-    def _answered(
-        self, door: _Door, calls: list[Call], was_batch: bool, delivery: Delivery
-    ) -> None:
+    def _answered(self, door: _Door, calls: list[Call], delivery: Delivery) -> None:
         participant, now = door.key[0], self._loop.time()
-        if was_batch and not delivery.heard:
-            # Perhaps something between us and it does not let batches through: singly for a while.
-            self._singly_until[participant] = now + _SINGLY_S
         if delivery.heard or (delivery.answered and participant not in self._declared):
             self._remember(participant, delivery.declaration)
-        self._answer(door, calls, delivery, now)
+        if delivery.refused_batch:
+            if (said := self._declared.get(participant)) is not None:
+                said.singly_until = now + _SINGLY_S
+            calls, delivery = self._put_back(door, calls, delivery)
+        if calls:
+            self._answer(door, calls, delivery, now)
         door.requests -= 1
         if self._batch_url(participant) is None:
             self._pump(door)
         else:
             door.pump_soon(self._loop, self._pump)
+
+    def _put_back(
+        self, door: _Door, calls: list[Call], delivery: Delivery
+    ) -> tuple[list[Call], Delivery]:
+        """All that may go again wait again; the others, which have failed."""
+        again = [call for call in calls if call.repeatable]
+        for call in again:
+            call.perhaps_arrived = True
+        door.lane.put_back(again)
+        failed = [call for call in calls if not call.repeatable]
+        return failed, delivery._replace(answers=delivery.answers[: len(failed)])
 
     def _came_too_late(self, door: _Door, calls: list[Call]) -> None:
         self._answer(door, calls, _too_late(len(calls)), self._loop.time())
@@ -265,13 +282,11 @@ class Gateway:
     def _batch_url(self, participant: str) -> str | None:
         """Where the participant takes many messages at once; None if it does not."""
         said = self._declared.get(participant)
-        if said is None or said[2] is None:
+        if said is None or said.batch_url is None:
             return None
-        if self._singly_until and participant in self._singly_until:
-            if self._loop.time() < self._singly_until[participant]:
-                return None
-            del self._singly_until[participant]
-        return said[2]
+        if said.singly_until and self._loop.time() < said.singly_until:
+            return None
+        return said.batch_url
 
     def _answer(self, door: _Door, calls: list[Call], delivery: Delivery, now: float) -> None:
         """Tell what became of each. A callback that raises must not keep the others from theirs."""
@@ -288,7 +303,7 @@ class Gateway:
             _log.exception("answers of %s could not be counted", calls[0].participant)
         for call, answer in zip(calls, answers, strict=True):
             try:
-                call.done(answer)
+                call.done(_of_all_tries(answer) if call.perhaps_arrived else answer)
             except Exception:
                 _log.exception("the answer for %s could not be used", call.transaction_id)
 
@@ -310,13 +325,25 @@ class Gateway:
     def _remember(self, participant: str, header: str | None) -> None:
         """Who says nothing is plain."""
         said = self._declared.get(participant)
-        if said is None or said[0] != header:
-            declaration = read_declaration(header) if header else PLAIN
-            batch_url = _at_path(participant, declaration.batch_path)
-            self._declared[participant] = (header, declaration, batch_url)
+        if said is None:
+            said = self._declared[participant] = _Said()
+        if said.header != header:
+            said.header = header
+            said.declaration = read_declaration(header) if header else PLAIN
+            said.batch_url = _at_path(participant, said.declaration.batch_path)
         self._declared.move_to_end(participant)
         if len(self._declared) > _DECLARATIONS:
             self._declared.popitem(last=False)
+
+
+@dataclass(slots=True, eq=False)
+class _Said:
+    """What a participant says of itself, and until when it is sent no batches all the same."""
+
+    header: str | None = None
+    declaration: Declaration = PLAIN
+    batch_url: str | None = None
+    singly_until: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -366,6 +393,13 @@ def _at_path(url: str, path: str | None) -> str | None:
         return None
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _of_all_tries(answer: Answer) -> Answer:
+    """What a call has become that may have arrived before its last try."""
+    if isinstance(answer, Failed) and not answer.arrived:
+        return replace(answer, arrived=True, broken=True)
+    return answer
 
 
 def _too_late(count: int) -> Delivery:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Generic, TypeVar
@@ -138,6 +138,13 @@ class Lane(Generic[Item]):
         elif self._backoff is not None:
             for _ in range(count):
                 self._not_served(impression, self._backoff, now)
+
+    def put_back(self, items: Sequence[Item]) -> None:
+        """Those were under way, and wait again, before all others: it was not their turn."""
+        self.under_way -= len(items)
+        for item in reversed(items):
+            self._waiting[item] = None
+            self._waiting.move_to_end(item, last=False)
 
     def wake(self, now: float) -> None:
         """Let the next probe go at once."""

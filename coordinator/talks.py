@@ -169,6 +169,7 @@ class Talks:
             conversation.expires_s,
             functools.partial(self._prepare_answered, live, position),
             live.traceparent,
+            branch.repeatable,
         )
         live.prepares[position] = call
         self._gateway.begin(call)
@@ -199,8 +200,9 @@ class Talks:
     def _withdraw_prepare(self, live: Live, position: int) -> None:
         call = live.prepares.get(position)
         if call is not None and self._gateway.withdraw(call):
-            never_sent = Failed("it was decided before its turn came", arrived=False)
-            self._loop.call_soon(self._prepare_answered, live, position, never_sent)
+            what = "it was decided before its turn came"
+            not_sent = Failed(what, arrived=call.perhaps_arrived)
+            self._loop.call_soon(self._prepare_answered, live, position, not_sent)
 
     def _prepare_answered(
         self, live: Live, position: int, answer: PrepareAnswer | EndAnswer

@@ -311,20 +311,19 @@ _OPENINGS = {each: b'{"operation":"%s",' % each.value.encode("ascii") for each i
 
 def read_batch_answers(
     status: int, body: bytes, messages: Sequence[tuple[Operation, str, str]]
-) -> list[PrepareAnswer | EndAnswer]:
+) -> list[PrepareAnswer | EndAnswer] | Failed:
     """What the answer to a batch call means to each message (operation, transaction id, branch id).
 
     Each message has its answer in `{"answers": [...]}`, in the order of the messages. It is an
     object `{"status", "body"}`, as if the message had come alone; or, for what is usual, a text:
     `yes`, `read_only`, `committed` or `rolled_back`, a space, and `TRANSACTION_ID/BRANCH_ID`, so
-    that an answer meant for another message is known. An answer to the whole that is none, or has
-    not as many answers as there were messages, is a failure of each.
+    that an answer meant for another message is known. Failed: the whole was refused, or answered
+    with something else than an answer for each.
     """
     decoded = _decoded(body) if status == 200 else None
     answers = decoded.get("answers") if isinstance(decoded, dict) else None
     if not isinstance(answers, list) or len(answers) != len(messages):
-        failed = Failed(f"answered a batch with {status}: {_excerpt(body)}")
-        return [failed] * len(messages)
+        return Failed(f"answered a batch with {status}: {_excerpt(body)}")
     return [
         _batch_answer(answer, *message) for answer, message in zip(answers, messages, strict=True)
     ]

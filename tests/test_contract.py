@@ -292,7 +292,9 @@ def test_each_answer_of_a_batch_is_its_messages_own() -> None:
             {"status": 503, "body": {"transaction_id": "t2", "branch_id": "1"}},
         ]
     }
-    first, second = contract.read_batch_answers(200, json.dumps(body).encode(), ASKED)
+    answers = contract.read_batch_answers(200, json.dumps(body).encode(), ASKED)
+    assert isinstance(answers, list)
+    first, second = answers
     assert first == Voted(Vote.YES)
     assert isinstance(second, Failed)
 
@@ -315,8 +317,9 @@ def test_a_word_means_something_only_in_answer_to_its_own_message(
 ) -> None:
     def read(text: str) -> PrepareAnswer | EndAnswer:
         body = json.dumps({"answers": [text]}).encode()
-        (answer,) = contract.read_batch_answers(200, body, [(operation, "t1", "1")])
-        return answer
+        answers = contract.read_batch_answers(200, body, [(operation, "t1", "1")])
+        assert isinstance(answers, list)
+        return answers[0]
 
     meant = MEANT.get((operation, word))
     if meant is None:
@@ -349,13 +352,14 @@ def test_a_word_means_something_only_in_answer_to_its_own_message(
 def test_answers_of_a_batch_that_are_failures_of_all(answers: Any) -> None:
     body = json.dumps({"answers": answers}).encode()
     read = contract.read_batch_answers(200, body, ASKED)
-    assert [type(answer) for answer in read] == [Failed, Failed]
+    each = [read] if isinstance(read, Failed) else read
+    assert {type(answer) for answer in each} == {Failed}
 
 
 @pytest.mark.parametrize("status", [207, 404, 500])
 def test_a_batch_call_that_fails_is_a_failure_of_each(status: int) -> None:
     body = json.dumps({"answers": [{"status": 200, "body": {"vote": "yes"}}] * 2}).encode()
-    assert all(isinstance(a, Failed) for a in contract.read_batch_answers(status, body, ASKED))
+    assert isinstance(contract.read_batch_answers(status, body, ASKED), Failed)
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,7 @@ def test_a_batch_answers_each_message_in_its_order(tmp_path: Path) -> None:
         answered = await r.call.post("batch", in_batch(*messages))
         asked = [(op, message["transaction_id"], message["branch_id"]) for op, message in messages]
         answers = read_batch_answers(answered.status, answered.text, asked)
+        assert isinstance(answers, list)
         assert answers[:3] == [Voted(Vote.YES), Acknowledged(), Voted(Vote.NO, "sold out")]
         assert isinstance(answers[3], Failed)
         assert isinstance(answers[4], Failed)

@@ -12,18 +12,21 @@ from coordinator.courier import Answer
 from coordinator.gateway import Call, Gateway
 from participants.contract import DECLARATION_HEADER, Acknowledged, Failed, Operation, Vote, Voted
 from tests.calling import call_for, count_pumps, failed, run
+from tests.stubs import bound_socket, url_of
 
 BATCHES = {DECLARATION_HEADER: "1; repeatable-prepare; inquiry; batch=/seats/batch"}
 
 
 class Batching:
-    """Takes batches; `hold` keeps one until it is set, `status` refuses them."""
+    """Takes batches; `hold` keeps one until it is set, `refuses_with` a status refuses them."""
 
     def __init__(self) -> None:
         self.requests: list[list[tuple[str, str]]] = []
         self.hold: asyncio.Event | None = None
         self.arrived = asyncio.Condition()
-        self.status = 200
+        self.refuses_with: int | None = None
+        self.refused = 0
+        self._port = 0
 
     async def __aenter__(self) -> Batching:
         application = web.Application()
@@ -31,8 +34,9 @@ class Batching:
         application.router.add_post("/seats/{operation}", self._one)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/seats"
+        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+        self._port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self._port}/seats"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -57,8 +61,9 @@ class Batching:
         return web.json_response({"vote": "yes"}, headers=BATCHES)
 
     async def _batch(self, request: web.Request) -> web.Response:
-        if self.status != 200:
-            return web.Response(status=self.status)
+        if self.refuses_with is not None:
+            self.refused += 1
+            return web.Response(status=self.refuses_with)
         messages = (await request.json())["messages"]
         hold = self.hold
         await self._note([(m["operation"], m["transaction_id"]) for m in messages])
@@ -173,21 +178,77 @@ def test_a_batch_that_hangs_does_not_hold_up_the_others() -> None:
     run(scenario)
 
 
-def test_where_batches_do_not_get_through_calls_go_singly() -> None:
+@pytest.mark.parametrize("status", [200, 400, 404, 413, 500])
+@pytest.mark.parametrize("operation", [Operation.PREPARE, Operation.COMMIT])
+def test_what_was_refused_as_a_batch_goes_singly_and_so_does_what_comes_after_it(
+    operation: Operation, status: int
+) -> None:
+    """200 is that of a page which somebody else shows in the batch call's place."""
+
     async def scenario(gateway: Gateway) -> None:
         async with Batching() as participant:
             await learn(gateway, participant)
-            participant.status = 404
-            refused = await asyncio.gather(
-                *begin(gateway, participant.url, Operation.COMMIT, "a", "b")
-            )
-            assert all("404" in failed(answer).what for answer in refused)
-            gateway.wake(participant.url)
-            again = await asyncio.gather(
-                *begin(gateway, participant.url, Operation.COMMIT, "a", "b")
-            )
-            assert again == [Acknowledged()] * 2
-            assert sorted(participant.requests) == [[("commit", "a")], [("commit", "b")]]
+            participant.refuses_with = status
+            served: Answer = Acknowledged()
+            if operation is Operation.PREPARE:
+                served = Voted(Vote.YES)
+            for ids in ("abc", "de"):
+                answers = begin(gateway, participant.url, operation, *ids)
+                assert await asyncio.gather(*answers) == [served] * len(ids)
+            assert sorted(participant.requests) == [[(operation.value, i)] for i in "abcde"]
+            assert participant.refused == 1
+
+    run(scenario)
+
+
+def test_the_prepare_of_a_plain_branch_does_not_go_again_when_its_batch_was_refused() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            participant.refuses_with = 404
+            calls = [call_for(participant.url, transaction_id=each) for each in "abc"]
+            calls[1][0].repeatable = False
+            for call, _ in calls:
+                gateway.begin(call)
+            answers = await asyncio.gather(*[answered for _, answered in calls])
+            assert "404" in failed(answers[1]).what
+            assert failed(answers[1]).arrived
+            assert answers[::2] == [Voted(Vote.YES)] * 2
+            assert sorted(participant.requests) == [[("prepare", "a")], [("prepare", "c")]]
+
+    run(scenario)
+
+
+def test_what_may_have_arrived_in_a_refused_batch_is_not_said_never_to_have() -> None:
+    """Else its branch would count as never asked, and need no rollback."""
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            participant.refuses_with = 500
+            with bound_socket() as nobody:
+                calls = [call_for(participant.url, transaction_id=each) for each in "ab"]
+                for call, _ in calls:
+                    call.url = url_of(nobody)
+                    gateway.begin(call)
+                answers = await asyncio.gather(*[answered for _, answered in calls])
+            assert participant.refused == 1
+            assert [(failed(a).arrived, failed(a).broken) for a in answers] == [(True, True)] * 2
+
+    run(scenario)
+
+
+def test_a_participant_that_starts_again_is_sent_batches_at_once() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        participant = Batching()
+        async with participant:
+            await learn(gateway, participant)
+        answers = begin(gateway, participant.url, Operation.PREPARE, "a", "b")
+        assert not any(failed(answer).arrived for answer in await asyncio.gather(*answers))
+        async with participant:
+            answers = begin(gateway, participant.url, Operation.PREPARE, "c", "d")
+            assert await asyncio.gather(*answers) == [Voted(Vote.YES)] * 2
+            assert participant.requests == [[("prepare", "c"), ("prepare", "d")]]
 
     run(scenario)
 
@@ -253,10 +314,9 @@ def test_a_closed_lane_whose_probe_is_under_way_is_not_looked_at_in_vain(
     async def scenario(gateway: Gateway) -> None:
         async with Batching() as participant:
             await learn(gateway, participant)
-            participant.status = 503
+            participant.refuses_with = 503
             await asyncio.gather(*begin(gateway, participant.url, Operation.COMMIT, "a", "b"))
             participant.hold = asyncio.Event()
-            gateway._singly_until.clear()
             probing = begin(gateway, participant.url, Operation.COMMIT, "a", "b", "c")
             gateway.wake(participant.url)
             await participant.until(1)
@@ -265,7 +325,7 @@ def test_a_closed_lane_whose_probe_is_under_way_is_not_looked_at_in_vain(
             await asyncio.sleep(0.04)
             assert pumps() - before < 20
             participant.hold.set()
-            participant.status, participant.hold = 200, None
+            participant.refuses_with = participant.hold = None
             assert await asyncio.gather(*probing) == [Acknowledged()] * 3
 
     run(scenario)

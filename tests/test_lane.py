@@ -53,6 +53,15 @@ def test_who_is_withdrawn_is_never_taken() -> None:
     assert taken(queue) == [2]
 
 
+def test_who_is_put_back_waits_before_those_who_came_later() -> None:
+    queue = filled(4)
+    first = queue.take_all(0.0, 2)
+    queue.put_back(first)
+    assert (queue.under_way, list(queue)) == (0, [0, 1, 2, 3])
+    assert queue.withdraw(1)
+    assert taken(queue) == [0, 2, 3]
+
+
 def test_a_participant_that_cannot_be_reached_closes_the_lane_at_once() -> None:
     queue = filled(10)
     taken(queue)
