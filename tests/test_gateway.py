@@ -352,6 +352,27 @@ def test_stop_answers_everything_promptly() -> None:
     run(scenario, limits=Limits(calls_per_participant=2))
 
 
+def test_one_that_cannot_be_told_at_the_stop_keeps_no_other_from_being_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(_: Answer) -> None:
+        raise RuntimeError("nobody listens")
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(hang) as stub:
+            calls = [call_for(stub.url, transaction_id=each) for each in "abc"]
+            for call, _ in calls:
+                gateway.begin(call)
+            calls[1][0].done = broken
+            await stub.until_received(1)
+            await gateway.stop()
+            assert failed(calls[0][1].result()).arrived
+            assert not failed(calls[2][1].result()).arrived
+
+    run(scenario, limits=Limits(calls_per_participant=1))
+    assert "nobody listens" in caplog.text
+
+
 def test_stop_answers_what_was_begun_in_the_same_instant() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Stub(hang) as stub:

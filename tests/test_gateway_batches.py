@@ -201,6 +201,29 @@ def test_what_was_refused_as_a_batch_goes_singly_and_so_does_what_comes_after_it
     run(scenario)
 
 
+def test_a_batch_is_no_larger_than_proxies_take_and_what_is_larger_goes_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("coordinator.gateway._BATCH_BYTES", 1_000)
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            sizes = {"a": 400, "b": 600, "c": 1, "d": 1_500, "e": 1_500, "f": 500, "g": 500}
+            answers = []
+            for each, size in sizes.items():
+                body = b'{"transaction_id":"%s","fill":"%s"}' % (each.encode(), b"x" * size)
+                body = body[: size - 2] + b'"}' if size > 40 else body
+                call, answered = call_for(participant.url, transaction_id=each, body=body)
+                gateway.begin(call)
+                answers.append(answered)
+            assert await asyncio.gather(*answers) == [Voted(Vote.YES)] * len(sizes)
+            ids = ["".join(i for _, i in request) for request in participant.requests]
+            assert ids == ["ab", "c", "d", "e", "fg"]
+
+    run(scenario)
+
+
 def test_the_prepare_of_a_plain_branch_does_not_go_again_when_its_batch_was_refused() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Batching() as participant:
