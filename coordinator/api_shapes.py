@@ -55,6 +55,10 @@ MAX_ACTOR_CHARS = 200
 MAX_METADATA_DEPTH = 32
 """Every answer decodes and encodes it again; what only just could be read could not be shown."""
 
+MAX_PAYLOAD_DEPTH = 100
+"""Decoded again by participants, together with the messages of others: one that their decoder only
+just refuses would refuse them all (at some 950 levels with Python's)."""
+
 MAX_RESOLVE_REASON_CHARS = 1_000
 
 _SUBMISSION_FIELDS: Known = dict.fromkeys(
@@ -207,10 +211,17 @@ def _read_participants(
 
 
 def _read_payload(value: Mapping[str, Any], position: int) -> bytes:
+    payload = value.get("payload")
     try:
-        return encode_json(value.get("payload"))
+        encoded = encode_json(payload)
     except BadMessage as error:
         raise bad_field(f"participants[{position}].payload", str(error)) from None
+    # As deep as it has brackets at most: of most payloads no more need be looked at.
+    opened = encoded.count(b"[") + encoded.count(b"{")
+    if opened > MAX_PAYLOAD_DEPTH and is_deeper(payload, MAX_PAYLOAD_DEPTH):
+        what = f"is nested more than {MAX_PAYLOAD_DEPTH} deep"
+        raise bad_field(f"participants[{position}].payload", what)
+    return encoded
 
 
 def _read_place(value: Any, position: int) -> Planned:

@@ -204,7 +204,7 @@ def _participant() -> Schema:
             "prepare": _text("With commit and rollback, in the place of url.", 2000),
             "commit": _text("See prepare.", 2000),
             "rollback": _text("See prepare.", 2000),
-            "payload": {"description": "Any JSON; sent with prepare."},
+            "payload": {"description": "Any JSON, nested at most 100 deep; sent with prepare."},
         },
         optional=("name", "url", "prepare", "commit", "rollback", "payload"),
         example=SUBMISSION_EXAMPLE["participants"][0],  # type: ignore[index]

@@ -262,6 +262,19 @@ def test_urls_that_can_be_called_can_be_by_the_client_library_too(url: str) -> N
     assert URL(plan.branches[0].prepare_url).host
 
 
+def test_a_payload_is_nested_no_deeper_than_every_participant_can_read() -> None:
+    def nested(depth: int) -> Any:
+        value: Any = 1
+        for level in range(depth):
+            value = [value] if level % 2 else {"a": value}
+        return value
+
+    read(one(url="http://h", payload=nested(100)))
+    body = {"participants": [{"url": "http://h"}, {"url": "http://i", "payload": nested(101)}]}
+    assert "100 deep" in refused(body, "participants[1].payload")
+    read(one(url="http://h", payload=[[[], "[{" * 200] for _ in range(200)]))
+
+
 def test_depth_is_counted_in_containers() -> None:
     assert not api_fields.is_deeper(1, 0)
     assert api_fields.is_deeper([], 0)
