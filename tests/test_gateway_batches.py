@@ -10,6 +10,7 @@ from aiohttp import web
 
 from coordinator.courier import Answer
 from coordinator.gateway import Call, Gateway
+from coordinator.settings import Limits
 from participants.contract import DECLARATION_HEADER, Acknowledged, Failed, Operation, Vote, Voted
 from tests.calling import call_for, count_pumps, failed, run
 from tests.stubs import bound_socket, url_of
@@ -222,6 +223,27 @@ def test_a_batch_is_no_larger_than_proxies_take_and_what_is_larger_goes_alone(
             assert ids == ["ab", "c", "d", "e", "fg"]
 
     run(scenario)
+
+
+def test_an_answer_to_a_batch_that_is_far_too_long_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("coordinator.courier._BATCH_ANSWER_BYTES", 1_000)
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            for filled, requests in ((900, ["ab"]), (1_200, ["ab", "a", "b"])):
+                participant.requests.clear()
+                participant.answer = (  # type: ignore[method-assign]
+                    lambda _message, size=filled: {"vote": "yes", "fill": "x" * size}
+                )
+                answers = begin(gateway, participant.url, Operation.PREPARE, "a", "b")
+                assert await asyncio.gather(*answers) == [Voted(Vote.YES)] * 2
+                ids = ["".join(i for _, i in request) for request in participant.requests]
+                assert sorted(ids, reverse=True) == sorted(requests, reverse=True)
+
+    run(scenario, limits=Limits(answer_bytes=200))
 
 
 def test_the_prepare_of_a_plain_branch_does_not_go_again_when_its_batch_was_refused() -> None:
