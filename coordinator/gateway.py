@@ -11,7 +11,8 @@ Rules
   probes (coordinator/lane.py). The probe's failure is its answer; the others have none until they
   are sent.
 - For a participant that takes many messages at once, everything that waits in a lane shares one
-  request. One such request is under way at a time, and the next gathers meanwhile: no timers.
+  request, save what has URLs of its own: their hosts and queries would be lost. One such request is
+  under way at a time, and the next gathers meanwhile: no timers.
 - A request of many that is refused as a whole says nothing of its messages: something on the way
   takes no such requests, or none so large. They wait again and go one by one, as all do for a
   while; only a plain branch's prepare, which may go once, has failed.
@@ -36,6 +37,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from coordinator.courier import Answer, Courier, Delivery
@@ -85,8 +87,9 @@ class Call:
     `participant` is what lanes, limits and failures are counted by. `end_at` is a prepare's
     deadline; a commit or rollback has `Timings.call_timeout_ms` from when it is sent, whatever it
     says before. `repeatable`: it may be sent again though it may have arrived, as all may but the
-    prepare of a plain branch. `sent_at` is set when the call leaves, before the first byte of it
-    does; `perhaps_arrived` when it is to leave once more.
+    prepare of a plain branch. `shares`: it may go to the participant's batch call instead of `url`,
+    for that is no more than its place with the operation's name. `sent_at` is set when the call
+    leaves, before the first byte of it does; `perhaps_arrived` when it is to leave once more.
     """
 
     participant: str
@@ -99,6 +102,7 @@ class Call:
     done: Callable[[Answer], None]
     traceparent: str | None = None
     repeatable: bool = True
+    shares: bool = True
     sent_at: float | None = None
     perhaps_arrived: bool = False
 
@@ -118,7 +122,7 @@ class Gateway:
         self._backoff = Backoff(timings.retry_initial_ms / 1000, timings.retry_max_ms / 1000)
         self._random = random or Random()
         self._courier = Courier(answer_bytes=limits.answer_bytes)
-        self._doors: dict[tuple[str, bool], _Door] = {}
+        self._doors: dict[_Key, _Door] = {}
         self._expiries: dict[Call, asyncio.TimerHandle] = {}
         self._declared: OrderedDict[str, _Said] = OrderedDict()
         self._open = False
@@ -147,10 +151,10 @@ class Gateway:
             stopped = Failed("this node is stopping", arrived=False)
             asyncio.get_running_loop().call_soon(call.done, stopped)
             return
-        key = call.participant, call.operation is _PREPARE
+        key = call.participant, call.operation is _PREPARE, call.shares
         door = self._doors.get(key) or self._new_door(key)
         door.lane.put(call)
-        if self._batch_url(call.participant) is not None:
+        if self._batch_url(door) is not None:
             door.gather(self._loop, self._pump)  # who decides at the deadline withdraws it, too
             return
         self._pump(door)
@@ -159,7 +163,7 @@ class Gateway:
 
     def withdraw(self, call: Call) -> bool:
         """Whether the call was still waiting: then it will never be sent, and never be answered."""
-        door = self._doors.get((call.participant, call.operation is _PREPARE))
+        door = self._doors.get((call.participant, call.operation is _PREPARE, call.shares))
         if door is None or not self._take_back(door, call):
             return False
         self._pump(door)
@@ -167,10 +171,11 @@ class Gateway:
 
     def wake(self, participant: str) -> None:
         """Probe at once, if the participant's commits and rollbacks wait for it to come back."""
-        door = self._doors.get((participant, False))
-        if door is not None:
-            door.lane.wake(self._loop.time())
-            self._pump(door)
+        for shares in (True, False):
+            door = self._doors.get((participant, False, shares))
+            if door is not None:
+                door.lane.wake(self._loop.time())
+                self._pump(door)
 
     def declaration(self, participant: str) -> Declaration:
         """What the participant last said of itself; PLAIN until it has."""
@@ -180,12 +185,12 @@ class Gateway:
     def waiting(self) -> dict[str, int]:
         """How many calls wait, per participant for which any does."""
         counts: dict[str, int] = {}
-        for (participant, _), door in self._doors.items():
+        for (participant, _, _), door in self._doors.items():
             if door.lane:
                 counts[participant] = counts.get(participant, 0) + len(door.lane)
         return counts
 
-    def _new_door(self, key: tuple[str, bool]) -> _Door:
+    def _new_door(self, key: _Key) -> _Door:
         is_prepare = key[1]
         backoff = None if is_prepare else self._backoff
         lane: Lane[Call] = Lane(room=self._room, backoff=backoff, random=self._random)
@@ -198,14 +203,13 @@ class Gateway:
         if not self._open:
             return
         now = self._loop.time()
-        participant = door.key[0]
-        batch_url = self._batch_url(participant)
+        batch_url = self._batch_url(door)
         patience_s: float | None = None  # None: all go that there is room for
         if batch_url is not None:
             patience_s = _BATCH_PATIENCE_S
             if door.may_send(now, patience_s) and (calls := _take_batch(door.lane, now)):
                 self._go(door, calls, batch_url, now)
-        elif participant not in self._declared:
+        elif door.key[0] not in self._declared:
             patience_s = _STRANGER_PATIENCE_S
             if door.may_send(now, patience_s) and (call := door.lane.take(now)) is not None:
                 self._go(door, [call], None, now)
@@ -265,7 +269,7 @@ class Gateway:
         if calls:
             self._answer(door, calls, delivery, now)
         door.requests -= 1
-        if self._batch_url(participant) is None:
+        if self._batch_url(door) is None:
             self._pump(door)
         else:
             door.pump_soon(self._loop, self._pump)
@@ -285,10 +289,11 @@ class Gateway:
         self._answer(door, calls, _too_late(len(calls)), self._loop.time())
         self._pump(door)
 
-    def _batch_url(self, participant: str) -> str | None:
-        """Where the participant takes many messages at once; None if it does not."""
+    def _batch_url(self, door: _Door) -> str | None:
+        """Where the participant takes many messages at once; None if it does not, or not these."""
+        participant, _, shares = door.key
         said = self._declared.get(participant)
-        if said is None or said.batch_url is None:
+        if said is None or said.batch_url is None or not shares:
             return None
         if said.singly_until and self._loop.time() < said.singly_until:
             return None
@@ -352,11 +357,15 @@ class _Said:
     singly_until: float = 0.0
 
 
+_Key: TypeAlias = tuple[str, bool, bool]
+"""Of a lane: the participant, whether it is for prepares, and whether its calls may share."""
+
+
 @dataclass(slots=True, eq=False)
 class _Door:
     """A lane with its place among the others, and the timer that will look at it again."""
 
-    key: tuple[str, bool]
+    key: _Key
     lane: Lane[Call]
     timer: asyncio.TimerHandle | None = field(default=None)
     requests: int = 0  # under way

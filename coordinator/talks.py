@@ -170,6 +170,7 @@ class Talks:
             functools.partial(self._prepare_answered, live, position),
             live.traceparent,
             branch.repeatable,
+            branch.url is not None,
         )
         live.prepares[position] = call
         self._gateway.begin(call)
@@ -192,6 +193,7 @@ class Talks:
             NEVER_S,
             functools.partial(self._end_answered, live, position),
             live.traceparent,
+            shares=branch.url is not None,
         )
         live.ends[position] = call
         self._gateway.begin(call)

@@ -93,6 +93,27 @@ def test_with_a_plain_participant_no_prepare_leaves_before_begin_is_applied() ->
     play(scene)
 
 
+def test_a_call_says_whether_it_may_go_twice_and_whether_it_may_share_a_request() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.declared = {"http://participant-2": PLAIN}
+        asked = plan(of=3)
+        own_urls = asked.branches[2]._replace(url=None)
+        rig.gateway.declared[own_urls.participant] = SDK
+        asked = asked._replace(branches=(*asked.branches[:2], own_urls))
+        await rig.driver.submit(asked, Wait.COMPLETION)
+        said = {(c.operation, c.branch_id): (c.repeatable, c.shares) for c in rig.gateway.calls}
+        assert said == {
+            (PREPARE, "1"): (True, True),
+            (PREPARE, "2"): (False, True),
+            (PREPARE, "3"): (True, False),
+            (COMMIT, "1"): (True, True),
+            (COMMIT, "2"): (True, True),
+            (COMMIT, "3"): (True, False),
+        }
+
+    play(scene)
+
+
 def test_votes_that_come_before_begin_is_applied_decide_after_it() -> None:
     async def scene(rig: Rig) -> None:
         rig.log.held = True

@@ -283,7 +283,7 @@ def test_one_call_that_does_not_reach_the_participant_closes_its_lane(
     async def scenario(gateway: Gateway) -> None:
         async with Stub(behaviour) as stub:
             await ask(gateway, stub.url, COMMIT)
-            door = gateway._doors.get((stub.url, False))
+            door = gateway._doors.get((stub.url, False, True))
             assert (door is not None and door.lane.closed) == closes
 
     run(scenario)

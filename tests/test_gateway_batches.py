@@ -27,6 +27,7 @@ class Batching:
         self.arrived = asyncio.Condition()
         self.refuses_with: int | None = None
         self.refused = 0
+        self.fill = ""
         self._port = 0
 
     async def __aenter__(self) -> Batching:
@@ -75,7 +76,8 @@ class Batching:
 
     def answer(self, message: dict[str, str]) -> dict[str, str]:
         vote = "no" if message["transaction_id"].endswith("no") else "yes"
-        return {"vote": vote, "transaction_id": message["transaction_id"], "branch_id": "1"}
+        answer = {"vote": vote, "transaction_id": message["transaction_id"], "branch_id": "1"}
+        return {**answer, "fill": self.fill}
 
 
 def begin(
@@ -225,6 +227,29 @@ def test_a_batch_is_no_larger_than_proxies_take_and_what_is_larger_goes_alone(
     run(scenario)
 
 
+def test_a_branch_with_urls_of_its_own_is_called_at_these() -> None:
+    """The batch call's path is declared for the participant's place, and knows no queries."""
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            calls = [call_for(participant.url, Operation.COMMIT, transaction_id=i) for i in "abcd"]
+            for call, _ in calls[2:]:
+                call.url = f"{participant.url}/finish?now=1"
+                call.shares = False
+            for call, _ in calls:
+                gateway.begin(call)
+            answers = await asyncio.gather(*[answered for _, answered in calls])
+            assert answers == [Acknowledged()] * 4
+            assert sorted(participant.requests) == [
+                [("commit", "a"), ("commit", "b")],
+                [("finish", "c")],
+                [("finish", "d")],
+            ]
+
+    run(scenario)
+
+
 def test_an_answer_to_a_batch_that_is_far_too_long_is_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -235,9 +260,7 @@ def test_an_answer_to_a_batch_that_is_far_too_long_is_not_read(
             await learn(gateway, participant)
             for filled, requests in ((900, ["ab"]), (1_200, ["ab", "a", "b"])):
                 participant.requests.clear()
-                participant.answer = (  # type: ignore[method-assign]
-                    lambda _message, size=filled: {"vote": "yes", "fill": "x" * size}
-                )
+                participant.fill = "x" * filled
                 answers = begin(gateway, participant.url, Operation.PREPARE, "a", "b")
                 assert await asyncio.gather(*answers) == [Voted(Vote.YES)] * 2
                 ids = ["".join(i for _, i in request) for request in participant.requests]
