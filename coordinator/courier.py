@@ -6,7 +6,7 @@ Rules
   have arrived.
 - A message that may have arrived is never sent again by this file, unless it is a commit or a
   rollback, which may be repeated. What surely never left may go again, over a new connection.
-- Time is bounded: everything ends at `end_at`, and the connection with it.
+- Time is bounded: a request ends when whoever sends it says, and the connection with it.
 - Redirects are answers. No cookies, no proxies out of the environment.
 - Whoever sends is told once, on the event loop, and never from within `carry`.
 
@@ -59,14 +59,13 @@ _SERVED = (Acknowledged, Voted)
 
 
 class Message(Protocol):
-    """What is to be carried. `body` is JSON; `end_at` is a time of the event loop's clock."""
+    """What is to be carried; `body` is JSON."""
 
     operation: Operation
     url: str
     transaction_id: str
     branch_id: str
     body: bytes
-    end_at: float
     traceparent: str | None
 
 
@@ -77,7 +76,7 @@ class Delivery(NamedTuple):
     `impression` is that of the answers that did not serve (`impressions`). `answered` is whether
     the participant itself did, `heard` whether in a way that would have carried its declaration;
     `declaration` is that header's value. `refused_batch`: it was not the participant's batch call
-    that answered, or it took none of the messages.
+    that answered, or it took none of the messages. `gave_up`: nothing came in the time allowed.
     """
 
     answers: Sequence[Answer]
@@ -86,6 +85,7 @@ class Delivery(NamedTuple):
     declaration: str | None = None
     answered: bool = False
     refused_batch: bool = False
+    gave_up: bool = False
 
     def impressions(self) -> list[tuple[Impression, int]]:
         """What the answers say of the participant, in their order; how many in a row say it."""
@@ -118,13 +118,17 @@ class Courier:
         self._bell.silence()
         await self._connections.close()
 
-    def carry(self, message: Message, told: Callable[[Delivery], None]) -> None:
-        """Send it; `told` gets what became of it."""
+    def carry(self, message: Message, until: float, told: Callable[[Delivery], None]) -> None:
+        """Send it, and wait until then; `told` gets what became of it."""
         errand = _Errand(self, (message,), message.body, self._answer_bytes, told)
-        self._set_out(errand, message.url, message.traceparent, message.end_at)
+        self._set_out(errand, message.url, message.traceparent, until)
 
     def carry_batch(
-        self, url: str, messages: Sequence[Message], told: Callable[[Delivery], None]
+        self,
+        url: str,
+        messages: Sequence[Message],
+        until: float,
+        told: Callable[[Delivery], None],
     ) -> None:
         """Send all in one request to `url`; all are prepares, or none is. `told` gets what became
         of each.
@@ -133,11 +137,11 @@ class Courier:
         limit = self._answer_bytes + _BATCH_ANSWER_BYTES * len(messages)
         errand = _Errand(self, messages, body, limit, told)
         errand.is_batch = True
-        self._set_out(errand, url, None, max([message.end_at for message in messages]))
+        self._set_out(errand, url, None, until)
 
     # --- an errand from its beginning to its end ---
 
-    def _set_out(self, errand: _Errand, url: str, traceparent: str | None, end_at: float) -> None:
+    def _set_out(self, errand: _Errand, url: str, traceparent: str | None, until: float) -> None:
         self._errands[errand] = None
         try:
             errand.target = target_of(url)
@@ -146,7 +150,7 @@ class Courier:
             self._loop.call_soon(self._end, errand, unusable)
             return
         errand.traceparent = traceparent
-        self._alarms.set(errand, end_at)
+        self._alarms.set(errand, until)
         self._bell.arm()
         connection = self._connections.kept(errand.target.origin)
         if connection is None:
@@ -200,14 +204,16 @@ class Courier:
         self._end(errand, delivery)
 
     def _too_late(self, errand: _Errand) -> None:
-        self._give_up(errand, "no answer in time" if errand.left else "no connection in time")
+        what = "no answer in time" if errand.left else "no connection in time"
+        self._give_up(errand, what, in_time=False)
 
-    def _give_up(self, errand: _Errand, what: str) -> None:
+    def _give_up(self, errand: _Errand, what: str, *, in_time: bool = True) -> None:
         if errand.connection is not None:
             errand.connection.abort()
         if errand.dialing is not None:
             errand.dialing.cancel()
-        self._end(errand, _lost(errand, what, Impression.UNREACHED))
+        lost = _lost(errand, what, Impression.UNREACHED)
+        self._end(errand, lost if in_time else lost._replace(gave_up=True))
 
     def _end(self, errand: _Errand, delivery: Delivery) -> None:
         if errand not in self._errands:

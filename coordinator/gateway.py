@@ -13,6 +13,8 @@ Rules
 - For a participant that takes many messages at once, everything that waits in a lane shares one
   request, save what has URLs of its own: their hosts and queries would be lost. One such request is
   under way at a time, and the next gathers meanwhile: no timers.
+- A prepare that may go twice is given up after a while and sent again: one that hangs must not
+  hold up the others for as long as its transaction may last.
 - A request of many that is refused as a whole says nothing of its messages: something on the way
   takes no such requests, or none so large. They wait again and go one by one, as all do for a
   while; only a plain branch's prepare, which may go once, has failed.
@@ -33,22 +35,19 @@ import bisect
 import functools
 import itertools
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeAlias
-from urllib.parse import urlsplit
 
 from coordinator.courier import Answer, Courier, Delivery
+from coordinator.declarations import Declarations
 from coordinator.lane import Backoff, Impression, Lane
 from coordinator.settings import Limits, Timings
 from participants.contract import (
-    PLAIN,
     Declaration,
     Failed,
     Operation,
-    read_declaration,
 )
 
 _log = logging.getLogger(__name__)
@@ -72,12 +71,11 @@ _STRANGER_PATIENCE_S = 0.005
 _MOST_BESIDE = 16
 """Requests of either kind under way at one time: what hangs must not use up all connections."""
 
-_SINGLY_S = 60.0
-"""For so long a participant whose batch was refused is sent none."""
-
-_DECLARATIONS = 10_000
-"""Participants whose declaration, or that they make none, is remembered. One that is forgotten is a
-plain one until it answers again."""
+_TRY_S = 10.0
+"""After so long without an answer a prepare that may go twice is sent again. Transactions may last
+an hour: what hung on a participant that was stopped, or lost its machine, would hold up all that
+come after. A usual transaction's own time is over by then; a participant that is still working
+answers the second as it would have the first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +122,7 @@ class Gateway:
         self._courier = Courier(answer_bytes=limits.answer_bytes)
         self._doors: dict[_Key, _Door] = {}
         self._expiries: dict[Call, asyncio.TimerHandle] = {}
-        self._declared: OrderedDict[str, _Said] = OrderedDict()
+        self._declarations = Declarations()
         self._open = False
 
     async def start(self) -> None:
@@ -179,8 +177,7 @@ class Gateway:
 
     def declaration(self, participant: str) -> Declaration:
         """What the participant last said of itself; PLAIN until it has."""
-        said = self._declared.get(participant)
-        return PLAIN if said is None else said.declaration
+        return self._declarations.of(participant)
 
     def waiting(self) -> dict[str, int]:
         """How many calls wait, per participant for which any does."""
@@ -209,7 +206,7 @@ class Gateway:
             patience_s = _BATCH_PATIENCE_S
             if door.may_send(now, patience_s) and (calls := _take_batch(door.lane, now)):
                 self._go(door, calls, batch_url, now)
-        elif door.key[0] not in self._declared:
+        elif door.key[0] not in self._declarations:
             patience_s = _STRANGER_PATIENCE_S
             if door.may_send(now, patience_s) and (call := door.lane.take(now)) is not None:
                 self._go(door, [call], None, now)
@@ -252,20 +249,24 @@ class Gateway:
                 call.end_at = now + self._timeout
         door.requests += 1
         door.last_sent = now
+        until = max([call.end_at for call in calls])
+        if until > now + _TRY_S and is_prepare and all(call.repeatable for call in calls):
+            until = now + _TRY_S
         told = functools.partial(self._answered, door, calls)
         if batch_url is None or len(calls) == 1:
-            self._courier.carry(calls[0], told)
+            self._courier.carry(calls[0], until, told)
         else:
-            self._courier.carry_batch(batch_url, calls, told)
+            self._courier.carry_batch(batch_url, calls, until, told)
 
     def _answered(self, door: _Door, calls: list[Call], delivery: Delivery) -> None:
         participant, now = door.key[0], self._loop.time()
-        if delivery.heard or (delivery.answered and participant not in self._declared):
-            self._remember(participant, delivery.declaration)
+        if delivery.heard or (delivery.answered and participant not in self._declarations):
+            self._declarations.heard(participant, delivery.declaration)
         if delivery.refused_batch:
-            if (said := self._declared.get(participant)) is not None:
-                said.singly_until = now + _SINGLY_S
-            calls, delivery = self._put_back(door, calls, delivery)
+            self._declarations.refused_batch(participant, now)
+            calls, delivery = self._put_back(door, calls, delivery, now)
+        elif delivery.gave_up and door.key[1]:
+            calls, delivery = self._put_back(door, calls, delivery, now)
         if calls:
             self._answer(door, calls, delivery, now)
         door.requests -= 1
@@ -275,15 +276,20 @@ class Gateway:
             door.pump_soon(self._loop, self._pump)
 
     def _put_back(
-        self, door: _Door, calls: list[Call], delivery: Delivery
+        self, door: _Door, calls: list[Call], delivery: Delivery, now: float
     ) -> tuple[list[Call], Delivery]:
-        """All that may go again wait again; the others, which have failed."""
-        again = [call for call in calls if call.repeatable]
-        for call in again:
-            call.perhaps_arrived = True
+        """What may go again, and has time, waits again; the others have failed, all alike."""
+        failure = delivery.answers[0]
+        assert isinstance(failure, Failed)
+        again, failed = [], []
+        for call in calls:
+            if call.repeatable and (now < call.end_at or not door.key[1]):
+                call.perhaps_arrived |= failure.arrived
+                again.append(call)
+            else:
+                failed.append(call)
         door.lane.put_back(again)
-        failed = [call for call in calls if not call.repeatable]
-        return failed, delivery._replace(answers=delivery.answers[: len(failed)])
+        return failed, delivery._replace(answers=[failure] * len(failed))
 
     def _came_too_late(self, door: _Door, calls: list[Call]) -> None:
         self._answer(door, calls, _too_late(len(calls)), self._loop.time())
@@ -292,12 +298,7 @@ class Gateway:
     def _batch_url(self, door: _Door) -> str | None:
         """Where the participant takes many messages at once; None if it does not, or not these."""
         participant, _, shares = door.key
-        said = self._declared.get(participant)
-        if said is None or said.batch_url is None or not shares:
-            return None
-        if said.singly_until and self._loop.time() < said.singly_until:
-            return None
-        return said.batch_url
+        return self._declarations.batch_url(participant, self._loop.time()) if shares else None
 
     def _answer(self, door: _Door, calls: list[Call], delivery: Delivery, now: float) -> None:
         """Tell what became of each. A callback that raises must not keep the others from theirs."""
@@ -332,29 +333,6 @@ class Gateway:
         timer = self._expiries.pop(call, None)
         if timer is not None:
             timer.cancel()
-
-    def _remember(self, participant: str, header: str | None) -> None:
-        """Who says nothing is plain."""
-        said = self._declared.get(participant)
-        if said is None:
-            said = self._declared[participant] = _Said()
-        if said.header != header:
-            said.header = header
-            said.declaration = read_declaration(header) if header else PLAIN
-            said.batch_url = _at_path(participant, said.declaration.batch_path)
-        self._declared.move_to_end(participant)
-        if len(self._declared) > _DECLARATIONS:
-            self._declared.popitem(last=False)
-
-
-@dataclass(slots=True, eq=False)
-class _Said:
-    """What a participant says of itself, and until when it is sent no batches all the same."""
-
-    header: str | None = None
-    declaration: Declaration = PLAIN
-    batch_url: str | None = None
-    singly_until: float = 0.0
 
 
 _Key: TypeAlias = tuple[str, bool, bool]
@@ -412,14 +390,6 @@ def _take_batch(lane: Lane[Call], now: float) -> list[Call]:
         lane.put_back(calls[count:])
         calls = calls[:count]
     return calls
-
-
-def _at_path(url: str, path: str | None) -> str | None:
-    """`path` on the scheme, host and port of `url`; None if there is no path."""
-    if path is None:
-        return None
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}{path}"
 
 
 def _of_all_tries(answer: Answer) -> Answer:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 import ssl
 
 import aiohappyeyeballs
@@ -25,6 +26,19 @@ five."""
 
 NEXT_ADDRESS_S = 0.25
 """A name's next address is tried when the one before has been silent for so long (RFC 8305)."""
+
+
+_QUIET_S, _ASK_EVERY_S, _ASK_TIMES, _UNACKNOWLEDGED_MS = 10, 5, 4, 30_000
+"""A host that is silent for 10 s is asked whether it has the connection still: one that lost its
+power, and has it again, says no. One that acknowledges nothing for 30 s is given up. By itself the
+kernel would wait for many minutes, and calls hang for as long as their transactions last."""
+
+_KEEPING_ALIVE = (
+    ("TCP_KEEPIDLE", _QUIET_S),
+    ("TCP_KEEPINTVL", _ASK_EVERY_S),
+    ("TCP_KEEPCNT", _ASK_TIMES),
+    ("TCP_USER_TIMEOUT", _UNACKNOWLEDGED_MS),
+)
 
 
 class NoConnection(Exception):
@@ -67,6 +81,7 @@ class Connections:
             sock = await aiohappyeyeballs.start_connection(
                 addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, loop=self._loop
             )
+            _notice_the_end(sock)
             _, connection = await self._loop.create_connection(
                 functools.partial(Connection, self._loop, self._free),
                 sock=sock,
@@ -125,6 +140,14 @@ class Connections:
                 del self._idle[origin]
         if self._idle:
             self._sweep = self._loop.call_later(IDLE_S, self._close_idle)
+
+
+def _notice_the_end(sock: socket.socket) -> None:
+    """Of the other machine; a system that lacks one of these does without it."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPING_ALIVE:
+        if (option := getattr(socket, name, None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 @functools.cache

@@ -69,7 +69,7 @@ def test_the_last_word_counts_and_a_failure_in_between_says_nothing() -> None:
 
 
 def test_only_so_many_declarations_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coordinator.gateway._DECLARATIONS", 2)
+    monkeypatch.setattr("coordinator.declarations._MOST", 2)
 
     async def scenario(gateway: Gateway) -> None:
         async with Stub(answer(b"true", headers={DECLARATION_HEADER: SDK.header()})) as stub:
@@ -412,9 +412,9 @@ def test_a_stranger_that_hangs_with_its_room_used_up_is_not_looked_at_in_vain(
 def test_who_answers_at_all_is_no_stranger(status: int) -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Stub(answer(b"", status)) as stub:
-            assert stub.url not in gateway._declared
+            assert stub.url not in gateway._declarations
             await ask(gateway, stub.url)
-            assert stub.url in gateway._declared
+            assert stub.url in gateway._declarations
             assert gateway.declaration(stub.url) is PLAIN
 
     run(scenario)

@@ -227,6 +227,50 @@ def test_a_batch_is_no_larger_than_proxies_take_and_what_is_larger_goes_alone(
     run(scenario)
 
 
+def test_prepares_that_hang_are_asked_again_long_before_their_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else those to a machine that was switched off and on hold up all others until then."""
+    monkeypatch.setattr("coordinator.gateway._TRY_S", 0.05)
+    monkeypatch.setattr("coordinator.gateway._MOST_BESIDE", 1)
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            participant.hold = asyncio.Event()
+            hanging = begin(gateway, participant.url, Operation.PREPARE, "a", "b")
+            await participant.until(1)
+            held, participant.hold = participant.hold, None
+            later = begin(gateway, participant.url, Operation.PREPARE, "c")
+            assert await asyncio.gather(*hanging, *later) == [Voted(Vote.YES)] * 3
+            assert participant.requests[0] == [("prepare", "a"), ("prepare", "b")]
+            assert participant.requests[1] == [("prepare", i) for i in "abc"]
+            held.set()
+
+    run(scenario)
+
+
+def test_a_plain_branch_that_hangs_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.gateway._TRY_S", 0.05)
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as other, Batching() as participant:
+            await learn(gateway, participant)
+            participant.hold, other.hold = asyncio.Event(), asyncio.Event()
+            plain, answered = call_for(participant.url, transaction_id="plain")
+            plain.repeatable = False
+            gateway.begin(plain)
+            again = begin(gateway, other.url, Operation.PREPARE, "again")
+            await other.until(3)  # twice the time has passed
+            assert participant.requests == [[("prepare", "plain")]]
+            participant.hold.set()
+            other.hold.set()
+            assert await answered == Voted(Vote.YES)
+            assert await again[0] == Voted(Vote.YES)
+
+    run(scenario)
+
+
 def test_a_branch_with_urls_of_its_own_is_called_at_these() -> None:
     """The batch call's path is declared for the participant's place, and knows no queries."""
 

@@ -55,6 +55,30 @@ def test_a_connection_is_kept_after_use_the_last_one_first_and_only_for_a_moment
     asyncio.run(scene())
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
+def test_the_kernel_notices_a_machine_that_is_gone() -> None:
+    async def scene() -> None:
+        every = Connections()
+        async with Stub(answer(b"true")) as stub:
+            connection = await every.made(target_of(stub.url).origin)
+            assert connection.transport is not None
+            sock = connection.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            given = [
+                sock.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (
+                    socket.TCP_KEEPIDLE,
+                    socket.TCP_KEEPINTVL,
+                    socket.TCP_KEEPCNT,
+                    socket.TCP_USER_TIMEOUT,
+                )
+            ]
+            assert given == [10, 5, 4, 30_000]
+        await every.close()
+
+    asyncio.run(scene())
+
+
 def test_what_nobody_uses_is_closed_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IDLE_S", 0.01)
     free = Connections._free

@@ -27,6 +27,7 @@ PURE = {
             "capacity",
             "commands",
             "conversation",
+            "declarations",
             "errors",
             "facts",
             "ids",

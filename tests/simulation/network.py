@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
@@ -296,9 +297,8 @@ class Endpoint(asyncio.Transport):
         return default
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
-        """Only the transport between nodes sets any: TCP_USER_TIMEOUT."""
-        del level, option
-        if value > 1:
+        """Of those that are set TCP_USER_TIMEOUT is played; nothing is kept alive here."""
+        if (level, option) == (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT):
             self.user_timeout_s = value / 1000
 
     def fileno(self) -> int:
