@@ -7,6 +7,8 @@ Rules
 - A message that may have arrived is never sent again by this file, unless it is a commit or a
   rollback, which may be repeated. What surely never left may go again, over a new connection.
 - Time is bounded: a request ends when whoever sends it says, and the connection with it.
+- Prepares and the ends of branches have connections of their own, half of all each: prepares that
+  hang, however many, never hold up a commit.
 - Redirects are answers. No cookies, no proxies out of the environment.
 - Whoever sends is told once, on the event loop, and never from within `carry`.
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -28,6 +31,7 @@ from coordinator.bell import Bell
 from coordinator.lane import Impression
 from coordinator.participant_connection import Broken, Connection, NotHttp, Reply, Target, target_of
 from coordinator.participant_connections import Connections, NoConnection
+from coordinator.resolver import Resolver
 from participants.contract import (
     DECLARATION_HEADER,
     MAX_REASON_CHARS,
@@ -50,6 +54,9 @@ _BATCH_ANSWER_BYTES = 1 << 10
 """Read of the answer to a batch for each of its messages, beside what is read of any answer: an
 honest one takes some 100. What is decoded in one turn of the loop holds up everybody: 500 messages'
 share takes 25 ms at worst. A longer one is no answer, and the messages go one by one."""
+
+_MANY_FILES = 10_000
+"""Connections where the system sets no limit of open files."""
 
 _PREPARE = Operation.PREPARE  # looked up once: 90 ns each time
 
@@ -95,6 +102,15 @@ class Delivery(NamedTuple):
         return [(Impression.SERVED if each else self.impression, 1) for each in served]
 
 
+def most_connections() -> int:
+    """Half of the files that this process may have open; the rest is for clients and for the log.
+
+    Looked at when it starts, after `participants.process` has raised the limit.
+    """
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MANY_FILES if files == resource.RLIM_INFINITY else files // 2
+
+
 class Courier:
     """Carries messages; as many at one time as it is asked to."""
 
@@ -106,7 +122,10 @@ class Courier:
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._connections = Connections()
+        self._resolver = Resolver()
+        most = most_connections() // 2
+        self._to_prepare = Connections(self._resolver, most=most)
+        self._to_end = Connections(self._resolver, most=most)
 
     async def stop(self) -> None:
         """What is under way has failed; every connection is closed."""
@@ -116,7 +135,9 @@ class Courier:
         if dialing:
             await asyncio.wait(dialing)
         self._bell.silence()
-        await self._connections.close()
+        await self._to_prepare.close()
+        await self._to_end.close()
+        await self._resolver.close()
 
     def carry(self, message: Message, until: float, told: Callable[[Delivery], None]) -> None:
         """Send it, and wait until then; `told` gets what became of it."""
@@ -152,7 +173,8 @@ class Courier:
         errand.traceparent = traceparent
         self._alarms.set(errand, until)
         self._bell.arm()
-        connection = self._connections.kept(errand.target.origin)
+        errand.connections = self._to_prepare if errand.is_prepare else self._to_end
+        connection = errand.connections.kept(errand.target.origin)
         if connection is None:
             self._dial(errand)
         else:
@@ -164,7 +186,7 @@ class Courier:
 
     async def _dialed(self, errand: _Errand) -> None:
         try:
-            connection = await self._connections.made(errand.target.origin)
+            connection = await errand.connections.made(errand.target.origin)
         except NoConnection as error:
             self._end(errand, _lost(errand, str(error), Impression.UNREACHED))
             return
@@ -236,6 +258,7 @@ class _Errand:
         "again",
         "body",
         "connection",
+        "connections",
         "dialing",
         "is_batch",
         "left",
@@ -248,6 +271,7 @@ class _Errand:
     )
 
     target: Target
+    connections: Connections
     traceparent: str | None
 
     def __init__(

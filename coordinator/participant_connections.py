@@ -4,8 +4,9 @@ Rules
 - A failure to connect is mapped once, here, to words for people: `NoConnection`.
 - Servers close idle connections whenever they like, so one that was idle for longer than a server's
   shortest usual patience is not used again, and what is given out is quiet (`Connection.is_quiet`).
-- How many there are is not limited here: the lanes limit, per participant. A limit here would be
-  shared by all.
+- There are so many at most, and so many to one origin, idle ones included: connections are files,
+  and what uses up a node's files keeps its clients and its peers out. Who finds no place waits for
+  one, or for a connection that gets free (`coordinator/places.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import ssl
 import aiohappyeyeballs
 
 from coordinator.participant_connection import Connection, Origin
+from coordinator.places import Places
 from coordinator.resolver import Resolver
 
 IDLE_S = 0.75
@@ -46,11 +48,12 @@ class NoConnection(Exception):
 
 
 class Connections:
-    """All of one node."""
+    """Of one kind of calls: what fills its places holds up no other kind. `most`: at one time."""
 
-    def __init__(self) -> None:
+    def __init__(self, resolver: Resolver, *, most: int) -> None:
         self._loop = asyncio.get_running_loop()
-        self._resolver = Resolver()
+        self._resolver = resolver
+        self._places: Places[Origin, asyncio.Future[Connection | None]] = Places(most)
         self._idle: dict[Origin, list[Connection]] = {}
         """Those used last at the end."""
         self._open: dict[Connection, Origin] = {}
@@ -71,7 +74,56 @@ class Connections:
         return None
 
     async def made(self, origin: Origin) -> Connection:
-        """A new one; raises NoConnection."""
+        """A new one, or one that got free while there was no place; raises NoConnection."""
+        while not self._places.take(origin):
+            free = await self._free_one(origin)
+            if free is None:
+                break  # but a place for a new one
+            if free.is_quiet():
+                return free
+            free.abort()
+        try:
+            connection = await self._dialed(origin)
+        except BaseException:
+            self._leave(origin)
+            raise
+        if connection.is_open:
+            self._open[connection] = origin
+        else:  # it has ended already, and said so when it was nobody's
+            self._leave(origin)
+        return connection
+
+    async def _free_one(self, origin: Origin) -> Connection | None:
+        """Waits for a connection or a place (None); it is the caller's then."""
+        if self._places.taken >= self._places.most:
+            self._end_an_idle_one()
+        future: asyncio.Future[Connection | None] = self._loop.create_future()
+        self._places.wait(origin, future)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            self._places.withdraw(origin, future)
+            if future.done():  # it was given one in this moment
+                given = future.result()
+                if given is None:
+                    self._leave(origin)
+                else:
+                    self._free(given)
+            raise
+
+    def _end_an_idle_one(self) -> None:
+        """Of whatever origin: a place is worth more."""
+        for idle in self._idle.values():
+            if idle:
+                idle.pop(0).abort()
+                return
+
+    def _leave(self, origin: Origin) -> None:
+        waiter = self._places.leave(origin)
+        if waiter is not None:
+            waiter.set_result(None)
+
+    async def _dialed(self, origin: Origin) -> Connection:
         try:
             addresses = await self._resolver.addresses(origin.host, origin.port)
         except OSError as error:
@@ -95,7 +147,6 @@ class Connections:
             raise NoConnection(f"TLS failed: {error}") from error
         except OSError as error:
             raise NoConnection(f"no connection: {error.strerror or error}") from error
-        self._open[connection] = origin
         return connection
 
     async def close(self) -> None:
@@ -106,7 +157,6 @@ class Connections:
         for connection in self._open:
             connection.close()
         self._idle.clear()
-        await self._resolver.close()
         await asyncio.sleep(0)  # connections that end say so in the loop's next turn
 
     def _free(self, connection: Connection) -> None:
@@ -116,9 +166,14 @@ class Connections:
             return
         if not connection.is_open:
             del self._open[connection]
+            self._leave(origin)
             return
         if self._closed:
             connection.close()
+            return
+        waiter = self._places.next_of(origin)
+        if waiter is not None:
+            waiter.set_result(connection)
             return
         connection.idle_since_s = self._loop.time()
         self._idle.setdefault(origin, []).append(connection)

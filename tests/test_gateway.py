@@ -15,6 +15,7 @@ from participants.contract import (
     PLAIN,
     Acknowledged,
     Declaration,
+    Failed,
     Operation,
     Vote,
     Voted,
@@ -198,6 +199,30 @@ def test_metrics_are_told_of_every_answer() -> None:
             (COMMIT, Acknowledged(), True),
             (PREPARE, late, False),
         ]
+
+    run(scenario)
+
+
+def test_a_host_that_hangs_under_many_names_has_a_share_of_the_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And neither its commits nor others wait for it, and what waited goes within its time."""
+    monkeypatch.setattr("coordinator.courier.most_connections", lambda: 32)
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(per_operation(prepare=hang)) as hanging, Stub(YES) as well:
+            calls = [call_for(f"{hanging.url}/{n}", transaction_id=f"t{n}") for n in range(40)]
+            for call, _ in calls:
+                gateway.begin(call)
+            assert await ask(gateway, well.url) == Voted(Vote.YES)
+            assert await ask(gateway, f"{hanging.url}/1", COMMIT) == Acknowledged()
+            late = await ask(gateway, f"{hanging.url}/late", within=0.2)
+            assert failed(late) == Failed("no connection in time", arrived=False)
+            assert hanging.most_under_way <= 5  # a fourth of those for prepares, and the commit
+            hanging.behaviour = YES
+            hanging.hang_up()
+            answers = await asyncio.gather(*[answered for _, answered in calls])
+            assert sum(answer == Voted(Vote.YES) for answer in answers) == 36
 
     run(scenario)
 

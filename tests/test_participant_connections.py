@@ -16,6 +16,10 @@ from coordinator.resolver import Resolver
 from tests.stubs import Stub, answer, bound_socket, url_of
 
 
+def connections(most: int = 100) -> Connections:
+    return Connections(Resolver(), most=most)
+
+
 class Asker:
     def __init__(self) -> None:
         self.told: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -35,7 +39,7 @@ async def exchange(connection: Connection, url: str) -> None:
 
 def test_a_connection_is_kept_after_use_the_last_one_first_and_only_for_a_moment() -> None:
     async def scene() -> None:
-        every = Connections()
+        every = connections()
         async with Stub(answer(b"true")) as stub:
             origin = target_of(stub.url).origin
             assert every.kept(origin) is None
@@ -55,10 +59,92 @@ def test_a_connection_is_kept_after_use_the_last_one_first_and_only_for_a_moment
     asyncio.run(scene())
 
 
+def test_who_finds_no_place_is_given_the_connection_that_gets_free() -> None:
+    async def scene() -> None:
+        every = connections(most=4)
+        async with Stub(answer(b"true")) as stub:
+            origin = target_of(stub.url).origin
+            first = await every.made(origin)
+            second = asyncio.create_task(every.made(origin))
+            third = asyncio.create_task(every.made(origin))
+            await asyncio.sleep(0)
+            await exchange(first, stub.url)
+            assert await second is first
+            assert not third.done()
+            first.abort()  # the call was given up
+            fourth = await third
+            assert fourth is not first
+            assert stub.connections <= 2
+            fourth.abort()
+        await every.close()
+        assert every._places.taken == 0
+
+    asyncio.run(scene())
+
+
+def test_who_gives_up_while_it_waits_takes_no_place_with_it() -> None:
+    async def scene() -> None:
+        every = connections(most=4)
+        async with Stub(answer(b"true")) as stub:
+            origin = target_of(stub.url).origin
+            held = await every.made(origin)
+            for gets_free in (False, True):
+                waits = asyncio.create_task(every.made(origin))
+                await asyncio.sleep(0)
+                if gets_free:
+                    await exchange(held, stub.url)  # and goes to who waits
+                waits.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waits
+            assert every.kept(origin) is held
+            left = asyncio.create_task(every.made(origin))
+            await asyncio.sleep(0)
+            held.abort()
+            for _ in range(10):
+                if every._places.taken == 1 and held not in every._open:
+                    break
+                await asyncio.sleep(0)
+            left.cancel()  # it has been given the place
+            with pytest.raises(asyncio.CancelledError):
+                await left
+            (await every.made(origin)).abort()
+        await every.close()
+        assert every._places.taken == 0
+
+    asyncio.run(scene())
+
+
+def test_a_connection_that_nobody_uses_makes_room_for_another_origin() -> None:
+    async def scene() -> None:
+        every = connections(most=1)
+        async with Stub(answer(b"true")) as stub, Stub(answer(b"true")) as other:
+            idle = await every.made(target_of(stub.url).origin)
+            await exchange(idle, stub.url)
+            made = await every.made(target_of(other.url).origin)
+            assert not idle.is_open
+            await exchange(made, other.url)
+        await every.close()
+
+    asyncio.run(scene())
+
+
+def test_what_could_not_be_connected_holds_no_place() -> None:
+    async def scene() -> None:
+        every = connections(most=1)
+        with bound_socket() as held:
+            for _ in range(2):
+                with pytest.raises(NoConnection, match="no connection"):
+                    await every.made(target_of(url_of(held)).origin)
+        assert every._places.taken == 0
+        await every.close()
+
+    asyncio.run(scene())
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
 def test_the_kernel_notices_a_machine_that_is_gone() -> None:
     async def scene() -> None:
-        every = Connections()
+        every = connections()
         async with Stub(answer(b"true")) as stub:
             connection = await every.made(target_of(stub.url).origin)
             assert connection.transport is not None
@@ -84,7 +170,7 @@ def test_what_nobody_uses_is_closed_and_forgotten(monkeypatch: pytest.MonkeyPatc
     free = Connections._free
 
     async def scene() -> None:
-        every = Connections()
+        every = connections()
         lost: set[Connection] = set()
         ended = asyncio.Event()
 
@@ -109,7 +195,7 @@ def test_what_nobody_uses_is_closed_and_forgotten(monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_closed_keeps_nothing_more() -> None:
     async def scene() -> None:
-        every = Connections()
+        every = connections()
         async with Stub(answer(b"true")) as stub:
             connection = await every.made(target_of(stub.url).origin)
             idle = await every.made(target_of(stub.url).origin)
@@ -124,7 +210,7 @@ def test_what_is_closed_keeps_nothing_more() -> None:
 
 def test_why_there_is_no_connection_is_told_in_words() -> None:
     async def scene() -> None:
-        every = Connections()
+        every = connections()
         with bound_socket() as held:
             refused = target_of(url_of(held)).origin
             with pytest.raises(NoConnection, match="no connection"):

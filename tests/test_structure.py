@@ -36,6 +36,7 @@ PURE = {
             "machine",
             "moves",
             "packed",
+            "places",
             "plan",
             "records",
             "settings",
