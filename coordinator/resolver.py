@@ -1,20 +1,31 @@
-"""The addresses of participants' hosts, looked up in threads of their own.
+"""The addresses of participants' hosts, looked up in threads.
 
-A name whose server is silent holds up nobody else's threads. What was found is remembered for a
-while, and whoever asks meanwhile waits for the same lookup.
+Rules
+- A thread is given to one name until its server has answered, which a silent one does not for many
+  seconds; nothing can end that. So there are so many threads at most, and names that were never
+  found here have half of them: however many of those are silent, names in use are looked up.
+- Names that were found before go first. Of each kind the one that came first does.
+- Who has given up waits no more: a lookup that nobody waits for any more, and that has not begun,
+  never does.
+- What was found is remembered for a while, and whoever asks meanwhile waits for the same lookup. A
+  failure is not remembered.
+- The process ends without waiting for any name server: the threads are daemons.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import ipaddress
 import socket
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 _THREADS = 64
-"""Lookups at one time. A name whose server is silent holds one, and must not hold up others."""
+_THREADS_FOR_STRANGERS = 32
 
 _REMEMBERED_S = 10.0
 """Short enough to follow a participant that moves."""
@@ -27,41 +38,125 @@ Address: TypeAlias = tuple[
 """As `socket.getaddrinfo` gives it."""
 
 
+@dataclass(slots=True, eq=False)
+class _Lookup:
+    """Of one name and port; `asking`: how many wait for it. `began_s`: None while it waits."""
+
+    host: str
+    port: int
+    is_stranger: bool
+    found: asyncio.Future[list[Address]]
+    asking: int = field(default=0)
+    began_s: float | None = field(default=None)
+
+
 class Resolver:
     """Of one event loop."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="resolver")
-        self._lookups: dict[tuple[str, int], tuple[float, asyncio.Future[list[Address]]]] = {}
-        """When each began; it may be under way still."""
+        self._loop = asyncio.get_running_loop()
+        self._lookups: dict[tuple[str, int], _Lookup] = {}
+        self._waiting: dict[bool, OrderedDict[_Lookup, None]] = {
+            False: OrderedDict(),
+            True: OrderedDict(),
+        }
+        """Those that have no thread yet; by whether they are strangers."""
+        self._threads = 0
+        self._threads_for_strangers = 0
+        self._were_found: OrderedDict[str, None] = OrderedDict()
+        self._closed = False
 
     async def addresses(self, host: str, port: int) -> list[Address]:
         """Raises OSError."""
         literal = _literal(host, port)
         if literal is not None:
             return [literal]
-        loop = asyncio.get_running_loop()
-        key = host, port
-        since_s, lookup = self._lookups.get(key, (0.0, None))
-        if lookup is None or (lookup.done() and loop.time() >= since_s + _REMEMBERED_S):
-            if len(self._lookups) >= _MOST_REMEMBERED:
-                self._lookups.clear()
-            lookup = loop.run_in_executor(self._threads, _addresses, host, port)
-            self._lookups[key] = loop.time(), lookup
-            lookup.add_done_callback(functools.partial(self._looked_up, key))
-        return await asyncio.shield(lookup)
+        lookup = self._lookups.get((host, port))
+        if lookup is None or self._is_old(lookup):
+            lookup = self._new_lookup(host, port)
+        lookup.asking += 1
+        try:
+            return await asyncio.shield(lookup.found)
+        finally:
+            lookup.asking -= 1
+            if not lookup.asking and lookup.began_s is None:
+                self._waiting[lookup.is_stranger].pop(lookup, None)
+                self._forget(lookup)
 
     async def close(self) -> None:
         """Waits for no name server."""
-        for _, lookup in self._lookups.values():
-            lookup.cancel()
+        self._closed = True
+        for lookup in self._lookups.values():
+            lookup.found.cancel()
         self._lookups.clear()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _looked_up(self, key: tuple[str, int], lookup: asyncio.Future[list[Address]]) -> None:
-        """A failure is not remembered."""
-        if lookup.cancelled() or lookup.exception() is not None:
-            self._lookups.pop(key, None)
+    def _is_old(self, lookup: _Lookup) -> bool:
+        if not lookup.found.done() or lookup.began_s is None:
+            return False
+        return self._loop.time() >= lookup.began_s + _REMEMBERED_S
+
+    def _new_lookup(self, host: str, port: int) -> _Lookup:
+        if len(self._lookups) >= _MOST_REMEMBERED:
+            under_way = [each for each in self._lookups.items() if not each[1].found.done()]
+            self._lookups = dict(under_way)
+        is_stranger = host not in self._were_found
+        lookup = _Lookup(host, port, is_stranger, self._loop.create_future())
+        self._lookups[host, port] = lookup
+        self._waiting[is_stranger][lookup] = None
+        self._begin()
+        return lookup
+
+    def _begin(self) -> None:
+        """As many of those that wait as there are threads for."""
+        known, strangers = self._waiting[False], self._waiting[True]
+        while self._threads < _THREADS and not self._closed:
+            if known:
+                lookup = known.popitem(last=False)[0]
+            elif strangers and self._threads_for_strangers < _THREADS_FOR_STRANGERS:
+                lookup = strangers.popitem(last=False)[0]
+                self._threads_for_strangers += 1
+            else:
+                return
+            self._threads += 1
+            lookup.began_s = self._loop.time()
+            thread = threading.Thread(
+                target=self._look_up, args=(lookup,), name=f"resolver {lookup.host}", daemon=True
+            )
+            thread.start()
+
+    def _look_up(self, lookup: _Lookup) -> None:
+        """In a thread of its own."""
+        found: list[Address] | Exception
+        try:
+            found = _addresses(lookup.host, lookup.port)
+        except Exception as error:
+            found = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._looked_up, lookup, found)
+
+    def _looked_up(self, lookup: _Lookup, found: list[Address] | Exception) -> None:
+        self._threads -= 1
+        self._threads_for_strangers -= lookup.is_stranger
+        if not lookup.found.done():
+            if isinstance(found, Exception):
+                lookup.found.set_exception(found)
+                lookup.found.exception()  # who asked may have gone: not an error of ours
+                self._forget(lookup)
+            else:
+                lookup.found.set_result(found)
+                self._was_found(lookup.host)
+        self._begin()
+
+    def _was_found(self, host: str) -> None:
+        self._were_found[host] = None
+        self._were_found.move_to_end(host)
+        if len(self._were_found) > _MOST_REMEMBERED:
+            self._were_found.popitem(last=False)
+
+    def _forget(self, lookup: _Lookup) -> None:
+        key = lookup.host, lookup.port
+        if self._lookups.get(key) is lookup:
+            del self._lookups[key]
 
 
 @functools.lru_cache(maxsize=1024)

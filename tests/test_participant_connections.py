@@ -1,15 +1,13 @@
-"""Who is connected, for how long, and where to; and where names lead (resolver.py)."""
+"""Who is connected, for how long, and where to."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 
 import pytest
 
 from coordinator import participant_connections as module
-from coordinator import resolver
 from coordinator.participant_connection import Broken, Connection, NotHttp, Origin, Reply, target_of
 from coordinator.participant_connections import Connections, NoConnection
 from coordinator.resolver import Resolver
@@ -218,93 +216,5 @@ def test_why_there_is_no_connection_is_told_in_words() -> None:
             with pytest.raises(NoConnection, match=r"'participant\.invalid' cannot be resolved"):
                 await every.made(Origin("participant.invalid", 80, False))
         await every.close()
-
-    asyncio.run(scene())
-
-
-def test_a_name_is_looked_up_once_for_all_who_ask_at_a_time_and_again_after_a_while(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[str] = []
-    may_answer = threading.Event()
-
-    def look_up(host: str, port: int) -> list[resolver.Address]:
-        asked.append(host)
-        may_answer.wait(30)
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.1", port))]
-
-    monkeypatch.setattr(resolver, "_addresses", look_up)
-
-    async def scene() -> None:
-        names = Resolver()
-        both = asyncio.gather(names.addresses("a.example", 80), names.addresses("a.example", 80))
-        await asyncio.sleep(0)
-        may_answer.set()
-        first, second = await both
-        assert first == second == await names.addresses("a.example", 80)
-        assert asked == ["a.example"]
-        await names.addresses("b.example", 80)
-        monkeypatch.setattr(resolver, "_REMEMBERED_S", 0.0)
-        await names.addresses("a.example", 80)
-        assert asked == ["a.example", "b.example", "a.example"]
-        await names.close()
-
-    asyncio.run(scene())
-
-
-def test_who_gives_up_waiting_for_a_name_takes_it_from_nobody_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    may_answer = threading.Event()
-
-    def look_up(_host: str, port: int) -> list[resolver.Address]:
-        may_answer.wait(30)
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.1", port))]
-
-    monkeypatch.setattr(resolver, "_addresses", look_up)
-
-    async def scene() -> None:
-        names = Resolver()
-        impatient, patient = (
-            asyncio.create_task(names.addresses("a.example", 80)) for _ in range(2)
-        )
-        await asyncio.sleep(0)
-        impatient.cancel()
-        await asyncio.wait([impatient])
-        may_answer.set()
-        assert (await patient)[0][4] == ("192.0.2.1", 80)
-        await names.close()
-
-    asyncio.run(scene())
-
-
-def test_a_name_that_was_not_found_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def look_up(host: str, _port: int) -> list[resolver.Address]:
-        asked.append(host)
-        raise socket.gaierror(socket.EAI_AGAIN, "not now")
-
-    monkeypatch.setattr(resolver, "_addresses", look_up)
-
-    async def scene() -> None:
-        names = Resolver()
-        for _ in range(2):
-            with pytest.raises(OSError, match="not now"):
-                await names.addresses("a.example", 80)
-        assert len(asked) == 2
-        await names.close()
-
-    asyncio.run(scene())
-
-
-def test_an_address_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(resolver, "_addresses")
-
-    async def scene() -> None:
-        names = Resolver()
-        assert (await names.addresses("127.0.0.1", 80))[0][4] == ("127.0.0.1", 80)
-        assert (await names.addresses("::1", 81))[0][4] == ("::1", 81, 0, 0)
-        await names.close()
 
     asyncio.run(scene())
