@@ -154,7 +154,7 @@ class Courier:
         """Send all in one request to `url`; all are prepares, or none is. `told` gets what became
         of each.
         """
-        body = batch_body([(message.operation, message.body) for message in messages])
+        body = batch_body([(m.operation, m.body, m.traceparent) for m in messages])
         limit = self._answer_bytes + _BATCH_ANSWER_BYTES * len(messages)
         errand = _Errand(self, messages, body, limit, told)
         errand.is_batch = True

@@ -300,10 +300,21 @@ def _retry_after_ms(header: str | None) -> int | None:
 # --- a batch call: independent messages, independent answers ------------------------------------
 
 
-def batch_body(messages: Iterable[tuple[Operation, bytes]]) -> bytes:
-    """The body of a batch call; each message is a body as `prepare_body` or `end_body` gives it."""
-    parts = [_OPENINGS[operation] + body[1:] for operation, body in messages]
+def batch_body(messages: Iterable[tuple[Operation, bytes, str | None]]) -> bytes:
+    """The body of a batch call.
+
+    Each message is a body as `prepare_body` or `end_body` gives it, with its operation, and with
+    what would be its header `traceparent` (W3C) if it came alone; None: nothing.
+    """
+    parts = [
+        _OPENINGS[operation] + _traced(traceparent) + body[1:]
+        for operation, body, traceparent in messages
+    ]
     return b'{"messages":[%s]}' % b",".join(parts)
+
+
+def _traced(traceparent: str | None) -> bytes:
+    return b'"traceparent":"%s",' % traceparent.encode("ascii") if traceparent else b""
 
 
 _OPENINGS = {each: b'{"operation":"%s",' % each.value.encode("ascii") for each in Operation}

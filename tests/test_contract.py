@@ -275,12 +275,15 @@ def test_the_fingerprint_knows_the_order_and_the_bounds_of_participants() -> Non
 # --- batches --------------------------------------------------------------------------------------
 
 ASKED = [(Operation.PREPARE, "t1", "1"), (Operation.COMMIT, "t2", "1")]
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def test_a_batch_is_read_as_it_was_written() -> None:
     end = contract.end_body("t2", "1")
-    body = contract.batch_body([(Operation.PREPARE, encode_json(GOOD)), (Operation.COMMIT, end)])
+    prepare = encode_json(GOOD)
+    body = contract.batch_body([(Operation.PREPARE, prepare, TRACE), (Operation.COMMIT, end, None)])
     first, second = messages.read_batch(json.loads(body))
+    assert (first["traceparent"], "traceparent" in second) == (TRACE, False)
     assert messages.read_batch_message(first) == messages.read_prepare(GOOD)
     assert messages.read_batch_message(second) == messages.EndBranch("t2", "1", End.COMMIT)
 

@@ -153,7 +153,7 @@ def test_another_method_is_a_405(tmp_path: Path) -> None:
 
 
 def in_batch(*messages: tuple[Operation, dict[str, Any]]) -> bytes:
-    return batch_body((operation, encode_json(message)) for operation, message in messages)
+    return batch_body((operation, encode_json(message), None) for operation, message in messages)
 
 
 PREPARE, COMMIT, ROLLBACK = Operation.PREPARE, Operation.COMMIT, Operation.ROLLBACK

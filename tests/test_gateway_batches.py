@@ -114,6 +114,29 @@ def test_what_is_asked_in_one_turn_of_the_loop_shares_a_request() -> None:
     run(scenario)
 
 
+def test_the_trace_of_each_message_travels_along() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            traces: dict[str, str | None] = {}
+            honest = participant.answer
+
+            def traced(message: dict[str, str]) -> dict[str, str]:
+                traces[message["transaction_id"]] = message.get("traceparent")
+                return honest(message)
+
+            participant.answer = traced  # type: ignore[method-assign]
+            calls = [call_for(participant.url, transaction_id=each) for each in "abc"]
+            calls[0][0].traceparent, calls[1][0].traceparent = "00-a-b-01", "00-c-d-01"
+            for call, _ in calls:
+                gateway.begin(call)
+            answers = await asyncio.gather(*[answered for _, answered in calls])
+            assert answers == [Voted(Vote.YES)] * 3
+            assert traces == {"a": "00-a-b-01", "b": "00-c-d-01", "c": None}
+
+    run(scenario)
+
+
 def test_a_burst_to_a_participant_never_heard_of_waits_for_what_it_says_of_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
