@@ -11,6 +11,7 @@ or leadership has ended and whoever leads next has it.
 from __future__ import annotations
 
 import asyncio
+import collections
 import functools
 import logging
 from collections.abc import Callable
@@ -54,6 +55,11 @@ LOG = logging.getLogger("assent.talks")
 
 PROPOSE_AGAIN_S = 0.05
 WAKE_AGAIN_S = 1.0
+
+LET_GO_AT_ONCE = 250
+"""Transactions of an ended leadership in a turn of the event loop: some 3 ms. 50,000 in one took
+0.6 s, in which this node answered nobody, the next leader's messages among them."""
+
 _PREPARE = Operation.PREPARE  # looked up once: 90 ns each time
 
 
@@ -84,16 +90,35 @@ class Talks:
         self._loop = asyncio.get_running_loop()
 
     def drop_all(self, error: Callable[[str], Exception]) -> None:
-        """Leadership has ended: forget all, withdraw what has not left, tell those who wait."""
-        for live in list(self.lives.values()):
-            self.drop(live)
-            live.fail(error(live.id))
+        """Leadership has ended: forget all at once; withdraw what has not left, and tell those who
+        wait, piece by piece.
+
+        What leaves meanwhile is what a deposed leader may say at any time (PROTOCOL, section 1).
+        """
+        dropped = collections.deque(self.lives.values())
+        self.lives = {}
         self._bell.silence()
+        self._alarms = Alarms()
+        self._bell = Bell(self._alarms, self._wake)
+        self._let_go_of_some(dropped, error)
+
+    def _let_go_of_some(
+        self, dropped: collections.deque[Live], error: Callable[[str], Exception]
+    ) -> None:
+        for _ in range(min(len(dropped), LET_GO_AT_ONCE)):
+            live = dropped.popleft()
+            self._let_go_of(live)
+            live.fail(error(live.id))
+        if dropped:
+            self._loop.call_soon(self._let_go_of_some, dropped, error)
 
     def drop(self, live: Live) -> None:
         """Have it in hand no more; withdraw what has not left."""
         del self.lives[live.id]
         self._alarms.clear(live)
+        self._let_go_of(live)
+
+    def _let_go_of(self, live: Live) -> None:
         for call in live.calls():
             self._gateway.withdraw(call)
         live.prepares.clear()  # a call that is still under way knows `live`: no circle

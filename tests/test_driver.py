@@ -1203,6 +1203,34 @@ def test_every_command_of_a_conversation_carries_the_epoch_in_which_it_began() -
     play(scene)
 
 
+def test_many_are_let_go_of_piece_by_piece_when_leadership_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("coordinator.talks.LET_GO_AT_ONCE", 3)
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.queueing = True
+        waits = [rig.driver.submit(plan(f"t{n}"), Wait.DECISION) for n in range(7)]
+        await rig.settle()
+        rig.log.stop_leading()
+        assert rig.driver.live_count == 0
+        assert sum(wait.done() for wait in waits) == 3
+        assert len({call.transaction_id for call in rig.gateway.queued}) == 4
+        rig.log.lead()
+        again = rig.driver.submit(plan("t6"), Wait.DECISION)
+        results = await asyncio.gather(*waits, return_exceptions=True)
+        assert {type(result) for result in results} == {FateUnknown}
+        await rig.settle()
+        assert {call.transaction_id for call in rig.gateway.queued} == {f"t{n}" for n in range(7)}
+        assert len(rig.gateway.queued) == len({id(call) for call in rig.gateway.queued})
+        assert rig.driver.live_count == 7, "the next leadership's"
+        assert not again.done()
+        rig.log.stop_leading()
+        assert isinstance((await asyncio.gather(again, return_exceptions=True))[0], FateUnknown)
+
+    play(scene)
+
+
 def test_who_gave_up_waiting_is_let_go_of() -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = silence
