@@ -175,6 +175,9 @@ class Connections:
         if waiter is not None:
             waiter.set_result(connection)
             return
+        if self._places.is_wanted:
+            connection.abort()
+            return
         connection.idle_since_s = self._loop.time()
         self._idle.setdefault(origin, []).append(connection)
         if self._sweep is None:

@@ -29,6 +29,11 @@ class Places(Generic[Origin, Waiter]):
         self._taken_by: dict[Origin, int] = {}
         self._waiting: OrderedDict[Origin, dict[Waiter, None]] = OrderedDict()
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether all are taken, and somebody waits."""
+        return self.taken >= self.most and bool(self._waiting)
+
     def take(self, origin: Origin) -> bool:
         """Whether there was one; it is `origin`'s then until it is left."""
         taken = self._taken_by.get(origin, 0)

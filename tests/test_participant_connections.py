@@ -126,6 +126,21 @@ def test_a_connection_that_nobody_uses_makes_room_for_another_origin() -> None:
     asyncio.run(scene())
 
 
+def test_a_connection_that_gets_free_makes_room_for_who_waits_for_another_origin() -> None:
+    async def scene() -> None:
+        every = connections(most=1)
+        async with Stub(answer(b"true")) as stub, Stub(answer(b"true")) as other:
+            held = await every.made(target_of(stub.url).origin)
+            waits = asyncio.create_task(every.made(target_of(other.url).origin))
+            await asyncio.sleep(0)
+            await exchange(held, stub.url)
+            assert not held.is_open
+            await exchange(await waits, other.url)
+        await every.close()
+
+    asyncio.run(scene())
+
+
 def test_what_could_not_be_connected_holds_no_place() -> None:
     async def scene() -> None:
         every = connections(most=1)
