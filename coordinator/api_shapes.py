@@ -56,8 +56,7 @@ MAX_METADATA_DEPTH = 32
 """Every answer decodes and encodes it again; what only just could be read could not be shown."""
 
 MAX_PAYLOAD_DEPTH = 100
-"""Decoded again by participants, together with the messages of others: one that their decoder only
-just refuses would refuse them all (at some 950 levels with Python's)."""
+"""It is decoded together with what others ask: a decoder that refuses it (at 950) refuses all."""
 
 MAX_RESOLVE_REASON_CHARS = 1_000
 
