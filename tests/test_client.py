@@ -197,6 +197,22 @@ def test_a_silent_node_is_left_for_another_with_the_same_id() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("location", ["http://[::1", "", "file:///etc/passwd", "http://a:b@c:1/"])
+def test_a_redirect_to_nowhere_is_no_answer_and_another_node_is_asked(location: str) -> None:
+    async def astray(_: web.Request, __: Any) -> web.StreamResponse:
+        return web.Response(status=307, headers={"Location": location})
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = astray
+        async with asking(*nodes) as client:
+            client._nodes.leads(nodes[0].url)
+            answer = await client.submit(ORDER)
+        assert answer.committed
+        assert [len(node.bodies()) for node in nodes] == [1, 1]
+
+    run(test)
+
+
 def test_redirects_in_a_circle_end_at_the_deadline() -> None:
     async def test(nodes: list[FakeNode]) -> None:
         nodes[0].usual = redirects_to(nodes[1])
@@ -450,10 +466,21 @@ def test_reads_and_an_operators_requests_have_the_paths_of_the_api() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("nodes", [[], "", "http://", "127.0.0.1:x", "ftp://a:1", "http://a/b"])
+@pytest.mark.parametrize(
+    "nodes", [[], "", "http://", "127.0.0.1:x", "ftp://a:1", "http://a/b", "http://[::1"]
+)
 def test_nodes_that_are_none_are_refused(nodes: str | list[str]) -> None:
     with pytest.raises(ValueError, match="node"):
         Client(nodes)
+
+
+@pytest.mark.parametrize("node", ["ada:secret@127.0.0.1:8101", "http://ada:secret@127.0.0.1/x"])
+def test_a_nodes_address_with_a_password_is_refused_and_the_password_not_repeated(
+    node: str,
+) -> None:
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1.*no user or password") as caught:
+        Client(node)
+    assert "secret" not in str(caught.value)
 
 
 # --- the end of a client --------------------------------------------------------------------------
