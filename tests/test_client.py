@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from cluster.client import (
+    BadAnswer,
     BadRequest,
     Client,
     Conflict,
@@ -292,6 +293,60 @@ def test_an_answer_that_is_no_transaction_leaves_the_outcome_unknown() -> None:
     run(test)
 
 
+async def about_another(_: web.Request, body: Any) -> web.StreamResponse:
+    if isinstance(body, dict) and "transactions" in body:
+        others = [shown("another", "committed") for _ in body["transactions"]]
+        return web.json_response({"transactions": others})
+    return web.json_response(shown("another", "committed"))
+
+
+def test_an_answer_about_another_transaction_is_none() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = about_another
+        async with asking(nodes[0]) as client:
+            with pytest.raises(OutcomeUnknown, match="answered about 'another'") as caught:
+                await client.submit(ORDER, id="a")
+            assert caught.value.transaction_id == "a"
+            for asked in (
+                client.get("a"),
+                client.retry("a"),
+                client.resolve("a", actor="ada", reason="lost", outcome="abort"),
+            ):
+                with pytest.raises(BadAnswer, match="answered about 'another'"):
+                    await asked
+
+    run(test)
+
+
+def test_what_is_followed_is_the_transaction_that_was_begun() -> None:
+    async def decided(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(shown(body["id"], "committed", state="committing"))
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [decided]
+        nodes[0].usual = about_another
+        async with asking(nodes[0]) as client:
+            answer = await client.submit(ORDER, id="a", wait="completion")
+        assert (answer.id, answer.state) == ("a", "committing")
+
+    run(test)
+
+
+def test_an_answer_about_another_transaction_in_a_batch_is_asked_for_again() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [about_another]
+        async with asking(nodes[0]) as client:
+            answers = await client.submit_many([{"participants": ORDER, "id": id} for id in "ab"])
+            assert [isinstance(one, Transaction) and one.id for one in answers] == ["a", "b"]
+            assert len(nodes[0].bodies()) == 2
+            nodes[0].usual = about_another
+            (answer,) = await client.submit_many([{"participants": ORDER}], deadline=0.2)
+            assert isinstance(answer, OutcomeUnknown)
+            assert "another" in str(answer)
+
+    run(test)
+
+
 def test_a_refused_id_has_no_outcome_and_is_not_asked_for_again() -> None:
     async def refused(_: web.Request, __: Any) -> web.StreamResponse:
         return web.json_response(shown("order-17", None, state="refused"))
@@ -430,7 +485,7 @@ def test_reads_and_an_operators_requests_have_the_paths_of_the_api() -> None:
             return web.json_response({"decision": "abort"})
         if request.path == "/v1/transactions":
             return web.json_response({"transactions": [shown("a", None)], "next_after": "cursor"})
-        return web.json_response(shown("a", "committed"))
+        return web.json_response(shown(request.path.split("/")[3], "committed"))
 
     async def test(nodes: list[FakeNode]) -> None:
         nodes[0].usual = answer
@@ -546,6 +601,9 @@ def test_the_synchronous_twin_serves_several_threads() -> None:
                 for thread in threads:
                     thread.join()
                 assert client.get("a").committed
+                nodes[1].script = [about_another]
+                with pytest.raises(BadAnswer, match="'another'"):
+                    client.get("a")
                 nodes[1].usual = fails(409, "transaction_id_conflict")
                 with pytest.raises(Conflict):
                     client.submit(ORDER, id="a")

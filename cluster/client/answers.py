@@ -70,7 +70,8 @@ class Unavailable(ClientError):
 
 
 class BadAnswer(ClientError):
-    """A 2xx whose body is not what was asked for: perhaps another program listens there."""
+    """A 2xx whose body is not what was asked for, or tells of another transaction: perhaps another
+    program listens there."""
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -164,13 +165,16 @@ def read_json(body: bytes) -> Any:
         return None
 
 
-def read_transaction(answer: Any) -> Transaction:
-    """A transaction out of decoded JSON; raises BadAnswer."""
+def read_transaction(answer: Any, asked: str | None = None) -> Transaction:
+    """A transaction out of decoded JSON; raises BadAnswer, also if it is not the one asked for."""
     fields = _object(answer, "a transaction")
+    id = _text(fields, "id")
+    if asked is not None and id != asked:
+        raise BadAnswer(f"asked about {asked}, answered about {id[:64]!r}")
     branches = fields.get("branches")
     metadata = fields.get("metadata")
     return Transaction(
-        id=_text(fields, "id"),
+        id=id,
         state=_text(fields, "state"),
         outcome=fields.get("outcome"),
         reason=fields.get("reason"),
@@ -189,10 +193,13 @@ def read_page(answer: Any) -> Page:
     entries = fields.get("transactions")
     if not isinstance(entries, list):
         raise BadAnswer("answered without a list of transactions")
+    next_after = fields.get("next_after")
+    if next_after is not None and not isinstance(next_after, str):
+        raise BadAnswer("answered with a next_after that is not text")
     backlog = fields.get("backlog")
     return Page(
         transactions=tuple(read_transaction(entry) for entry in entries),
-        next_after=fields.get("next_after"),
+        next_after=next_after,
         backlog=backlog if isinstance(backlog, dict) else {},
         raw=fields,
     )

@@ -93,7 +93,7 @@ def element_answer(entry: Any, body: Mapping[str, Any]) -> Transaction | ClientE
             return Open(str(error), crowded=error.code in _CROWDED)
         return read_error(_DEFINITE.get(error.code, 400), entry)
     try:
-        transaction = read_transaction(entry)
+        transaction = read_transaction(entry, str(body["id"]))
     except BadAnswer as error:
         return Open(str(error))
     if transaction.outcome is None and body.get("wait") != "none":
