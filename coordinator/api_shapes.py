@@ -329,9 +329,8 @@ def show(transaction: Transaction, progress: tuple[Progress, ...] | None = None)
     """
     state = state_of(transaction)
     outcome = None if transaction.outcome is None else _OUTCOMES[transaction.outcome]
-    if transaction.is_refusal and ids.time_of(transaction.id) is None:
-        # It may have committed longer ago than is remembered (PROTOCOL, section 5).
-        state, outcome = State.REFUSED, None
+    if state is State.REFUSED:
+        outcome = None  # nobody knows
     expires_ms = None if transaction.is_refusal else transaction.deadline_ms
     if transaction.outcome is None or not are_short(transaction.branches):
         branches = _show_branches(transaction, progress)
