@@ -22,7 +22,6 @@ from coordinator.facts import State
 
 MAX_URL_CHARS = 2_000
 MAX_PLACE_CHARS = 200
-ID_RULE = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : -"
 
 Word = TypeVar("Word", bound=enum.StrEnum)
 
@@ -236,5 +235,5 @@ def query_id(query: Mapping[str, str], name: str) -> str:
     if value is None:
         raise bad_field(name, "is missing")
     if not ids.is_valid_id(value):
-        raise bad_field(name, ID_RULE)
+        raise bad_field(name, ids.ID_RULE)
     return value
