@@ -354,8 +354,10 @@ def test_a_refused_id_has_no_outcome_and_is_not_asked_for_again() -> None:
     async def test(nodes: list[FakeNode]) -> None:
         nodes[0].usual = refused
         async with asking(nodes[0]) as client:
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknown) as caught:
                 await client.submit(ORDER, id="order-17")
+            assert caught.value.for_good
+            assert caught.value.transaction_id == "order-17"
             assert len(nodes[0].requests) == 1
             answer = await client.get("order-17", wait_ms=10_000)
         assert answer.state == "refused"

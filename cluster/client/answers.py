@@ -58,11 +58,19 @@ class TooLarge(Refused):
 
 
 class OutcomeUnknown(ClientError):
-    """The transaction may have committed, aborted, or not begun. `transaction_id` finds out."""
+    """The transaction may have committed, aborted, or not begun. `transaction_id` finds out, unless
+    it is unknown `for_good`: the id is refused (PROTOCOL, section 5), and nobody will know more."""
 
-    def __init__(self, transaction_id: str, why: str) -> None:
+    def __init__(self, transaction_id: str, why: str, *, for_good: bool = False) -> None:
         super().__init__(f"the outcome of transaction {transaction_id} is unknown: {why}")
         self.transaction_id = transaction_id
+        self.for_good = for_good
+
+
+def refused(transaction_id: str) -> OutcomeUnknown:
+    """What an answer in the state `refused` means to whoever asked for that transaction."""
+    why = "the id is refused: nothing runs under it, but it may have committed long ago"
+    return OutcomeUnknown(transaction_id, why, for_good=True)
 
 
 class Unavailable(ClientError):

@@ -31,6 +31,7 @@ from cluster.client.answers import (
     read_json,
     read_page,
     read_transaction,
+    refused,
 )
 from cluster.client.calls import (
     AiohttpExchange,
@@ -157,8 +158,10 @@ class Client:
                 return transaction
             if submission.wait == "none":
                 return transaction
+            if transaction.state == "refused":
+                raise refused(transaction.id)
             last = f"the transaction is {transaction.state}"
-            if transaction.state == "refused" or not await self._rest(failures, until):
+            if not await self._rest(failures, until):
                 break
         raise OutcomeUnknown(submission.id, last)
 

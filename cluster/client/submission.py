@@ -10,10 +10,10 @@ from typing import Any
 from cluster.client.answers import (
     BadAnswer,
     ClientError,
-    OutcomeUnknown,
     Transaction,
     read_error,
     read_transaction,
+    refused,
 )
 
 _DEFINITE = {
@@ -98,6 +98,6 @@ def element_answer(entry: Any, body: Mapping[str, Any]) -> Transaction | ClientE
         return Open(str(error))
     if transaction.outcome is None and body.get("wait") != "none":
         if transaction.state == "refused":
-            return OutcomeUnknown(transaction.id, "the transaction is refused")
+            return refused(transaction.id)
         return Open(f"the transaction is {transaction.state}")
     return transaction
