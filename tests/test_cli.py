@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
+import shlex
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,6 +62,23 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         (["submit"], "not JSON"),
         (["submit", "none.json"], "at least one"),
         (["submit", "more.json"], "wait: unknown field"),
+        (["submit", "deep.json"], "nested too deeply"),
+        (["submit", "bad-id.json"], "submit: id: must be 1 to 64"),
+        (["submit", "--id", "a b"], "'a b' is no transaction's id"),
+        (["submit", "--id", ""], "'' is no transaction's id"),
+        (["submit", "--timeout-ms", "0"], "0 must be at least 1"),
+        (["submit", "--timeout-ms", "x"], "'x' is not a whole number"),
+        (["get", ""], "'' is no transaction's id"),
+        (["get", ".."], "not . or .."),
+        (["watch", "a/b"], "'a/b' is no transaction's id"),
+        (["resolve", "", "--abort", "--reason", "r"], "'' is no transaction's id"),
+        (["retry", ""], "'' is no transaction's id"),
+        (["list", "--state", "bogus"], "'bogus' is no state; there are active,"),
+        (["list", "--state", "refused,"], "'' is no state"),
+        (["list", "--limit", "0"], "at least 1"),
+        (["list", "--older-than-ms", "-1"], "--older-than-ms"),
+        (["list", "--after", "x"], "--after"),
+        (["get", "a", "--nodes", "ada:secret@127.0.0.1:8101"], "no user or password"),
         (["get", "a", "--wait-ms", "-4"], "--wait-ms"),
         (["get", "a", "--deadline", "0"], "--deadline"),
         (["get", "a", "--deadline", "nan"], "--deadline"),
@@ -89,6 +108,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     (tmp_path / "three.toml").write_text(TWO_NODES + third)
     (tmp_path / "none.json").write_text(json.dumps({"transactions": []}))
     (tmp_path / "more.json").write_text(json.dumps({"transactions": [BODY], "wait": "none"}))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "bad-id.json").write_text(json.dumps(BODY | {"id": "a b"}))
     everywhere = 'raft_bind = "0.0.0.0:5005"\n'
     (tmp_path / "open.toml").write_text(TWO_NODES + third + everywhere)
     code, out, err = run(*arguments)
@@ -96,6 +117,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert err.startswith("assent: ")
     assert named in err
     assert err.count("\n") == 1
+    assert "secret" not in err
 
 
 def test_a_busy_port_is_one_line_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
@@ -116,6 +138,13 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         main([command, "--help"] if command != "--help" else [command])
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("usage: assent")
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"assent {importlib.metadata.version('assent')}\n"
 
 
 # --- transactions ---------------------------------------------------------------------------------
@@ -155,7 +184,36 @@ def test_submit_without_an_outcome_exits_with_3_and_says_the_id(run: Run, node: 
     assert json.loads(out)["id"] == "order-17"
     assert json.loads(out)["outcome"] is None
     assert err.count("\n") == 1
-    assert "assent submit --id order-17" in err
+    assert f"assent submit --id order-17 --nodes {node.url}\n" in err
+
+
+def test_the_command_that_asks_again_can_be_typed_as_it_is_told(
+    run: Run, node: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSENT_NODES", node.url)
+    node.usual = fails(503, "no_leader")
+    (tmp_path / "my order.json").write_text(json.dumps(BODY))
+    code, _, err = run("submit", "my order.json", "--deadline", "0.2")
+    assert code == 3
+    told = err.partition("ask again with the same content: ")[2]
+    program, *arguments = shlex.split(told)
+    assert program == "assent"
+    node.usual = committed
+    assert run(*arguments)[0] == 0
+    assert {body["id"] for body in node.bodies()} == {arguments[2]}
+
+
+def test_of_a_refused_id_submit_says_what_helps(run: Run, node: FakeNode) -> None:
+    async def refused(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(shown(body["id"], None, state="refused"))
+
+    node.usual = refused
+    arguments = ("submit", "--nodes", node.url, "--id", "order-17")
+    code, out, err = run(*arguments, given=json.dumps(BODY))
+    assert (code, out) == (3, "")
+    assert "transaction order-17" in err
+    assert "submit it under a new id" in err
+    assert "ask again" not in err
 
 
 def test_a_batch_exits_with_what_needs_attention_most(run: Run, node: FakeNode) -> None:
