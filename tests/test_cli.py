@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from cluster.cli.main import main
-from tests.fake_nodes import FakeNode, committed, fails, node_beside, shown
+from tests.fake_nodes import Answer, FakeNode, committed, fails, node_beside, shown
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -314,3 +314,54 @@ def test_reading_and_operating(run: Run, node: FakeNode) -> None:
     assert code == 0
     assert "led by n0 in term 3" in out
     assert node.url in out
+
+
+def bounded(matches: dict[int, str], end: int) -> Answer:
+    """A node that looks at one transaction for a page: of the numbers below `end` few match."""
+
+    async def answer(request: web.Request, _: Any) -> web.StreamResponse:
+        number = int(request.query.get("after", end)) - 1
+        entries = [shown(matches[number], "committed")] if number in matches else []
+        after = str(number) if number else None
+        return web.json_response({"transactions": entries, "next_after": after})
+
+    return answer
+
+
+def test_list_goes_on_until_it_has_as_many_as_were_asked_for(run: Run, node: FakeNode) -> None:
+    node.usual = bounded({7: "first", 4: "second", 2: "third"}, end=9)
+    arguments = ("list", "--participant", "stock", "--nodes", node.url)
+    code, out, _ = run(*arguments, "--limit", "2")
+    assert code == 0
+    assert "first" in out
+    assert "second" in out
+    assert out.endswith("there may be more: --after 4\n")
+    paths = [path for _, path, _ in node.requests]
+    assert len(paths) == 5
+    assert paths[0].endswith("?participant=stock&limit=2")
+    assert paths[-1].endswith("?participant=stock&limit=1&after=5"), "one was found before"
+    _, out, _ = run(*arguments)
+    assert "third" in out
+    assert "--after" not in out
+    _, out, _ = run(*arguments, "--json")
+    page = json.loads(out)
+    assert [one["id"] for one in page["transactions"]] == ["first", "second", "third"]
+    assert page["next_after"] is None
+
+
+def test_list_says_no_transactions_only_where_it_has_looked_at_all(
+    run: Run, node: FakeNode
+) -> None:
+    node.usual = bounded({1: "far"}, end=1_000)
+    arguments = ("list", "--participant", "stock", "--nodes", node.url)
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert out.startswith("no transactions in the first 100 pages; older ones were not looked at\n")
+    assert out.endswith("there may be more: --after 900\n")
+    assert len(node.requests) == 100
+    _, out, _ = run(*arguments, "--after", "900")
+    assert out.startswith("no transactions in the first 100 pages after 900; ")
+    code, out, _ = run(*arguments, "--after", "50")
+    assert "far" in out
+    node.usual = bounded({}, end=3)
+    assert run(*arguments)[1] == "no transactions\n"

@@ -26,11 +26,15 @@ from cluster.cli.output import (
     transaction_text,
     transactions_text,
 )
-from cluster.client import Client, Transaction
+from cluster.client import Client, Page, Transaction
 
 _WATCH_EVERY = 1.0
 _WATCHED = 100
 """Transactions that `watch` without an id looks at: the newest."""
+_LISTED = 100
+"""Transactions that `list` looks for when it is not told how many."""
+_MOST_PAGES = 100
+"""Pages that `list` asks for; for each a node looks at a thousand transactions at most."""
 
 
 def add_commands(commands: Any) -> None:
@@ -105,23 +109,45 @@ async def _get(client: Client, arguments: argparse.Namespace) -> int:
 
 
 async def _list(client: Client, arguments: argparse.Namespace) -> int:
-    page = await client.list(
-        state=arguments.state,
-        participant=arguments.participant,
-        older_than_ms=arguments.older_than_ms,
-        limit=arguments.limit,
-        after=arguments.after,
-        deadline=arguments.deadline,
-    )
+    found, page, pages = await _find(client, arguments)
     if arguments.json:
-        print_json(page.raw)
+        print_json({**page.raw, "transactions": [transaction.raw for transaction in found]})
         return 0
-    print(transactions_text(page.transactions))
+    if found or page.next_after is None:
+        print(transactions_text(found))
+    else:
+        behind = "" if arguments.after is None else f" after {arguments.after}"
+        print(f"no transactions in the first {pages} pages{behind}; older ones were not looked at")
     for participant, count in page.backlog.items():
         print(f"unfinished at {participant}: {count}")
     if page.next_after is not None:
-        print(f"\nthere are more: --after {page.next_after}")
+        print(f"\nthere may be more: --after {page.next_after}")
     return 0
+
+
+async def _find(
+    client: Client, arguments: argparse.Namespace
+) -> tuple[list[Transaction], Page, int]:
+    """As many as were asked for, the last page, and how many were needed: a node's page may be
+    short of its limit, or empty, with more behind it."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + arguments.deadline
+    found: list[Transaction] = []
+    after, pages = arguments.after, 0
+    while True:
+        page = await client.list(
+            state=arguments.state,
+            participant=arguments.participant,
+            older_than_ms=arguments.older_than_ms,
+            limit=None if arguments.limit is None else arguments.limit - len(found),
+            after=after,
+            deadline=until - loop.time(),
+        )
+        found += page.transactions
+        after, pages = page.next_after, pages + 1
+        enough = len(found) >= (arguments.limit or _LISTED)
+        if after is None or enough or pages == _MOST_PAGES or loop.time() >= until:
+            return found, page, pages
 
 
 async def _watch(client: Client, arguments: argparse.Namespace) -> int:
