@@ -7,6 +7,8 @@ import io
 import json
 import shlex
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,18 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         main([command, "--help"] if command != "--help" else [command])
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("usage: assent")
+
+
+def test_a_data_directory_that_cannot_be_made_is_a_mistake(tmp_path: Path) -> None:
+    settings = tmp_path / "one.toml"
+    settings.write_text('[nodes.a]\napi = "127.0.0.1:1"\nraft = "127.0.0.1:2"')
+    node = ["node", "a", "--config", str(settings), "--bootstrap", "--data-dir", "/proc/nowhere"]
+    command = [sys.executable, "-m", "cluster", *node, "--log-level", "error"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("assent: a: cannot make /proc/nowhere: ")
+    assert ended.stderr.count("\n") == 1
+    assert "durable" not in ended.stderr
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
