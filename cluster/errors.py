@@ -1,14 +1,14 @@
 """What can be wrong with a node's storage, and how it ends.
 
 StorageError
-├── Damaged          bytes that were promised are not as they were written: the node refuses to
-start ├── Foreign          the directory belongs to another node, cluster, program or format version
+├── Damaged          bytes that were promised are not as they were written: it refuses to start
+├── Foreign          the directory belongs to another node, cluster, program or format version
 ├── InUse            another process holds the directory
-├── DiskFailed       the operating system refused an operation (full, failing, forbidden): a clean
-stop └── NotBootstrapped  an empty directory, and nobody said that this is a new cluster
+├── NoDirectory      the directory cannot be made or locked: the node never began
+├── DiskFailed       the operating system refused an operation (full, failing): a clean stop
+└── NotBootstrapped  an empty directory, and nobody said that this is a new cluster
 
-FailStop             not about storage: an invariant is broken, and this node must not speak any
-more
+FailStop             not about storage: an invariant is broken, and this node must speak no more
 
 Every message says what happened, to which file, and what to do next.
 """
@@ -54,6 +54,16 @@ class DiskFailed(StorageError):
         self.operation = operation
         self.path = path
         self.reason = reason
+
+
+class NoDirectory(StorageError):
+    """The operating system refuses the directory itself; nothing was read or written."""
+
+    def __init__(self, path: Path, refused: DiskFailed) -> None:
+        super().__init__(
+            f"cannot {refused.operation} {refused.path}: {refused.reason}. "
+            f"Give the node a data directory that it may write, or leave to write in {path}"
+        )
 
 
 class NotBootstrapped(StorageError):

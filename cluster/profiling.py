@@ -75,4 +75,5 @@ def summary(text: str, shown: int = _SHOWN) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader may have enough: `... | head`
     print(summary(Path(sys.argv[1]).read_text()))

@@ -22,6 +22,7 @@ and two classes for the program: the coordinator knows nothing of elections.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
@@ -228,8 +229,8 @@ def _node(node_id: str, table: Mapping[str, Any]) -> NodeSettings:
     for needed in ("api", "raft"):
         if needed not in entry:
             raise SettingsError(f"{key}.{needed}: is missing; give host:port")
-    api = read_address(entry["api"], f"{key}.api")
-    raft = read_address(entry["raft"], f"{key}.raft")
+    api = _told_address(entry["api"], f"{key}.api")
+    raft = _told_address(entry["raft"], f"{key}.raft")
     return NodeSettings(
         id=node_id,
         api=api,
@@ -237,6 +238,22 @@ def _node(node_id: str, table: Mapping[str, Any]) -> NodeSettings:
         api_bind=read_address(entry.get("api_bind", str(api)), f"{key}.api_bind"),
         raft_bind=read_address(entry.get("raft_bind", str(raft)), f"{key}.raft_bind"),
     )
+
+
+def _told_address(text: object, key: str) -> Address:
+    """An address at which others reach the node: none that only says where to listen."""
+    address = read_address(text, key)
+    try:
+        reaches_nobody = ipaddress.ip_address(address.host).is_unspecified
+    except ValueError:  # a name
+        reaches_nobody = False
+    if reaches_nobody:
+        bind = f"{key.rpartition('.')[2]}_bind"
+        raise SettingsError(
+            f"{key}: at {address} nobody reaches the node; give the address that the others use,"
+            f' and {bind} = "{address}" if it is to listen there'
+        )
+    return address
 
 
 def _refuse_duplicates(nodes: tuple[NodeSettings, ...]) -> None:

@@ -22,10 +22,10 @@ from coordinator.facts import State
 
 MAX_URL_CHARS = 2_000
 MAX_PLACE_CHARS = 200
-ID_RULE = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : -"
 
 Word = TypeVar("Word", bound=enum.StrEnum)
 
+_STATES = frozenset(state.value for state in State)
 _URL_CHARS = re.compile(r"[!-~]+")
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
 _BATCH = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"transactions"[ \t\r\n]*:')
@@ -225,9 +225,8 @@ def query_states(query: Mapping[str, str]) -> frozenset[State] | None:
     if text is None:
         return None
     names = text.split(",")
-    listable = [state for state in State if state is not State.REFUSED]
-    if any(name not in listable for name in names):
-        raise bad_field("state", f"must be one or more of {listed(listable)}, separated by commas")
+    if any(name not in _STATES for name in names):
+        raise bad_field("state", f"must be one or more of {listed(State)}, separated by commas")
     return frozenset(State(name) for name in names)
 
 
@@ -236,5 +235,5 @@ def query_id(query: Mapping[str, str], name: str) -> str:
     if value is None:
         raise bad_field(name, "is missing")
     if not ids.is_valid_id(value):
-        raise bad_field(name, ID_RULE)
+        raise bad_field(name, ids.ID_RULE)
     return value

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 from coordinator import api_fields
 from coordinator.api_errors import ApiError, bad_field
-from coordinator.ids import is_valid_id
+from coordinator.ids import ID_RULE, is_valid_id
 
 JSON = "application/json"
 _JSON_TYPES = (JSON, "application/octet-stream")
@@ -118,4 +118,4 @@ def read_query(request: Request, allowed: tuple[str, ...]) -> dict[str, str]:
 
 def require_id(transaction_id: str) -> None:
     if not is_valid_id(transaction_id):
-        raise bad_field("id", api_fields.ID_RULE)
+        raise bad_field("id", ID_RULE)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from coordinator import ids
 from coordinator.api_errors import ApiError, bad_field, too_large
 from coordinator.api_fields import (
-    ID_RULE,
     MAX_URL_CHARS,
     Known,
     is_deeper,
@@ -180,7 +179,7 @@ def _read_new_id(fields: Mapping[str, Any], now_ms: int) -> str | None:
     if given is None and "id" not in fields:
         return None
     if not ids.is_valid_id(given):
-        raise bad_field("id", ID_RULE)
+        raise bad_field("id", ids.ID_RULE)
     assert isinstance(given, str)
     require_not_ahead(given, now_ms)
     return given
@@ -321,7 +320,7 @@ def read_resolve(value: Any) -> ResolveRequest:
         raise bad_field("outcome", 'is missing: "abort", or else branch_id and effect')
     branch_id = fields["branch_id"]
     if not ids.is_valid_id(branch_id):
-        raise bad_field("branch_id", ID_RULE)
+        raise bad_field("branch_id", ids.ID_RULE)
     if "effect" not in fields:
         raise bad_field("effect", f"is missing: one of {listed(Effect)}")
     return ResolveRequest(
@@ -339,9 +338,8 @@ def show(transaction: Transaction, progress: tuple[Progress, ...] | None = None)
     """
     state = state_of(transaction)
     outcome = None if transaction.outcome is None else _OUTCOMES[transaction.outcome]
-    if transaction.is_refusal and ids.time_of(transaction.id) is None:
-        # It may have committed longer ago than is remembered (PROTOCOL, section 5).
-        state, outcome = State.REFUSED, None
+    if state is State.REFUSED:
+        outcome = None  # nobody knows
     expires_ms = None if transaction.is_refusal else transaction.deadline_ms
     if transaction.outcome is None or not are_short(transaction.branches):
         branches = _show_branches(transaction, progress)

@@ -14,6 +14,7 @@ import enum
 import functools
 from typing import NamedTuple
 
+from coordinator.ids import time_of
 from participants.contract import Operation, Vote
 
 
@@ -37,7 +38,7 @@ class Effect(enum.StrEnum):
 
 class State(enum.StrEnum):
     """A transaction's derived state. REFUSED: aborted before anyone began it, under an id without a
-    time.
+    time: it may have committed longer ago than is remembered (PROTOCOL, section 5).
     """
 
     ACTIVE = "active"
@@ -192,6 +193,8 @@ def state_of(transaction: Transaction) -> State:
             return State.PREPARING if transaction.closed else State.ACTIVE
         case Outcome.COMMIT:
             return State.COMMITTING if transaction.finished_ms is None else State.COMMITTED
+        case Outcome.ABORT if transaction.is_refusal and time_of(transaction.id) is None:
+            return State.REFUSED
         case Outcome.ABORT:
             return State.ABORTING if transaction.finished_ms is None else State.ABORTED
 

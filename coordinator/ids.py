@@ -1,7 +1,8 @@
 """Ids of transactions: which ones are valid, how one is made, and which time one carries. Pure.
 
 A client makes the id before it sends, so that asking again is the same transaction. An id is 1 to
-64 characters of `A-Z a-z 0-9 . _ : -`. The client library makes UUIDv7 (RFC 9562, section 5.7):
+64 characters of `A-Z a-z 0-9 . _ : -`, but neither `.` nor `..`, which URL libraries take out of
+the path of `GET /v1/transactions/..`. The client library makes UUIDv7 (RFC 9562, section 5.7):
 their first 48 bits are the time in milliseconds since 1970, so an id too old to be remembered can
 be told from a new one, and is refused for ever instead of being run twice (PROTOCOL, section 9).
 
@@ -19,7 +20,9 @@ MAX_ID_CHARS = 64
 MAX_STEP_BACK_MS = 60_000
 """Well below the five minutes by which an id's time may be ahead of the coordinator's clock."""
 
-_VALID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_ID_CHARS}}}")
+ID_RULE = f"must be 1 to {MAX_ID_CHARS} characters of A-Z a-z 0-9 . _ : -, and not . or .."
+
+_VALID = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._:-]{{1,{MAX_ID_CHARS}}}")
 _UUID7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _RANDOM_BITS = 74
 _STEP_BITS = 32

@@ -19,7 +19,7 @@ from coordinator.plan import Wait
 
 Schema = dict[str, Any]
 
-ID_PATTERN = "^[A-Za-z0-9._:-]{1,64}$"
+ID_PATTERN = r"^(?!\.{1,2}$)[A-Za-z0-9._:-]{1,64}$"
 
 TRANSACTION_EXAMPLE = {
     "id": "01981fa0-5f9e-7c1d-8a55-5a0c6a1d2b3e",

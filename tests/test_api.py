@@ -604,6 +604,11 @@ def test_a_refused_id_with_its_time_is_aborted_and_one_without_is_refused() -> N
             status, answer = await node.post(PATH, node.body(id="no-time"))
             assert (status, answer["state"], answer["outcome"]) == (200, "refused", None)
             assert not node.services.calls  # nothing of it ever ran
+            for state, listed in (("refused", "no-time"), ("aborted", timed)):
+                status, page = await node.get(f"{PATH}?state={state}")
+                assert status == 200
+                shown = [(one["id"], one["state"]) for one in page["transactions"]]
+                assert shown == [(listed, state)]
 
     run(test())
 

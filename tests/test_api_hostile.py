@@ -201,7 +201,7 @@ QUERIES = [
     (PATH, "limit", "0", "-1", "1001", "x", "1.5", "", "1e3", "%D9%A3", "9" * 400, "0x10", "+1"),
     (PATH, "older_than_ms", "-1", "x", "", "9" * 400, "1_000"),
     (PATH, "after", "-1", "x", "", "t-1", "9" * 400),
-    (PATH, "state", "", "lost", "preparing,lost", "PREPARING", "refused", "%00"),
+    (PATH, "state", "", "lost", "preparing,lost", "PREPARING", "%00"),
     (PATH, "stale", "1", "True", "", "yes"),
     (PATH, "unknown", "1", ""),
     (PATH, "wait_ms", "1"),

@@ -185,6 +185,8 @@ def test_the_fingerprint_is_of_participants_and_payloads_not_of_times_and_labels
         ("id", {**one(url="http://h"), "id": "x" * 65}),
         ("id", {**one(url="http://h"), "id": "a b"}),
         ("id", {**one(url="http://h"), "id": "a\n"}),
+        ("id", {**one(url="http://h"), "id": "."}),
+        ("id", {**one(url="http://h"), "id": ".."}),
         ("id", {**one(url="http://h"), "id": 5}),
     ],
 )

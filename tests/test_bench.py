@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -616,3 +618,16 @@ def test_nobody_is_profiled_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with profiled("n1"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_reads_a_profile_may_have_enough_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "n1.stacks"
+    file.write_text("".join(f"main;f{number} 1\n" for number in range(100)))
+    command = [sys.executable, "-m", "cluster.profiling", str(file)]
+    whole = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert whole.stdout.startswith("100 samples\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert gone.stderr == ""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
+import shlex
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from cluster.cli.main import main
-from tests.fake_nodes import FakeNode, committed, fails, node_beside, shown
+from tests.fake_nodes import Answer, FakeNode, committed, fails, node_beside, shown
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -60,6 +64,23 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         (["submit"], "not JSON"),
         (["submit", "none.json"], "at least one"),
         (["submit", "more.json"], "wait: unknown field"),
+        (["submit", "deep.json"], "nested too deeply"),
+        (["submit", "bad-id.json"], "submit: id: must be 1 to 64"),
+        (["submit", "--id", "a b"], "'a b' is no transaction's id"),
+        (["submit", "--id", ""], "'' is no transaction's id"),
+        (["submit", "--timeout-ms", "0"], "0 must be at least 1"),
+        (["submit", "--timeout-ms", "x"], "'x' is not a whole number"),
+        (["get", ""], "'' is no transaction's id"),
+        (["get", ".."], "not . or .."),
+        (["watch", "a/b"], "'a/b' is no transaction's id"),
+        (["resolve", "", "--abort", "--reason", "r"], "'' is no transaction's id"),
+        (["retry", ""], "'' is no transaction's id"),
+        (["list", "--state", "bogus"], "'bogus' is no state; there are active,"),
+        (["list", "--state", "refused,"], "'' is no state"),
+        (["list", "--limit", "0"], "at least 1"),
+        (["list", "--older-than-ms", "-1"], "--older-than-ms"),
+        (["list", "--after", "x"], "--after"),
+        (["get", "a", "--nodes", "ada:secret@127.0.0.1:8101"], "no user or password"),
         (["get", "a", "--wait-ms", "-4"], "--wait-ms"),
         (["get", "a", "--deadline", "0"], "--deadline"),
         (["get", "a", "--deadline", "nan"], "--deadline"),
@@ -89,6 +110,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     (tmp_path / "three.toml").write_text(TWO_NODES + third)
     (tmp_path / "none.json").write_text(json.dumps({"transactions": []}))
     (tmp_path / "more.json").write_text(json.dumps({"transactions": [BODY], "wait": "none"}))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "bad-id.json").write_text(json.dumps(BODY | {"id": "a b"}))
     everywhere = 'raft_bind = "0.0.0.0:5005"\n'
     (tmp_path / "open.toml").write_text(TWO_NODES + third + everywhere)
     code, out, err = run(*arguments)
@@ -96,6 +119,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert err.startswith("assent: ")
     assert named in err
     assert err.count("\n") == 1
+    assert "secret" not in err
 
 
 def test_a_busy_port_is_one_line_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
@@ -116,6 +140,25 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         main([command, "--help"] if command != "--help" else [command])
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("usage: assent")
+
+
+def test_a_data_directory_that_cannot_be_made_is_a_mistake(tmp_path: Path) -> None:
+    settings = tmp_path / "one.toml"
+    settings.write_text('[nodes.a]\napi = "127.0.0.1:1"\nraft = "127.0.0.1:2"')
+    node = ["node", "a", "--config", str(settings), "--bootstrap", "--data-dir", "/proc/nowhere"]
+    command = [sys.executable, "-m", "cluster", *node, "--log-level", "error"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("assent: a: cannot make /proc/nowhere: ")
+    assert ended.stderr.count("\n") == 1
+    assert "durable" not in ended.stderr
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"assent {importlib.metadata.version('assent')}\n"
 
 
 # --- transactions ---------------------------------------------------------------------------------
@@ -155,7 +198,36 @@ def test_submit_without_an_outcome_exits_with_3_and_says_the_id(run: Run, node: 
     assert json.loads(out)["id"] == "order-17"
     assert json.loads(out)["outcome"] is None
     assert err.count("\n") == 1
-    assert "assent submit --id order-17" in err
+    assert f"assent submit --id order-17 --nodes {node.url}\n" in err
+
+
+def test_the_command_that_asks_again_can_be_typed_as_it_is_told(
+    run: Run, node: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSENT_NODES", node.url)
+    node.usual = fails(503, "no_leader")
+    (tmp_path / "my order.json").write_text(json.dumps(BODY))
+    code, _, err = run("submit", "my order.json", "--deadline", "0.2")
+    assert code == 3
+    told = err.partition("ask again with the same content: ")[2]
+    program, *arguments = shlex.split(told)
+    assert program == "assent"
+    node.usual = committed
+    assert run(*arguments)[0] == 0
+    assert {body["id"] for body in node.bodies()} == {arguments[2]}
+
+
+def test_of_a_refused_id_submit_says_what_helps(run: Run, node: FakeNode) -> None:
+    async def refused(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(shown(body["id"], None, state="refused"))
+
+    node.usual = refused
+    arguments = ("submit", "--nodes", node.url, "--id", "order-17")
+    code, out, err = run(*arguments, given=json.dumps(BODY))
+    assert (code, out) == (3, "")
+    assert "transaction order-17" in err
+    assert "submit it under a new id" in err
+    assert "ask again" not in err
 
 
 def test_a_batch_exits_with_what_needs_attention_most(run: Run, node: FakeNode) -> None:
@@ -256,3 +328,54 @@ def test_reading_and_operating(run: Run, node: FakeNode) -> None:
     assert code == 0
     assert "led by n0 in term 3" in out
     assert node.url in out
+
+
+def bounded(matches: dict[int, str], end: int) -> Answer:
+    """A node that looks at one transaction for a page: of the numbers below `end` few match."""
+
+    async def answer(request: web.Request, _: Any) -> web.StreamResponse:
+        number = int(request.query.get("after", end)) - 1
+        entries = [shown(matches[number], "committed")] if number in matches else []
+        after = str(number) if number else None
+        return web.json_response({"transactions": entries, "next_after": after})
+
+    return answer
+
+
+def test_list_goes_on_until_it_has_as_many_as_were_asked_for(run: Run, node: FakeNode) -> None:
+    node.usual = bounded({7: "first", 4: "second", 2: "third"}, end=9)
+    arguments = ("list", "--participant", "stock", "--nodes", node.url)
+    code, out, _ = run(*arguments, "--limit", "2")
+    assert code == 0
+    assert "first" in out
+    assert "second" in out
+    assert out.endswith("there may be more: --after 4\n")
+    paths = [path for _, path, _ in node.requests]
+    assert len(paths) == 5
+    assert paths[0].endswith("?participant=stock&limit=2")
+    assert paths[-1].endswith("?participant=stock&limit=1&after=5"), "one was found before"
+    _, out, _ = run(*arguments)
+    assert "third" in out
+    assert "--after" not in out
+    _, out, _ = run(*arguments, "--json")
+    page = json.loads(out)
+    assert [one["id"] for one in page["transactions"]] == ["first", "second", "third"]
+    assert page["next_after"] is None
+
+
+def test_list_says_no_transactions_only_where_it_has_looked_at_all(
+    run: Run, node: FakeNode
+) -> None:
+    node.usual = bounded({1: "far"}, end=1_000)
+    arguments = ("list", "--participant", "stock", "--nodes", node.url)
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert out.startswith("no transactions in the first 100 pages; older ones were not looked at\n")
+    assert out.endswith("there may be more: --after 900\n")
+    assert len(node.requests) == 100
+    _, out, _ = run(*arguments, "--after", "900")
+    assert out.startswith("no transactions in the first 100 pages after 900; ")
+    code, out, _ = run(*arguments, "--after", "50")
+    assert "far" in out
+    node.usual = bounded({}, end=3)
+    assert run(*arguments)[1] == "no transactions\n"

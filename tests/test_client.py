@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from cluster.client import (
+    BadAnswer,
     BadRequest,
     Client,
     Conflict,
@@ -197,6 +198,22 @@ def test_a_silent_node_is_left_for_another_with_the_same_id() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("location", ["http://[::1", "", "file:///etc/passwd", "http://a:b@c:1/"])
+def test_a_redirect_to_nowhere_is_no_answer_and_another_node_is_asked(location: str) -> None:
+    async def astray(_: web.Request, __: Any) -> web.StreamResponse:
+        return web.Response(status=307, headers={"Location": location})
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = astray
+        async with asking(*nodes) as client:
+            client._nodes.leads(nodes[0].url)
+            answer = await client.submit(ORDER)
+        assert answer.committed
+        assert [len(node.bodies()) for node in nodes] == [1, 1]
+
+    run(test)
+
+
 def test_redirects_in_a_circle_end_at_the_deadline() -> None:
     async def test(nodes: list[FakeNode]) -> None:
         nodes[0].usual = redirects_to(nodes[1])
@@ -276,6 +293,60 @@ def test_an_answer_that_is_no_transaction_leaves_the_outcome_unknown() -> None:
     run(test)
 
 
+async def about_another(_: web.Request, body: Any) -> web.StreamResponse:
+    if isinstance(body, dict) and "transactions" in body:
+        others = [shown("another", "committed") for _ in body["transactions"]]
+        return web.json_response({"transactions": others})
+    return web.json_response(shown("another", "committed"))
+
+
+def test_an_answer_about_another_transaction_is_none() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = about_another
+        async with asking(nodes[0]) as client:
+            with pytest.raises(OutcomeUnknown, match="answered about 'another'") as caught:
+                await client.submit(ORDER, id="a")
+            assert caught.value.transaction_id == "a"
+            for asked in (
+                client.get("a"),
+                client.retry("a"),
+                client.resolve("a", actor="ada", reason="lost", outcome="abort"),
+            ):
+                with pytest.raises(BadAnswer, match="answered about 'another'"):
+                    await asked
+
+    run(test)
+
+
+def test_what_is_followed_is_the_transaction_that_was_begun() -> None:
+    async def decided(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(shown(body["id"], "committed", state="committing"))
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [decided]
+        nodes[0].usual = about_another
+        async with asking(nodes[0]) as client:
+            answer = await client.submit(ORDER, id="a", wait="completion")
+        assert (answer.id, answer.state) == ("a", "committing")
+
+    run(test)
+
+
+def test_an_answer_about_another_transaction_in_a_batch_is_asked_for_again() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [about_another]
+        async with asking(nodes[0]) as client:
+            answers = await client.submit_many([{"participants": ORDER, "id": id} for id in "ab"])
+            assert [isinstance(one, Transaction) and one.id for one in answers] == ["a", "b"]
+            assert len(nodes[0].bodies()) == 2
+            nodes[0].usual = about_another
+            (answer,) = await client.submit_many([{"participants": ORDER}], deadline=0.2)
+            assert isinstance(answer, OutcomeUnknown)
+            assert "another" in str(answer)
+
+    run(test)
+
+
 def test_a_refused_id_has_no_outcome_and_is_not_asked_for_again() -> None:
     async def refused(_: web.Request, __: Any) -> web.StreamResponse:
         return web.json_response(shown("order-17", None, state="refused"))
@@ -283,8 +354,10 @@ def test_a_refused_id_has_no_outcome_and_is_not_asked_for_again() -> None:
     async def test(nodes: list[FakeNode]) -> None:
         nodes[0].usual = refused
         async with asking(nodes[0]) as client:
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(OutcomeUnknown) as caught:
                 await client.submit(ORDER, id="order-17")
+            assert caught.value.for_good
+            assert caught.value.transaction_id == "order-17"
             assert len(nodes[0].requests) == 1
             answer = await client.get("order-17", wait_ms=10_000)
         assert answer.state == "refused"
@@ -414,7 +487,7 @@ def test_reads_and_an_operators_requests_have_the_paths_of_the_api() -> None:
             return web.json_response({"decision": "abort"})
         if request.path == "/v1/transactions":
             return web.json_response({"transactions": [shown("a", None)], "next_after": "cursor"})
-        return web.json_response(shown("a", "committed"))
+        return web.json_response(shown(request.path.split("/")[3], "committed"))
 
     async def test(nodes: list[FakeNode]) -> None:
         nodes[0].usual = answer
@@ -450,10 +523,21 @@ def test_reads_and_an_operators_requests_have_the_paths_of_the_api() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("nodes", [[], "", "http://", "127.0.0.1:x", "ftp://a:1", "http://a/b"])
+@pytest.mark.parametrize(
+    "nodes", [[], "", "http://", "127.0.0.1:x", "ftp://a:1", "http://a/b", "http://[::1"]
+)
 def test_nodes_that_are_none_are_refused(nodes: str | list[str]) -> None:
     with pytest.raises(ValueError, match="node"):
         Client(nodes)
+
+
+@pytest.mark.parametrize("node", ["ada:secret@127.0.0.1:8101", "http://ada:secret@127.0.0.1/x"])
+def test_a_nodes_address_with_a_password_is_refused_and_the_password_not_repeated(
+    node: str,
+) -> None:
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1.*no user or password") as caught:
+        Client(node)
+    assert "secret" not in str(caught.value)
 
 
 # --- the end of a client --------------------------------------------------------------------------
@@ -519,6 +603,9 @@ def test_the_synchronous_twin_serves_several_threads() -> None:
                 for thread in threads:
                     thread.join()
                 assert client.get("a").committed
+                nodes[1].script = [about_another]
+                with pytest.raises(BadAnswer, match="'another'"):
+                    client.get("a")
                 nodes[1].usual = fails(409, "transaction_id_conflict")
                 with pytest.raises(Conflict):
                     client.submit(ORDER, id="a")

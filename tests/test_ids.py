@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from random import Random
 
 import pytest
 
 from coordinator.ids import IdMaker, is_valid_id, time_of
+from coordinator.openapi_schemas import ID_PATTERN
 from tests.builders import uuid7
 
 NOW_MS = 1_767_225_600_123
@@ -59,14 +61,23 @@ def test_a_full_millisecond_borrows_from_the_next() -> None:
     assert time_of(second) == NOW_MS + 1
 
 
-@pytest.mark.parametrize("text", ["a", "A-Z.0_9:x", "x" * 64, str(uuid.uuid4())])
+@pytest.mark.parametrize(
+    "text", ["a", "A-Z.0_9:x", "...", ".a", "..:", "x" * 64, str(uuid.uuid4())]
+)
 def test_valid_ids(text: str) -> None:
     assert is_valid_id(text)
 
 
-@pytest.mark.parametrize("text", ["", "x" * 65, "a b", "a/b", "é", "a\n", "\u0661", None, 7, b"a"])
+@pytest.mark.parametrize(
+    "text", ["", "x" * 65, "a b", "a/b", "é", "a\n", ".", "..", "\u0661", None, 7, b"a"]
+)
 def test_what_is_no_id(text: object) -> None:
     assert not is_valid_id(text)
+
+
+@pytest.mark.parametrize("text", ["", "a", ".", "..", "...", "a b", "x" * 64, "x" * 65])
+def test_the_api_describes_the_ids_that_it_takes(text: str) -> None:
+    assert bool(re.search(ID_PATTERN, text)) == is_valid_id(text)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 import time
@@ -507,7 +508,15 @@ def test_a_callback_is_never_called_before_propose_returns(tmp_path: Path) -> No
     run(scenario())
 
 
-def test_a_command_that_raises_stops_the_replica_for_good(tmp_path: Path) -> None:
+def stops_for_good(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    (record,) = (record for record in caplog.records if record.levelno == logging.CRITICAL)
+    assert "stops for good" in record.getMessage()
+    return record
+
+
+def test_a_command_that_raises_stops_the_replica_for_good(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         async with cluster(tmp_path, 1) as nodes:
             leader = await nodes.leader()
@@ -520,10 +529,11 @@ def test_a_command_that_raises_stops_the_replica_for_good(tmp_path: Path) -> Non
             assert leader.leader is None
 
     run(scenario())
+    assert stops_for_good(caplog).exc_info, "where it came from is told"
 
 
 def test_a_disk_that_fails_stops_the_replica_and_the_others_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:
@@ -541,6 +551,7 @@ def test_a_disk_that_fails_stops_the_replica_and_the_others_go_on(
             await leader.stop()
 
     run(scenario())
+    assert not stops_for_good(caplog).exc_info, "the message says all"
 
 
 def test_nothing_leaves_a_follower_before_its_disk_has_it(

@@ -117,6 +117,8 @@ def _without_node(number: int) -> str:
         (THREE.replace('"127.0.0.1:8102"', '"127.0.0.1"'), "nodes.n2.api: '127.0.0.1' is not an"),
         (THREE.replace("127.0.0.1:8102", "127.0.0.1:99999"), "nodes.n2.api: the port of"),
         (THREE.replace("127.0.0.1:8102", "::1:8102"), "nodes.n2.api: '::1:8102' is not an"),
+        (THREE.replace("127.0.0.1:8102", "0.0.0.0:8102"), "nodes.n2.api: at 0.0.0.0:8102 nobody"),
+        (THREE.replace("127.0.0.1:7102", "[::]:7102"), "nodes.n2.raft: at [::]:7102 nobody"),
         (THREE.replace(":8103", ":8101"), "nodes.n3.api: 127.0.0.1:8101 is also nodes.n1.api"),
         (THREE.replace(":7102", ":8101"), "nodes.n2.raft: 127.0.0.1:8101 is also nodes.n1.api"),
     ],

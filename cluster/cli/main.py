@@ -5,6 +5,7 @@
                   journal: something is damaged
                2  a mistake of the person at the keyboard: one line says which
                3  no answer from the cluster, or the outcome is unknown
+               4  what was to be told cannot be written; submit: never, the outcome stands
 
 A command is a function from its parsed arguments to its exit code. Every expected failure is an
 exception that is turned into one line here, and nowhere else; a traceback is a defect of ours.
@@ -13,53 +14,56 @@ exception that is turned into one line here, and nowhere else; a traceback is a 
 from __future__ import annotations
 
 import argparse
-import os
+import importlib.metadata
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import redirect_stdout
+from typing import Any, NoReturn
 
 from cluster.cli import bench, journal, processes, transactions
-from cluster.cli.output import UserMistake
-from cluster.client import ClientError, OutcomeUnknown, Refused
+from cluster.cli.asking import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_NOT_TOLD, EXIT_UNKNOWN
+from cluster.cli.output import Output, OutputFailed, UserMistake, complain
+from cluster.client import ClientError, Refused
 from cluster.errors import StorageError
 from cluster.local.cluster import LocalClusterError
 from cluster.local.ports import PortBusyError
 from cluster.settings import SettingsError
-from participants.logs import one_line
-
-EXIT_MISTAKE = 2
-EXIT_UNKNOWN = 3
-_EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program's name. Returns the exit code."""
+    with redirect_stdout(Output(sys.stdout)):
+        try:
+            return _run(argv)
+        except OutputFailed as error:
+            if not error.reader_gone:
+                complain(error)
+            return EXIT_NOT_TOLD
+        except (
+            UserMistake,
+            SettingsError,
+            PortBusyError,
+            LocalClusterError,
+            StorageError,
+        ) as error:
+            complain(error)
+            return EXIT_MISTAKE
+        except Refused as error:
+            complain(error)
+            return EXIT_MISTAKE
+        except ClientError as error:
+            complain(error)
+            return EXIT_UNKNOWN
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = _parser().parse_args(argv)
-        code = arguments.run(arguments)
-        sys.stdout.flush()
-        return int(code)
-    except (UserMistake, SettingsError, PortBusyError, LocalClusterError, StorageError) as error:
-        return _say(error, EXIT_MISTAKE)
-    except Refused as error:
-        return _say(error, EXIT_MISTAKE)
-    except OutcomeUnknown as error:
-        again = f"ask again with the same content: assent submit --id {error.transaction_id}"
-        return _say(f"{error}; {again}", EXIT_UNKNOWN)
-    except ClientError as error:
-        return _say(error, EXIT_UNKNOWN)
-    except KeyboardInterrupt:
-        return _EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output is gone (`assent list | head`); Python would complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def _say(what: object, code: int) -> int:
-    line = one_line(" ".join(str(what).split()))
-    print(f"assent: {line}", file=sys.stderr)
-    return code
+        return int(arguments.run(arguments))
+    finally:
+        sys.stdout.flush()  # also of --help, which ends with SystemExit
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,11 +75,20 @@ class _Parser(argparse.ArgumentParser):
         raise UserMistake(f"{where}{message}; see `{self.prog} --help`")
 
 
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: other commands need not wait for that."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(f"assent {importlib.metadata.version('assent')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="assent",
         description="A coordinator for atomic work across services: all of them commit, or none.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="say the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     processes.add_commands(commands)
     transactions.add_commands(commands)

@@ -1,10 +1,18 @@
-"""How answers look in a terminal: text for people, or JSON lines for machines."""
+"""How answers look in a terminal: text for people, or JSON lines for machines.
+
+Whatever a command prints goes through an `Output`, so that there is one exception for all that can
+become of it, and none for text that the terminal cannot encode: that is escaped.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 from cluster.client import Branch, ClusterStatus, Transaction
 from participants.logs import one_line
@@ -12,6 +20,66 @@ from participants.logs import one_line
 
 class UserMistake(Exception):
     """What was typed cannot be done; the text is one line: what, which, what next."""
+
+
+class OutputFailed(Exception):
+    """What was to be printed could not be. `reader_gone`: nobody wants it (`... | head`)."""
+
+    def __init__(self, why: str, *, reader_gone: bool = False) -> None:
+        super().__init__(f"cannot write to standard output: {why}")
+        self.reader_gone = reader_gone
+
+
+class Output(io.TextIOBase):
+    """Standard output, None where it is closed. `write` and `flush` raise OutputFailed."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        if self._stream is None:
+            raise OutputFailed("it is closed")
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def flush(self) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> OutputFailed:
+        assert self._stream is not None
+        _give_up(self._stream)
+        gone = isinstance(error, BrokenPipeError)
+        return OutputFailed(error.strerror or str(error), reader_gone=gone)
+
+
+def complain(what: object) -> None:
+    """One line on standard error; nothing becomes of it if that cannot be written either."""
+    if sys.stderr is None:
+        return
+    line = one_line(" ".join(str(what).split()))
+    try:
+        print(f"assent: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def _give_up(stream: TextIO) -> None:
+    """What could not be written goes nowhere: at its end Python would try again, complain, and
+    choose an exit code of its own."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_json(value: Any) -> None:

@@ -58,11 +58,19 @@ class TooLarge(Refused):
 
 
 class OutcomeUnknown(ClientError):
-    """The transaction may have committed, aborted, or not begun. `transaction_id` finds out."""
+    """The transaction may have committed, aborted, or not begun. `transaction_id` finds out, unless
+    it is unknown `for_good`: the id is refused (PROTOCOL, section 5), and nobody will know more."""
 
-    def __init__(self, transaction_id: str, why: str) -> None:
+    def __init__(self, transaction_id: str, why: str, *, for_good: bool = False) -> None:
         super().__init__(f"the outcome of transaction {transaction_id} is unknown: {why}")
         self.transaction_id = transaction_id
+        self.for_good = for_good
+
+
+def refused(transaction_id: str) -> OutcomeUnknown:
+    """What an answer in the state `refused` means to whoever asked for that transaction."""
+    why = "the id is refused: nothing runs under it, but it may have committed long ago"
+    return OutcomeUnknown(transaction_id, why, for_good=True)
 
 
 class Unavailable(ClientError):
@@ -70,7 +78,8 @@ class Unavailable(ClientError):
 
 
 class BadAnswer(ClientError):
-    """A 2xx whose body is not what was asked for: perhaps another program listens there."""
+    """A 2xx whose body is not what was asked for, or tells of another transaction: perhaps another
+    program listens there."""
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -164,13 +173,16 @@ def read_json(body: bytes) -> Any:
         return None
 
 
-def read_transaction(answer: Any) -> Transaction:
-    """A transaction out of decoded JSON; raises BadAnswer."""
+def read_transaction(answer: Any, asked: str | None = None) -> Transaction:
+    """A transaction out of decoded JSON; raises BadAnswer, also if it is not the one asked for."""
     fields = _object(answer, "a transaction")
+    id = _text(fields, "id")
+    if asked is not None and id != asked:
+        raise BadAnswer(f"asked about {asked}, answered about {id[:64]!r}")
     branches = fields.get("branches")
     metadata = fields.get("metadata")
     return Transaction(
-        id=_text(fields, "id"),
+        id=id,
         state=_text(fields, "state"),
         outcome=fields.get("outcome"),
         reason=fields.get("reason"),
@@ -189,10 +201,13 @@ def read_page(answer: Any) -> Page:
     entries = fields.get("transactions")
     if not isinstance(entries, list):
         raise BadAnswer("answered without a list of transactions")
+    next_after = fields.get("next_after")
+    if next_after is not None and not isinstance(next_after, str):
+        raise BadAnswer("answered with a next_after that is not text")
     backlog = fields.get("backlog")
     return Page(
         transactions=tuple(read_transaction(entry) for entry in entries),
-        next_after=fields.get("next_after"),
+        next_after=next_after,
         backlog=backlog if isinstance(backlog, dict) else {},
         raw=fields,
     )

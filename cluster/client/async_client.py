@@ -31,6 +31,7 @@ from cluster.client.answers import (
     read_json,
     read_page,
     read_transaction,
+    refused,
 )
 from cluster.client.calls import (
     AiohttpExchange,
@@ -148,7 +149,7 @@ class Client:
         for failures in range(1_000_000):
             call = Call("POST", _TRANSACTIONS, submission.encoded(), again=submission.again)
             try:
-                transaction = read_transaction(await self._json(call, until))
+                transaction = read_transaction(await self._json(call, until), submission.id)
             except (NoAnswer, BadAnswer) as error:
                 raise OutcomeUnknown(submission.id, str(error)) from None
             if transaction.outcome is not None:
@@ -157,8 +158,10 @@ class Client:
                 return transaction
             if submission.wait == "none":
                 return transaction
+            if transaction.state == "refused":
+                raise refused(transaction.id)
             last = f"the transaction is {transaction.state}"
-            if transaction.state == "refused" or not await self._rest(failures, until):
+            if not await self._rest(failures, until):
                 break
         raise OutcomeUnknown(submission.id, last)
 
@@ -223,7 +226,7 @@ class Client:
         path = f"{_TRANSACTIONS}/{quote(id, safe='')}"
         query = "?stale=true" if stale else ""
         transaction = read_transaction(
-            await self._read(Call("GET", path + query, needs_leader=not stale), until)
+            await self._read(Call("GET", path + query, needs_leader=not stale), until), id
         )
         if wait_ms is None or stale:
             return transaction
@@ -286,12 +289,13 @@ class Client:
         body.update((name, value) for name, value in given.items() if value is not None)
         path = f"{_TRANSACTIONS}/{quote(id, safe='')}/resolve"
         call = Call("POST", path, json.dumps(body).encode())
-        return read_transaction(await self._read(call, self._begin(deadline)))
+        return read_transaction(await self._read(call, self._begin(deadline)), id)
 
     async def retry(self, id: str, *, deadline: float = DEADLINE) -> Transaction:
         """Call the participants that have not acknowledged now, not after the pause."""
         path = f"{_TRANSACTIONS}/{quote(id, safe='')}/retry"
-        return read_transaction(await self._read(Call("POST", path, b"{}"), self._begin(deadline)))
+        call = Call("POST", path, b"{}")
+        return read_transaction(await self._read(call, self._begin(deadline)), id)
 
     async def cluster(self, *, deadline: float = DEADLINE) -> ClusterStatus:
         """The cluster as its leader sees it, for it knows how far the others are; without a leader
@@ -344,7 +348,7 @@ class Client:
             wait_ms = max(1, int(1000 * min(left, self._timeout * _POLL_SHARE)))
             try:
                 answer = await self._json(Call("GET", f"{path}?wait_ms={wait_ms}"), until)
-                transaction = read_transaction(answer)
+                transaction = read_transaction(answer, transaction.id)
             except (NoAnswer, BadAnswer, UnknownTransaction):
                 break
             if transaction.finished or not await self._rest(failures, until):

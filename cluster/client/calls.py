@@ -255,12 +255,18 @@ class Caller:
 
 def node_url(text: str) -> str:
     """`http://host:port` of a node given so or as `host:port`; raises ValueError."""
-    parts = urlsplit(text if "://" in text else f"http://{text}")
+    if "@" in text:  # what stands before it may be a password: it is not repeated
+        where = text.rpartition("@")[2]
+        raise ValueError(
+            f"the node at {where!r}: its address has no user or password; leave it out"
+        )
     try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        usable = usable and parts.path in ("", "/") and not (parts.query or parts.fragment)
     except ValueError:
         usable = False
-    if not usable or parts.path not in ("", "/") or parts.query or parts.fragment:
+    if not usable:
         raise ValueError(f"{text!r} is not a node's address, such as http://127.0.0.1:8101")
     return f"{parts.scheme}://{parts.netloc}"
 
@@ -279,8 +285,8 @@ def _redirect(answer: HttpAnswer) -> str | None:
     """The node that a 307 names. Path and query stay: a node sends the same ones back."""
     if answer.status not in (307, 308):
         return None
-    parts = urlsplit(answer.headers.get("Location", ""))
     try:
+        parts = urlsplit(answer.headers.get("Location", ""))
         return node_url(f"{parts.scheme}://{parts.netloc}")
     except ValueError:
         return None

@@ -10,10 +10,10 @@ from typing import Any
 from cluster.client.answers import (
     BadAnswer,
     ClientError,
-    OutcomeUnknown,
     Transaction,
     read_error,
     read_transaction,
+    refused,
 )
 
 _DEFINITE = {
@@ -93,11 +93,11 @@ def element_answer(entry: Any, body: Mapping[str, Any]) -> Transaction | ClientE
             return Open(str(error), crowded=error.code in _CROWDED)
         return read_error(_DEFINITE.get(error.code, 400), entry)
     try:
-        transaction = read_transaction(entry)
+        transaction = read_transaction(entry, str(body["id"]))
     except BadAnswer as error:
         return Open(str(error))
     if transaction.outcome is None and body.get("wait") != "none":
         if transaction.state == "refused":
-            return OutcomeUnknown(transaction.id, "the transaction is refused")
+            return refused(transaction.id)
         return Open(f"the transaction is {transaction.state}")
     return transaction

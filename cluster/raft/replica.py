@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from cluster.errors import FailStop
+from cluster.errors import FailStop, StorageError
 from cluster.raft import wire
 from cluster.raft.core import RaftCore, Surroundings
 from cluster.raft.entries import encode_group
@@ -544,7 +544,11 @@ class Replica:
         if self.fatal is not None:
             return
         self.fatal = error
-        log.critical("%s: stops for good: %s", self.node, error, exc_info=error)
+        # A message says what a disk refused; of what nobody foresaw the way there matters.
+        foreseen = isinstance(error, StorageError | OSError)
+        log.critical(
+            "%s: stops for good: %s", self.node, error, exc_info=None if foreseen else error
+        )
         self._fall_silent(NotLeader(f"{self.node} failed"), FateUnknown(f"{self.node} failed"))
         self.on_fatal(error)
 

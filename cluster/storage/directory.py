@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgpack
 
-from cluster.errors import Damaged, Foreign, NotBootstrapped
+from cluster.errors import Damaged, DiskFailed, Foreign, NoDirectory, NotBootstrapped
 from cluster.storage.disk import Disk, File, read_file
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import segment_numbers
@@ -72,7 +72,7 @@ def open_directory(
 ) -> Directory:
     """Lock a data directory and make sure that it is this node's.
 
-    Raises NotBootstrapped, Foreign, InUse, Damaged, DiskFailed.
+    Raises NotBootstrapped, Foreign, InUse, NoDirectory, Damaged, DiskFailed.
     """
     names = _our_names(path, disk)
     if not bootstrap and not names - {LOCK_NAME}:
@@ -81,8 +81,11 @@ def open_directory(
             "--bootstrap. If its disk was lost, it must not come back under its old id: remove "
             f"{node} from the cluster and add a new node"
         )
-    _make(path, disk)
-    lock = disk.lock(path / LOCK_NAME)
+    try:
+        _make(path, disk)
+        lock = disk.lock(path / LOCK_NAME)
+    except DiskFailed as error:
+        raise NoDirectory(path, error) from error
     try:
         names = _our_names(path, disk)
         made = IDENTITY_NAME not in names
