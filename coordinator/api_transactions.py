@@ -43,6 +43,7 @@ from coordinator.api_requests import (
     text_answer,
 )
 from coordinator.api_shapes import Submission, show
+from coordinator.batch_json import is_batch
 from coordinator.batches import Batches, Begun
 from coordinator.capacity import largest
 from coordinator.driver import Driver
@@ -99,7 +100,7 @@ class Transactions:
         self._now_ms = now_ms
         self._make_id = make_id
         self._patience = Patience()
-        self._batches = Batches(driver, self._begin_element, self._answer_of)
+        self._batches = Batches(driver, limits, self._begin_element, self._answer_of)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         small, large = self._limits.body_bytes, self._limits.batch_body_bytes
@@ -128,13 +129,12 @@ class Transactions:
     def submit(self, request: Request, _: str) -> Answer | Later | Coroutine[Any, Any, Answer]:
         """POST /v1/transactions: one, or a batch."""
         body = request.body
-        if len(body) > self._limits.body_bytes and not api_fields.is_batch(body):
+        traceparent = api_shapes.read_traceparent(request.headers.get("traceparent"))
+        if is_batch(body):
+            return self._submit_batch(request, traceparent)
+        if len(body) > self._limits.body_bytes:
             raise too_large("The body", len(body), self._limits.body_bytes)
         value = api_fields.decode_json(body)
-        traceparent = api_shapes.read_traceparent(request.headers.get("traceparent"))
-        if isinstance(value, dict) and "transactions" in value:
-            elements = api_shapes.read_batch(value, self._limits)
-            return self._batches.submit(elements, traceparent, request.address)
         given_id = value.get("id") if isinstance(value, dict) else None
         way = self._driver.way_in(given_id, request.address)
         if way is WayIn.REFUSED:
@@ -179,11 +179,14 @@ class Transactions:
         transaction = settled or self._as_it_is(submission)
         return text_answer(_status_of(transaction, submission.wait), self._show(transaction))
 
-    def _begin_element(self, value: Any, traceparent: str | None) -> Begun | ApiError:
-        try:
-            submission = self._read(value, traceparent)
-        except ApiError as error:
-            return error
+    async def _submit_batch(self, request: Request, traceparent: str | None) -> Answer:
+        def read(value: Any) -> Submission:
+            return self._read(value, traceparent)
+
+        elements = await self._batches.read(request.body, read)
+        return await self._batches.submit(elements, request.address)
+
+    def _begin_element(self, submission: Submission) -> Begun:
         now = asyncio.get_running_loop().time()
         return Begun(submission, self._driver.submit(submission.plan, submission.wait), now)
 
