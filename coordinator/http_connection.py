@@ -104,7 +104,10 @@ class HttpConnection(Connection):
 
     def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """A request whose head is there, and its body as far as it came in the same piece."""
-        target = message.path
+        target: str | None = message.path
+        if target is None:  # as the parser reads "CONNECT" with nothing behind it
+            self._refuse(no_http("it names no target"))
+            return
         if not target.startswith("/"):  # "GET http://host/path HTTP/1.1", as proxies are asked
             target = message.url.raw_path_qs
         path, _, query = target.partition("#")[0].partition("?")
@@ -200,5 +203,9 @@ class HttpConnection(Connection):
             return
         LOG.debug("%s sent what is no HTTP: %r", self._transport.get_extra_info("peername"), error)
         first_line = (error.message or "it cannot be read").strip().split("\n", 1)[0].rstrip(": ")
-        what = f"This is no HTTP request: {first_line[:200]}; the connection is closed."
-        self._refuse(ApiError(400, "bad_request", what))
+        self._refuse(no_http(first_line[:200]))
+
+
+def no_http(why: str) -> ApiError:
+    what = f"This is no HTTP request: {why}; the connection is closed."
+    return ApiError(400, "bad_request", what)

@@ -275,6 +275,7 @@ HUGE = "x" * (LINE_BYTES + 1)
 REFUSED = {
     "bytes": bytes(range(128, 256)) * 4,
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64,
+    "no target": b"CONNECT \r\n\r\n",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "a path too long": get("/" + HUGE),
     "a header too long": get("/now", f"A: {HUGE}"),
