@@ -38,6 +38,7 @@ from coordinator.api_requests import (
     error_answer,
     json_answer,
     read_query,
+    refuse_other_sites,
     require_id,
     require_json,
     text_answer,
@@ -109,8 +110,8 @@ class Transactions:
             Endpoint("GET", TRANSACTIONS, self.page),
             Endpoint("GET", ONE, self.get),
             Endpoint("GET", ONE + "/decision", self.decision),
-            Endpoint("POST", ONE + "/resolve", self.resolve, self.admit_resolve, small),
-            Endpoint("POST", ONE + "/retry", self.retry, self.admit_retry, small),
+            Endpoint("POST", ONE + "/resolve", self.resolve, self.admit_operator, small),
+            Endpoint("POST", ONE + "/retry", self.retry, self.admit_operator, small),
             Endpoint("POST", ONE + "/branches", self.not_interactive),
             Endpoint("POST", ONE + "/commit", self.not_interactive),
             Endpoint("POST", ONE + "/rollback", self.not_interactive),
@@ -302,6 +303,7 @@ class Transactions:
 
     async def decision(self, request: Request, transaction_id: str) -> Answer:
         """GET /v1/transactions/{id}/decision: a participant in doubt (PROTOCOL, 5)."""
+        refuse_other_sites(request)
         query = read_query(request, ("branch_id", "fingerprint"))
         require_id(transaction_id)
         branch_id = api_fields.query_id(query, "branch_id")
@@ -318,8 +320,10 @@ class Transactions:
 
     # --- an operator's calls ---
 
-    def admit_resolve(self, request: Request, transaction_id: str) -> None:
-        self.admit_retry(request, transaction_id)
+    def admit_operator(self, request: Request, transaction_id: str) -> None:
+        read_query(request, ())
+        require_id(transaction_id)
+        self._require_leader(request)
         require_json(request)
 
     async def resolve(self, request: Request, transaction_id: str) -> Answer:
@@ -345,11 +349,6 @@ class Transactions:
             self._redirect(request)
             raise log_refusal(error, transaction_id) from error
         return text_answer(200, self._show(transaction))
-
-    def admit_retry(self, request: Request, transaction_id: str) -> None:
-        read_query(request, ())
-        require_id(transaction_id)
-        self._require_leader(request)
 
     async def retry(self, request: Request, transaction_id: str) -> Answer:
         """POST /v1/transactions/{id}/retry: call its participants now, not after the pause."""

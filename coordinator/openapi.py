@@ -82,7 +82,7 @@ def _submit() -> Operation:
                 "It is begun: `wait` was none, or ran out. Ask for the outcome with GET.",
                 _ref("Transaction"),
             ),
-            **_errors("307", "400", "408", "409", "410", "413", "415", "429", "503"),
+            **_errors("307", "400", "408", "409", "410", "413", "415", "417", "429", "503"),
         },
     }
 
@@ -137,7 +137,7 @@ def _decision() -> Operation:
         ],
         "responses": {
             "200": _answer("Commit it, roll it back, or ask again later.", _ref("Decision")),
-            **_errors("307", "400", "429", "503"),
+            **_errors("307", "400", "403", "429", "503"),
         },
     }
 
@@ -152,7 +152,7 @@ def _resolve() -> Operation:
         "requestBody": {"required": True, "content": _json(_ref("Resolve"))},
         "responses": {
             "200": _answer("The transaction after it.", _ref("Transaction")),
-            **_errors("307", "400", "404", "409", "413", "415", "429", "503"),
+            **_errors("307", "400", "404", "408", "409", "413", "415", "417", "429", "503"),
         },
     }
 
@@ -165,7 +165,7 @@ def _retry() -> Operation:
         "parameters": [_ID],
         "responses": {
             "200": _answer("The transaction.", _ref("Transaction")),
-            **_errors("307", "400", "404", "413", "503"),
+            **_errors("307", "400", "404", "408", "413", "415", "417", "503"),
         },
     }
 
@@ -232,12 +232,14 @@ _ID: dict[str, Any] = {
 _MEANINGS = {
     "307": "This node does not lead; `Location` is the same call at the leader.",
     "400": "A field or parameter is not as it must be; `details.field` names it.",
+    "403": "A page of another site asked.",
     "404": "Not remembered, which does not mean that it aborted.",
     "408": "The body did not arrive in time.",
     "409": "The transaction's content or state does not allow it.",
     "410": "The id is older than what is remembered.",
     "413": "Too large.",
     "415": "The body is called something else than JSON.",
+    "417": "`Expect` asks for something else than 100-continue.",
     "429": "At capacity, nothing was done; later.",
     "503": "Not now: `no_leader`, `outcome_unknown`, `draining` or `overloaded`; ask again.",
 }
