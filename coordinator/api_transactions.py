@@ -73,6 +73,10 @@ AT_CAPACITY = error_answer(at_capacity())._replace(rests=True)  # once: it must 
 BRANCHES_PER_TURN = 500
 """Branches shown in a list before the event loop gets a turn: some milliseconds."""
 
+PAGE_CHARS = 4 * 1024 * 1024
+"""A page ends with the transaction that reaches this: URLs may have 2,000 characters, a transaction
+256 branches, and what a client does not take stays in memory as long as it takes a little."""
+
 _LIST_QUERY = ("state", "participant", "older_than_ms", "limit", "after", "stale")
 
 
@@ -279,22 +283,30 @@ class Transactions:
             limit=limit,
         )
         figures = self._driver.figures()
+        rows = await self._rows(page.transactions)
+        next_after = page.next_after
+        if len(rows) < len(page.transactions):
+            next_after = str(page.transactions[len(rows) - 1].sequence)
         rest = {
-            "next_after": page.next_after,
+            "next_after": next_after,
             "backlog": dict(largest(figures.backlog, BACKLOG_SHOWN)),
             "oldest_in_doubt_ms": figures.oldest_in_doubt_ms,
             **({"stale": True} if stale else {}),
         }
-        rows = await self._rows(page.transactions)
         text = '{"transactions":[' + ",".join(rows) + "]," + encode(rest)[1:]
         return text_answer(200, text)
 
     async def _rows(self, transactions: tuple[Transaction, ...]) -> list[str]:
-        """Each transaction as JSON, with turns for the event loop in between."""
+        """Each transaction as JSON, as many as make a page, with turns for the event loop in
+        between.
+        """
         rows: list[str] = []
-        shown = 0
+        shown, size = 0, 0
         for transaction in transactions:
+            if size >= PAGE_CHARS:
+                break
             rows.append(self._show(transaction))
+            size += len(rows[-1])
             shown += 1 + len(transaction.branches)
             if shown > BRANCHES_PER_TURN:
                 shown = 0

@@ -623,6 +623,28 @@ def test_the_list_is_paged_filtered_and_newest_first() -> None:
     run(test())
 
 
+def test_a_page_ends_where_it_is_large_enough_and_the_next_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            for number in range(5):
+                await node.post(PATH, node.body("yes", id=f"t-{number}", wait="completion"))
+            _, page = await node.get(PATH)
+            one = len(json.dumps(page["transactions"][0], separators=(",", ":")))
+            monkeypatch.setattr(api_transactions, "PAGE_CHARS", one + 1)
+            found, path = [], PATH
+            while True:
+                _, page = await node.get(path)
+                found.append([t["id"] for t in page["transactions"]])
+                if page["next_after"] is None:
+                    break
+                path = f"{PATH}?after={page['next_after']}"
+            assert found == [["t-4", "t-3"], ["t-2", "t-1"], ["t-0"]]
+
+    run(test())
+
+
 def test_a_list_without_a_limit_keeps_to_the_page_size_that_is_set() -> None:
     async def test() -> None:
         async with api_node(limits=Limits(page_size=2)) as node:
