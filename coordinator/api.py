@@ -80,6 +80,8 @@ class Api:
             driver, machine, log, node, apis, limits, timings, now_ms, IdMaker(now_ms, random)
         )
         about = _About(status, checks, registry)
+        self.bodies_bytes = limits.bodies_bytes
+        """Of bodies together that may be held while they are read."""
         self.endpoints = (*transactions.endpoints(), *about.endpoints())
         self._fixed: dict[str, dict[str, Endpoint]] = {}
         """By path and method."""

@@ -25,6 +25,7 @@ from coordinator.api import Api
 from coordinator.api_errors import ApiError, unreadable
 from coordinator.api_requests import Answer, Later, Request, error_answer
 from coordinator.bell import Bell
+from coordinator.bodies import Bodies
 
 KEEP_S = 3630.0
 """An idle connection is closed then: longer than proxies keep theirs, so that it is they who close,
@@ -72,6 +73,7 @@ class Common:
     def __init__(self, api: Api) -> None:
         self.api = api
         self.rests = Rests()
+        self.bodies = Bodies(api.bodies_bytes)
         self.is_stopping = False
         self.connections: dict[Connection, None] = {}
         self.alarms: Alarms[Connection] = Alarms()
@@ -232,9 +234,12 @@ class Connection(asyncio.Protocol):
         if isinstance(answer, Answer):
             self._give(answer)
             return
-        self._enter(_ANSWER, math.inf)
-        self._awaited = answer
+        self._await(answer)
         answer.future.add_done_callback(self._answered)
+
+    def _await(self, answer: Later) -> None:
+        self._enter(_ANSWER, HALF_CLOSED_S if self._has_ended else math.inf)
+        self._awaited = answer
 
     def _answered(self, future: asyncio.Future[Any]) -> None:
         awaited, self._awaited = self._awaited, None

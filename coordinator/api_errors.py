@@ -99,6 +99,11 @@ def at_capacity() -> ApiError:
     )
 
 
+def overloaded(status: int = 429) -> ApiError:
+    what = "Too much waits at this node already; nothing was changed; ask again later."
+    return ApiError(status, "overloaded", what, headers=RETRY_AFTER)
+
+
 def no_leader() -> ApiError:
     return ApiError(
         503,
@@ -159,12 +164,7 @@ def log_refusal(error: LogError, transaction_id: str | None, *, named: bool = Tr
     with the id: the client has never seen it, and asking again without it would run the work twice.
     """
     if isinstance(error, Overloaded):
-        return ApiError(
-            503 if transaction_id is None else 429,
-            "overloaded",
-            "Too much waits for the log already; nothing was changed; ask again later.",
-            headers=RETRY_AFTER,
-        )
+        return overloaded(503 if transaction_id is None else 429)
     if transaction_id is None or (isinstance(error, NotLeader) and named):
         return no_leader()
     return outcome_unknown(transaction_id)
