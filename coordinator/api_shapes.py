@@ -57,6 +57,7 @@ MAX_METADATA_DEPTH = 32
 """Every answer decodes and encodes it again; what only just could be read could not be shown."""
 
 MAX_RESOLVE_REASON_CHARS = 1_000
+DEFAULT_PAGE = 100
 
 _SUBMISSION_FIELDS: Known = dict.fromkeys(
     ("id", "mode", "participants", "timeout_ms", "wait", "metadata")

@@ -43,7 +43,7 @@ from coordinator.api_requests import (
     require_json,
     text_answer,
 )
-from coordinator.api_shapes import Submission, show
+from coordinator.api_shapes import DEFAULT_PAGE, Submission, show
 from coordinator.batch_json import is_batch
 from coordinator.batches import Batches, Begun
 from coordinator.capacity import largest
@@ -67,7 +67,6 @@ WAIT_MARGIN_MS = 5_000
 MAX_WAIT_MS = 60_000
 """A GET waits no longer, whatever `wait_ms` asks: the client asks again. Proxies give up too."""
 
-DEFAULT_PAGE = 100
 BACKLOG_SHOWN = 50
 AT_CAPACITY = error_answer(at_capacity())._replace(rests=True)  # once: it must be cheap
 BRANCHES_PER_TURN = 500
