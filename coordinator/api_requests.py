@@ -92,9 +92,9 @@ def error_answer(error: ApiError) -> Answer:
 def require_json(request: Request) -> None:
     """Refuses a body that says it is something else.
 
-    `curl -d` calls every body a form, and some programs say nothing. Both is let pass, but not from
-    a browser's page: no other site's page shall begin transactions through its visitor, and JSON is
-    what a browser sends to another site only if that allows it, which is never answered here.
+    `curl -d` calls every body a form, and some programs say nothing. Both are let pass, but not
+    from a browser's page: no other site's page shall begin transactions through its visitor, and
+    JSON is what a browser sends to another site only if that allows it, which is not said here.
     """
     kind = request.headers.get("Content-Type")
     if kind == JSON:
@@ -123,7 +123,7 @@ def refuse_other_sites(request: Request) -> None:
 
 
 def _is_from_page(request: Request) -> bool:
-    """Whether a browser says that a page asks; of its own site's pages only for what has a body."""
+    """Whether a browser says that a page asks: one of another site, or any that sends a body."""
     site = request.headers.get("Sec-Fetch-Site", "none")
     return "Origin" in request.headers or site not in ("none", "same-origin")
 
