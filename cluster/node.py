@@ -65,7 +65,7 @@ def run_node(
     except (DiskFailed, FailStop) as error:
         print(f"assent: {node_id}: {error}", file=sys.stderr)
         return 1
-    except StorageError as error:
+    except (StorageError, event_loop.NoSuchLoop) as error:
         print(f"assent: {node_id}: {error}", file=sys.stderr)
         return 2
     except OSError as error:

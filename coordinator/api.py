@@ -79,7 +79,9 @@ class Api:
         transactions = Transactions(
             driver, machine, log, node, apis, limits, timings, now_ms, IdMaker(now_ms, random)
         )
-        about = _About(status, checks, registry)
+        about = _About(status, checks, registry, limits, timings)
+        self.bodies_bytes = limits.bodies_bytes
+        """Of bodies together that may be held while they are read."""
         self.endpoints = (*transactions.endpoints(), *about.endpoints())
         self._fixed: dict[str, dict[str, Endpoint]] = {}
         """By path and method."""
@@ -186,7 +188,11 @@ class _About:
         status: Callable[[], ClusterStatus],
         checks: Callable[[], Mapping[str, Check]],
         registry: CollectorRegistry,
+        limits: Limits,
+        timings: Timings,
     ) -> None:
+        self._limits = limits
+        self._timings = timings
         self._status = status
         self._checks = checks
         self._registry = registry
@@ -225,10 +231,10 @@ class _About:
         return Answer(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
     def openapi(self, _: Request, __: str) -> Answer:
-        return Answer(200, _description())
+        return Answer(200, _description(self._limits, self._timings))
 
 
-@functools.cache
-def _description() -> bytes:
+@functools.lru_cache(maxsize=1)
+def _description(limits: Limits, timings: Timings) -> bytes:
     """Made when it is first asked for: that takes milliseconds, which no start has to wait for."""
-    return encode(openapi.document()).encode("ascii")
+    return encode(openapi.document(limits, timings)).encode("ascii")

@@ -25,6 +25,7 @@ from coordinator.api import Api
 from coordinator.api_errors import ApiError, unreadable
 from coordinator.api_requests import Answer, Later, Request, error_answer
 from coordinator.bell import Bell
+from coordinator.bodies import Bodies
 
 KEEP_S = 3630.0
 """An idle connection is closed then: longer than proxies keep theirs, so that it is they who close,
@@ -45,6 +46,10 @@ connection closed with unread bytes is reset, and the answer lost with it (RFC 9
 HALF_CLOSED_S = 30.0
 """How long a client that will send nothing more is still answered. Most have gone altogether."""
 
+HELD_BACK_S = 1.0
+"""The first answer on a connection, if it is a refusal for load, waits as long as the connection is
+to rest, but no longer: else who opens a connection for each request would rest never."""
+
 LOG = logging.getLogger("assent.api")
 
 
@@ -54,6 +59,7 @@ class Phase(enum.Enum):
     BODY = "the body is being read"
     DROPS = "the answer has left; the rest of the body is thrown away"
     ANSWER = "the API is at work"
+    HELD = "the answer is held back for a while"
     RESTS = "the next request is not looked at for a while"
     FULL = "the client does not take its answers"
     LEAVES = "the last answer has left; what comes is thrown away"
@@ -62,8 +68,10 @@ class Phase(enum.Enum):
 
 # Looked up once: 90 ns each time.
 _IDLE, _HEAD, _BODY, _DROPS = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.DROPS
-_ANSWER, _RESTS, _FULL = Phase.ANSWER, Phase.RESTS, Phase.FULL
+_ANSWER, _HELD, _RESTS, _FULL = Phase.ANSWER, Phase.HELD, Phase.RESTS, Phase.FULL
 READING = (_IDLE, _HEAD, _BODY, _DROPS)
+_NOT_YET = (_ANSWER, _HELD, _RESTS, _FULL)
+"""What comes has to wait."""
 
 
 class Common:
@@ -72,6 +80,7 @@ class Common:
     def __init__(self, api: Api) -> None:
         self.api = api
         self.rests = Rests()
+        self.bodies = Bodies(api.bodies_bytes)
         self.is_stopping = False
         self.connections: dict[Connection, None] = {}
         self.alarms: Alarms[Connection] = Alarms()
@@ -103,6 +112,9 @@ class Connection(asyncio.Protocol):
         """After the present answer."""
         self._rest_s = 0.0
         """After the present request."""
+        self._has_answered = False
+        self._refusal: Answer | None = None
+        """What is held back."""
         self._awaited: Later | None = None
         self._lost: asyncio.Future[None] | None = None
 
@@ -145,7 +157,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._phase in READING:
             self._read_on(data)
-        elif self._phase in (_ANSWER, _RESTS, _FULL):
+        elif self._phase in _NOT_YET:
             self._ahead += data
             if not self._is_paused:
                 self._is_paused = True
@@ -158,7 +170,7 @@ class Connection(asyncio.Protocol):
             self._refuse(unreadable())
         elif self._phase is _ANSWER:
             self._enter(_ANSWER, HALF_CLOSED_S)
-        if self._phase in (_ANSWER, _RESTS, _FULL):
+        if self._phase in _NOT_YET:
             return True
         self.close()
         return False
@@ -179,6 +191,9 @@ class Connection(asyncio.Protocol):
         self._lost = self._loop.create_future()
         if self._phase in (_BODY, _ANSWER):
             self._closes = True
+        elif self._phase is _HELD:
+            self._closes = True
+            self._give_refusal()
         else:
             self.close()
         return self._lost
@@ -209,6 +224,8 @@ class Connection(asyncio.Protocol):
             case Phase.BODY:
                 what = f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s; send it again."
                 self._refuse(ApiError(408, "body_timeout", what))
+            case Phase.HELD:
+                self._give_refusal()
             case Phase.RESTS:
                 self._go_on()
             case Phase.FULL | Phase.CLOSED:
@@ -232,9 +249,12 @@ class Connection(asyncio.Protocol):
         if isinstance(answer, Answer):
             self._give(answer)
             return
-        self._enter(_ANSWER, math.inf)
-        self._awaited = answer
+        self._await(answer)
         answer.future.add_done_callback(self._answered)
+
+    def _await(self, answer: Later) -> None:
+        self._enter(_ANSWER, HALF_CLOSED_S if self._has_ended else math.inf)
+        self._awaited = answer
 
     def _answered(self, future: asyncio.Future[Any]) -> None:
         awaited, self._awaited = self._awaited, None
@@ -253,8 +273,11 @@ class Connection(asyncio.Protocol):
         """The answer to the present request."""
         if answer.rests:
             self._rest_s = self._common.rests.rest_s(self._loop.time())
-            later = {**answer.headers, "Retry-After": str(math.ceil(self._rest_s))}
-            answer = answer._replace(headers=later)
+            if not self._has_answered:
+                self._hold_back(answer)
+                return
+            answer = self._with_rest(answer)
+        self._has_answered = True
         try:
             self._send(answer, closes=self._closes)
         except ValueError:
@@ -267,6 +290,23 @@ class Connection(asyncio.Protocol):
             self._free()
         else:
             self._enter(_DROPS, LINGER_S)
+
+    def _hold_back(self, refusal: Answer) -> None:
+        held_s = min(self._rest_s, HELD_BACK_S)
+        self._rest_s -= held_s
+        self._refusal = self._with_rest(refusal)._replace(rests=False)
+        self._enter(_HELD, held_s)
+
+    def _with_rest(self, refusal: Answer) -> Answer:
+        later = {**refusal.headers, "Retry-After": str(max(1, math.ceil(self._rest_s)))}
+        return refusal._replace(headers=later)
+
+    def _give_refusal(self) -> None:
+        refusal, self._refusal = self._refusal, None
+        assert refusal is not None
+        self._give(refusal)
+        if self._phase is _IDLE:
+            self._read_on(b"")
 
     def _free(self) -> None:
         """The answer has left, and the whole request has come."""

@@ -19,6 +19,7 @@ CODES: Mapping[str, str] = {
     "malformed_json": "400: the body is not JSON",
     "unreadable_body": "400: the body broke off, or its encoding is damaged",
     "interactive_not_supported": "400: interactive transactions are not served by this version",
+    "cross_site": "403: a page of another site asked what may change something",
     "not_found": "404: no such path",
     "unknown_transaction": "404: the id is not remembered, which does not mean that it aborted",
     "method_not_allowed": "405: the path is served with the methods in `Allow`",
@@ -98,6 +99,11 @@ def at_capacity() -> ApiError:
     )
 
 
+def overloaded(status: int = 429) -> ApiError:
+    what = "Too much waits at this node already; nothing was changed; ask again later."
+    return ApiError(status, "overloaded", what, headers=RETRY_AFTER)
+
+
 def no_leader() -> ApiError:
     return ApiError(
         503,
@@ -158,12 +164,7 @@ def log_refusal(error: LogError, transaction_id: str | None, *, named: bool = Tr
     with the id: the client has never seen it, and asking again without it would run the work twice.
     """
     if isinstance(error, Overloaded):
-        return ApiError(
-            503 if transaction_id is None else 429,
-            "overloaded",
-            "Too much waits for the log already; nothing was changed; ask again later.",
-            headers=RETRY_AFTER,
-        )
+        return overloaded(503 if transaction_id is None else 429)
     if transaction_id is None or (isinstance(error, NotLeader) and named):
         return no_leader()
     return outcome_unknown(transaction_id)

@@ -28,7 +28,6 @@ Word = TypeVar("Word", bound=enum.StrEnum)
 _STATES = frozenset(state.value for state in State)
 _URL_CHARS = re.compile(r"[!-~]+")
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
-_BATCH = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"transactions"[ \t\r\n]*:')
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -37,19 +36,18 @@ _BATCH = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"transactions"[ \t\r\n]*:')
 def decode_json(body: bytes) -> Any:
     """The JSON value in a body: UTF-8, no NaN or infinities, no name twice in an object."""
     try:
-        return _DECODER.decode(body.decode("utf-8"))
+        return DECODER.decode(body.decode("utf-8"))
     except RecursionError:
         what = "it is nested too deeply"
     except UnicodeDecodeError as error:
         what = f"byte {error.start} is not UTF-8"
     except ValueError as error:
         what = str(error)
-    raise ApiError(400, "malformed_json", f"The body is not JSON: {what}.")
+    raise not_json(what)
 
 
-def is_batch(body: bytes) -> bool:
-    """Whether the body asks for many transactions; told before decoding it: other limits."""
-    return _BATCH.match(body) is not None
+def not_json(what: str) -> ApiError:
+    return ApiError(400, "malformed_json", f"The body is not JSON: {what}.")
 
 
 def is_deeper(value: Any, most: int) -> bool:
@@ -78,7 +76,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
+DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
+"""No NaN or infinities, no name twice in an object: then it raises ValueError."""
 
 
 # --- values of fields -----------------------------------------------------------------------------

@@ -92,22 +92,40 @@ def error_answer(error: ApiError) -> Answer:
 def require_json(request: Request) -> None:
     """Refuses a body that says it is something else.
 
-    `curl -d` calls every body a form, so that is let pass, but not from a browser (which says where
-    from): no other site's page shall begin transactions through its visitor.
+    `curl -d` calls every body a form, and some programs say nothing. Both are let pass, but not
+    from a browser's page: no other site's page shall begin transactions through its visitor, and
+    JSON is what a browser sends to another site only if that allows it, which is not said here.
     """
-    kind = request.headers.get("Content-Type", JSON)
+    kind = request.headers.get("Content-Type")
     if kind == JSON:
         return
-    kind = kind.split(";", 1)[0].strip().lower()
-    if kind in _JSON_TYPES or kind.endswith("+json"):
+    plain = "none" if kind is None else kind.split(";", 1)[0].strip().lower()
+    if plain in _JSON_TYPES or plain.endswith("+json"):
         return
-    if kind == "application/x-www-form-urlencoded" and "Origin" not in request.headers:
+    if plain in ("none", "application/x-www-form-urlencoded") and not _is_from_page(request):
         return
     raise ApiError(
         415,
         "unsupported_media_type",
-        f"The body is called {kind[:100]!r}; send JSON with Content-Type: application/json.",
+        f"The body is called {plain[:100]!r}; send JSON with Content-Type: application/json.",
     )
+
+
+def refuse_other_sites(request: Request) -> None:
+    """For a GET that may change something: an image in another site's page is enough to send it.
+
+    Browsers say where a request comes from only towards hosts that they trust, such as 127.0.0.1,
+    or by TLS; of the others nothing can be told here.
+    """
+    if _is_from_page(request):
+        what = "A page of another site may not ask this; ask from a program."
+        raise ApiError(403, "cross_site", what)
+
+
+def _is_from_page(request: Request) -> bool:
+    """Whether a browser says that a page asks: one of another site, or any that sends a body."""
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    return "Origin" in request.headers or site not in ("none", "same-origin")
 
 
 def read_query(request: Request, allowed: tuple[str, ...]) -> dict[str, str]:

@@ -58,6 +58,7 @@ MAX_PAYLOAD_DEPTH = 100
 """It is decoded together with what others ask: a decoder that refuses it (at 950) refuses all."""
 
 MAX_RESOLVE_REASON_CHARS = 1_000
+DEFAULT_PAGE = 100
 
 _SUBMISSION_FIELDS: Known = dict.fromkeys(
     ("id", "mode", "participants", "timeout_ms", "wait", "metadata")
@@ -66,7 +67,6 @@ _PARTICIPANT_FIELDS: Known = dict.fromkeys(
     ("name", "url", "prepare", "commit", "rollback", "payload")
 )
 _USUAL_FIELDS: Known = dict.fromkeys(("name", "url", "payload"))
-_BATCH_FIELDS: Known = dict.fromkeys(("transactions",))
 _RESOLVE_FIELDS: Known = dict.fromkeys(("outcome", "branch_id", "effect", "actor", "reason"))
 _EXPLICIT = ("prepare", "commit", "rollback")
 _quoted = json.JSONEncoder().encode
@@ -99,6 +99,8 @@ def read_submission(
 
     `address`: as `Plan` has it.
     """
+    if isinstance(value, dict) and "transactions" in value:
+        raise bad_field("transactions", "must be the only field, and written without escapes")
     fields = object_of(value, "body", _SUBMISSION_FIELDS)
     _read_mode(fields)
     transaction_id = _read_new_id(fields, now_ms)
@@ -133,18 +135,6 @@ def read_submission(
         address,
     )
     return Submission(plan, wait, transaction_id is not None)
-
-
-def read_batch(value: Any, limits: Limits) -> list[Any]:
-    """The elements of a batch, not yet read."""
-    elements = object_of(value, "body", _BATCH_FIELDS).get("transactions")
-    if not isinstance(elements, list) or not elements:
-        raise bad_field("transactions", "must be a list of at least one transaction")
-    if len(elements) > limits.batch_size:
-        raise bad_field(
-            "transactions", f"has {len(elements)} elements, at most {limits.batch_size} are taken"
-        )
-    return elements
 
 
 def read_traceparent(header: str | None) -> str | None:

@@ -38,11 +38,13 @@ from coordinator.api_requests import (
     error_answer,
     json_answer,
     read_query,
+    refuse_other_sites,
     require_id,
     require_json,
     text_answer,
 )
-from coordinator.api_shapes import Submission, show
+from coordinator.api_shapes import DEFAULT_PAGE, Submission, show
+from coordinator.batch_json import is_batch
 from coordinator.batches import Batches, Begun
 from coordinator.capacity import largest
 from coordinator.driver import Driver
@@ -65,11 +67,14 @@ WAIT_MARGIN_MS = 5_000
 MAX_WAIT_MS = 60_000
 """A GET waits no longer, whatever `wait_ms` asks: the client asks again. Proxies give up too."""
 
-DEFAULT_PAGE = 100
 BACKLOG_SHOWN = 50
 AT_CAPACITY = error_answer(at_capacity())._replace(rests=True)  # once: it must be cheap
 BRANCHES_PER_TURN = 500
 """Branches shown in a list before the event loop gets a turn: some milliseconds."""
+
+PAGE_CHARS = 4 * 1024 * 1024
+"""A page ends with the transaction that reaches this: URLs may have 2,000 characters, a transaction
+256 branches, and what a client does not take stays in memory as long as it takes a little."""
 
 _LIST_QUERY = ("state", "participant", "older_than_ms", "limit", "after", "stale")
 
@@ -99,7 +104,7 @@ class Transactions:
         self._now_ms = now_ms
         self._make_id = make_id
         self._patience = Patience()
-        self._batches = Batches(driver, self._begin_element, self._answer_of)
+        self._batches = Batches(driver, limits, self._begin_element, self._answer_of)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         small, large = self._limits.body_bytes, self._limits.batch_body_bytes
@@ -108,8 +113,8 @@ class Transactions:
             Endpoint("GET", TRANSACTIONS, self.page),
             Endpoint("GET", ONE, self.get),
             Endpoint("GET", ONE + "/decision", self.decision),
-            Endpoint("POST", ONE + "/resolve", self.resolve, self.admit_resolve, small),
-            Endpoint("POST", ONE + "/retry", self.retry, self.admit_retry, small),
+            Endpoint("POST", ONE + "/resolve", self.resolve, self.admit_operator, small),
+            Endpoint("POST", ONE + "/retry", self.retry, self.admit_operator, small),
             Endpoint("POST", ONE + "/branches", self.not_interactive),
             Endpoint("POST", ONE + "/commit", self.not_interactive),
             Endpoint("POST", ONE + "/rollback", self.not_interactive),
@@ -128,13 +133,12 @@ class Transactions:
     def submit(self, request: Request, _: str) -> Answer | Later | Coroutine[Any, Any, Answer]:
         """POST /v1/transactions: one, or a batch."""
         body = request.body
-        if len(body) > self._limits.body_bytes and not api_fields.is_batch(body):
+        traceparent = api_shapes.read_traceparent(request.headers.get("traceparent"))
+        if is_batch(body):
+            return self._submit_batch(request, traceparent)
+        if len(body) > self._limits.body_bytes:
             raise too_large("The body", len(body), self._limits.body_bytes)
         value = api_fields.decode_json(body)
-        traceparent = api_shapes.read_traceparent(request.headers.get("traceparent"))
-        if isinstance(value, dict) and "transactions" in value:
-            elements = api_shapes.read_batch(value, self._limits)
-            return self._batches.submit(elements, traceparent, request.address)
         given_id = value.get("id") if isinstance(value, dict) else None
         way = self._driver.way_in(given_id, request.address)
         if way is WayIn.REFUSED:
@@ -179,11 +183,14 @@ class Transactions:
         transaction = settled or self._as_it_is(submission)
         return text_answer(_status_of(transaction, submission.wait), self._show(transaction))
 
-    def _begin_element(self, value: Any, traceparent: str | None) -> Begun | ApiError:
-        try:
-            submission = self._read(value, traceparent)
-        except ApiError as error:
-            return error
+    async def _submit_batch(self, request: Request, traceparent: str | None) -> Answer:
+        def read(value: Any) -> Submission:
+            return self._read(value, traceparent)
+
+        elements = await self._batches.read(request.body, read)
+        return await self._batches.submit(elements, request.address)
+
+    def _begin_element(self, submission: Submission) -> Begun:
         now = asyncio.get_running_loop().time()
         return Begun(submission, self._driver.submit(submission.plan, submission.wait), now)
 
@@ -275,22 +282,30 @@ class Transactions:
             limit=limit,
         )
         figures = self._driver.figures()
+        rows = await self._rows(page.transactions)
+        next_after = page.next_after
+        if len(rows) < len(page.transactions):
+            next_after = str(page.transactions[len(rows) - 1].sequence)
         rest = {
-            "next_after": page.next_after,
+            "next_after": next_after,
             "backlog": dict(largest(figures.backlog, BACKLOG_SHOWN)),
             "oldest_in_doubt_ms": figures.oldest_in_doubt_ms,
             **({"stale": True} if stale else {}),
         }
-        rows = await self._rows(page.transactions)
         text = '{"transactions":[' + ",".join(rows) + "]," + encode(rest)[1:]
         return text_answer(200, text)
 
     async def _rows(self, transactions: tuple[Transaction, ...]) -> list[str]:
-        """Each transaction as JSON, with turns for the event loop in between."""
+        """Each transaction as JSON, as many as make a page, with turns for the event loop in
+        between.
+        """
         rows: list[str] = []
-        shown = 0
+        shown, size = 0, 0
         for transaction in transactions:
+            if size >= PAGE_CHARS:
+                break
             rows.append(self._show(transaction))
+            size += len(rows[-1])
             shown += 1 + len(transaction.branches)
             if shown > BRANCHES_PER_TURN:
                 shown = 0
@@ -299,6 +314,7 @@ class Transactions:
 
     async def decision(self, request: Request, transaction_id: str) -> Answer:
         """GET /v1/transactions/{id}/decision: a participant in doubt (PROTOCOL, 5)."""
+        refuse_other_sites(request)
         query = read_query(request, ("branch_id", "fingerprint"))
         require_id(transaction_id)
         branch_id = api_fields.query_id(query, "branch_id")
@@ -315,8 +331,10 @@ class Transactions:
 
     # --- an operator's calls ---
 
-    def admit_resolve(self, request: Request, transaction_id: str) -> None:
-        self.admit_retry(request, transaction_id)
+    def admit_operator(self, request: Request, transaction_id: str) -> None:
+        read_query(request, ())
+        require_id(transaction_id)
+        self._require_leader(request)
         require_json(request)
 
     async def resolve(self, request: Request, transaction_id: str) -> Answer:
@@ -342,11 +360,6 @@ class Transactions:
             self._redirect(request)
             raise log_refusal(error, transaction_id) from error
         return text_answer(200, self._show(transaction))
-
-    def admit_retry(self, request: Request, transaction_id: str) -> None:
-        read_query(request, ())
-        require_id(transaction_id)
-        self._require_leader(request)
 
     async def retry(self, request: Request, transaction_id: str) -> Answer:
         """POST /v1/transactions/{id}/retry: call its participants now, not after the pause."""

@@ -6,7 +6,10 @@ Rules
 - One that finds the line too long, or for which there is no room for `ROOM_WITHIN_S`, is refused
   what is left of it, each element by itself; repeats of known transactions are let in all the same.
 - No piece, and nothing else that is done for a batch in one turn of the event loop, takes longer
-  than a millisecond or two, however large the batch is; reading its JSON excepted.
+  than a millisecond or two, however large the batch is. An element that is large by itself is
+  decoded in one turn and read in the next, which takes what a large transaction takes.
+- One batch is read at a time, before anything of it begins, and each element as soon as it is
+  decoded: JSON of 16 MiB may take 400 MB when all of it is decoded.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from coordinator.admission import WayIn
 from coordinator.api_errors import ApiError, at_capacity
 from coordinator.api_requests import Answer, encode, text_answer
 from coordinator.api_shapes import Submission
+from coordinator.batch_json import SHORT_BYTES, elements_of
 from coordinator.driver import Driver
 from coordinator.live import Waiting
 from coordinator.patience import Patience
+from coordinator.settings import Limits
 from coordinator.turn import ROOM_WITHIN_S, Turn
 
 BRANCHES_BEGUN = 24
@@ -29,6 +34,10 @@ BRANCHES_BEGUN = 24
 
 BRANCHES_SHOWN = 200
 """Of a batch's answer in one turn: about a millisecond."""
+
+
+Element = Submission | ApiError
+"""Of a batch, as it was read."""
 
 
 class Begun(NamedTuple):
@@ -40,26 +49,48 @@ class Begun(NamedTuple):
 
 
 class Batches:
-    """`begin` begins an element, or says what is wrong with it; `answer` shows its end as JSON."""
+    """`begin` begins an element; `answer` shows its end as JSON."""
 
     def __init__(
         self,
         driver: Driver,
-        begin: Callable[[Any, str | None], Begun | ApiError],
+        limits: Limits,
+        begin: Callable[[Submission], Begun],
         answer: Callable[[Begun], Awaitable[str]],
     ) -> None:
         self._driver = driver
+        self._limits = limits
         self._patience = Patience()
         self._begin = begin
         self._answer = answer
+        self._reading = asyncio.Lock()
 
-    async def submit(
-        self, elements: Sequence[Any], traceparent: str | None, address: str
-    ) -> Answer:
+    async def read(self, body: bytes, read: Callable[[Any], Submission]) -> list[Element]:
+        """The elements in a batch's body, each as `read` makes it of decoded JSON, or what is wrong
+        with it; raises ApiError for what is wrong with the whole.
+        """
+        elements: list[Element] = []
+        in_turn = 0
+        async with self._reading:
+            for value, size in elements_of(body, self._limits):
+                in_turn += size
+                if in_turn >= SHORT_BYTES:
+                    in_turn = size
+                    await asyncio.sleep(0)
+                try:
+                    elements.append(read(value))
+                except ApiError as error:
+                    elements.append(error)
+                if size >= SHORT_BYTES:
+                    in_turn = 0
+                    await asyncio.sleep(0)
+        return elements
+
+    async def submit(self, elements: Sequence[Element], address: str) -> Answer:
         """The answer to the whole: 200, with an answer or an error for each element in order."""
         begun: list[Begun | ApiError] = []
         try:
-            is_full = await self._begin_all(elements, traceparent, address, begun)
+            is_full = await self._begin_all(elements, address, begun)
             answers = await self._answers(begun)
         finally:
             for each in begun:
@@ -69,11 +100,7 @@ class Batches:
         return answer._replace(rests=is_full)
 
     async def _begin_all(
-        self,
-        elements: Sequence[Any],
-        traceparent: str | None,
-        address: str,
-        begun: list[Begun | ApiError],
+        self, elements: Sequence[Element], address: str, begun: list[Begun | ApiError]
     ) -> bool:
         """Whether it was too much for the node, so that in the end only repeats were let in."""
         is_full = self._driver.line.is_too_long(asyncio.get_running_loop().time(), address)
@@ -83,10 +110,12 @@ class Batches:
             if not is_full:
                 is_full = not await self._has_room(address, len(piece), len(elements) - len(begun))
             for element in piece:
-                if is_full and self._driver.way_in(_id_of(element), None) is WayIn.REFUSED:
+                if isinstance(element, ApiError):
+                    begun.append(element)
+                elif is_full and self._driver.way_in(_id_of(element), None) is WayIn.REFUSED:
                     begun.append(at_capacity())
                 else:
-                    begun.append(self._begin(element, traceparent))
+                    begun.append(self._begin(element))
         return is_full
 
     async def _has_room(self, address: str, piece: int, left: int) -> bool:
@@ -113,7 +142,7 @@ class Batches:
         return answers
 
 
-def pieces(elements: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def pieces(elements: Sequence[Element]) -> Iterator[Sequence[Element]]:
     """What is begun in one turn: elements with `BRANCHES_BEGUN` branches, or one with more."""
     begins, branches = 0, 0
     for position, element in enumerate(elements):
@@ -125,11 +154,11 @@ def pieces(elements: Sequence[Any]) -> Iterator[Sequence[Any]]:
     yield elements[begins:]
 
 
-def _branches_of(element: Any) -> int:
-    """As far as can be told before it is checked; what is no transaction costs something too."""
-    participants = element.get("participants") if isinstance(element, dict) else None
-    return max(1, len(participants)) if isinstance(participants, list) else 1
+def _branches_of(element: Element) -> int:
+    """What is no transaction costs something too."""
+    return 1 if isinstance(element, ApiError) else len(element.plan.branches)
 
 
-def _id_of(element: Any) -> Any:
-    return element.get("id") if isinstance(element, dict) else None
+def _id_of(submission: Submission) -> str | None:
+    """The one that the client gave."""
+    return submission.plan.id if submission.named else None

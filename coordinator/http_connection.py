@@ -6,13 +6,16 @@ response and streams for each request, costs two to three times as much.
 Rules
 - The parser stops behind each request and goes on when its answer has left. A turn of the loop
   answers no more than `REQUESTS_PER_TURN`.
-- A body is taken out of the parser with every piece. It is kept if `Api.admit` allows that, and
-  only as much of it; else the answer leaves at once, and what comes of the body is thrown away.
+- A body is taken out of the parser with every piece. It is kept if `Api.admit` allows that and all
+  connections together hold no more than they may (`bodies`), and only as much of it; else the
+  answer leaves at once, and what comes of the body is thrown away.
+- One that is large or packed waits for its turn. Of those, a batch counts as held until its answer.
 - What is no HTTP is answered in the API's one shape, and is the end of the connection.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import cast
 
@@ -22,14 +25,20 @@ from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessa
 
 from coordinator import api_connection
 from coordinator.api_connection import LOG, READING, Common, Connection, Phase
-from coordinator.api_errors import ApiError, too_large
-from coordinator.api_requests import Answer, Request, error_answer
+from coordinator.api_errors import ApiError, overloaded, too_large
+from coordinator.api_requests import Answer, Later, Request, error_answer
 from coordinator.http_wire import CONTINUE, answer_bytes, unpacked
 
 REQUESTS_PER_TURN = 16
 LINE_BYTES = 8_190
 HEADERS = 128
 """aiohttp's limits: of the request line and of each header, and how many headers."""
+
+LARGE_BYTES = 64 * 1024
+"""A body of more waits for its turn: the dearest JSON of this size takes 8 ms to read."""
+
+BATCH_BYTES = 1024 * 1024
+"""Larger is only a batch, which is decoded piece by piece, after those that came before it."""
 
 _IDLE, _BODY, _DROPS = Phase.IDLE, Phase.BODY, Phase.DROPS  # looked up once
 _NEVER_FULL = 1 << 30
@@ -71,6 +80,8 @@ class HttpConnection(Connection):
         self._body = bytearray()
         self._limit = 0
         """The request whose body is read, what has come of it, and how much may."""
+        self._held = 0
+        """So many bytes are counted in `bodies`."""
 
     def _read_on(self, data: bytes) -> None:
         left = REQUESTS_PER_TURN
@@ -104,7 +115,10 @@ class HttpConnection(Connection):
 
     def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """A request whose head is there, and its body as far as it came in the same piece."""
-        target = message.path
+        target: str | None = message.path
+        if target is None:  # as the parser reads "CONNECT" with nothing behind it
+            self._refuse(no_http("it names no target"))
+            return
         if not target.startswith("/"):  # "GET http://host/path HTTP/1.1", as proxies are asked
             target = message.url.raw_path_qs
         path, _, query = target.partition("#")[0].partition("?")
@@ -156,10 +170,40 @@ class HttpConnection(Connection):
             return
         self._body += piece
         if len(self._body) > self._limit:
-            size, self._body = len(self._body), bytearray()
-            self._give(error_answer(too_large("The body", size, self._limit)))
+            self._give(error_answer(too_large("The body", len(self._body), self._limit)))
+        elif not self._hold(len(piece)):
+            self._give(error_answer(overloaded()))
         elif self._has_come():
+            self._take_up_body()
+
+    def _hold(self, size: int) -> bool:
+        """Whether so much more of the body may be held."""
+        if not self._common.bodies.take(size):
+            return False
+        self._held += size
+        return True
+
+    def _drop_body(self) -> None:
+        self._body = bytearray()
+        self._common.bodies.give_back(self._held)
+        self._held = 0
+
+    def _take_up_body(self) -> None:
+        assert self._message is not None
+        if self._message.compression is None and len(self._body) <= LARGE_BYTES:
             self._respond_to_body()
+            return
+        turn = self._common.bodies.turn()
+        self._await(Later(turn, asyncio.Future.result))
+        turn.add_done_callback(self._turn_has_come)
+
+    def _turn_has_come(self, turn: asyncio.Future[None]) -> None:
+        awaited, self._awaited = self._awaited, None
+        if awaited is None or turn.cancelled() or self._transport.is_closing():
+            return  # nobody waits for it any more
+        self._respond_to_body()
+        if self._phase is _IDLE:
+            self._read_on(b"")
 
     def _respond_to_body(self) -> None:
         assert self._message is not None
@@ -168,10 +212,14 @@ class HttpConnection(Connection):
         try:
             if body and self._message.compression is not None:
                 body = unpacked(body, self._message.compression, self._limit)
+                if not self._hold(len(body)):
+                    raise overloaded()
         except ApiError as error:
             self._give(error_answer(error))
-        else:
-            self._respond(self._request._replace(body=body))
+            return
+        self._respond(self._request._replace(body=body))
+        if len(body) <= BATCH_BYTES:
+            self._drop_body()
 
     def _has_come(self) -> bool:
         return self._payload.is_eof()
@@ -179,6 +227,8 @@ class HttpConnection(Connection):
     # --- answers
 
     def _send(self, answer: Answer, *, closes: bool) -> None:
+        if self._body or self._held:
+            self._drop_body()
         connection = "close" if closes else "keep-alive" if self._is_old() else None
         is_head = self._message is not None and self._message.method == "HEAD"
         self._transport.write(
@@ -193,6 +243,10 @@ class HttpConnection(Connection):
         self._parser.message_consumed()
         super()._free()
 
+    def _let_go(self) -> None:
+        super()._let_go()
+        self._drop_body()
+
     def _refuse_bytes(self, error: HttpProcessingError) -> None:
         """What came is no HTTP. Anybody who reaches the port can send that: it fills no log."""
         if self._phase is _DROPS:
@@ -200,5 +254,9 @@ class HttpConnection(Connection):
             return
         LOG.debug("%s sent what is no HTTP: %r", self._transport.get_extra_info("peername"), error)
         first_line = (error.message or "it cannot be read").strip().split("\n", 1)[0].rstrip(": ")
-        what = f"This is no HTTP request: {first_line[:200]}; the connection is closed."
-        self._refuse(ApiError(400, "bad_request", what))
+        self._refuse(no_http(first_line[:200]))
+
+
+def no_http(why: str) -> ApiError:
+    what = f"This is no HTTP request: {why}; the connection is closed."
+    return ApiError(400, "bad_request", what)

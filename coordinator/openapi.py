@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from coordinator.openapi_schemas import ID_PATTERN, SUBMISSION_EXAMPLE, schemas
+from coordinator.api_shapes import DEFAULT_PAGE
+from coordinator.openapi_schemas import ID_PATTERN, SUBMISSION_EXAMPLE, schemas, size_text
+from coordinator.settings import Limits, Timings
 
 Operation = dict[str, Any]
 
@@ -19,13 +21,13 @@ with the same id, at any node; it is never run twice. 404 of an id does not mean
 Unknown fields and parameters are refused. Redirects (307) keep method and body."""
 
 
-def document() -> dict[str, Any]:
-    """The whole description, ready to be written as JSON."""
+def document(limits: Limits, timings: Timings) -> dict[str, Any]:
+    """The whole description of a node with these settings, ready to be written as JSON."""
     return {
         "openapi": "3.1.0",
         "info": {"title": "Assent", "version": "1", "description": _ABOUT},
         "paths": {
-            "/v1/transactions": {"post": _submit(), "get": _list()},
+            "/v1/transactions": {"post": _submit(limits), "get": _list(limits)},
             "/v1/transactions/{id}": {"get": _get()},
             "/v1/transactions/{id}/decision": {"get": _decision()},
             "/v1/transactions/{id}/resolve": {"post": _resolve()},
@@ -45,14 +47,14 @@ def document() -> dict[str, Any]:
             "/metrics": {"get": _metrics()},
             "/openapi.json": {"get": _description()},
         },
-        "components": {"schemas": schemas()},
+        "components": {"schemas": schemas(limits, timings)},
     }
 
 
 # --- calls ----------------------------------------------------------------------------------------
 
 
-def _submit() -> Operation:
+def _submit(limits: Limits) -> Operation:
     return {
         "operationId": "submit",
         "summary": "Run a one-shot transaction, or a batch of independent ones",
@@ -62,7 +64,9 @@ def _submit() -> Operation:
         "`details.id`. In a batch each element has its own answer or error, in order." + _LEADER,
         "requestBody": {
             "required": True,
-            "description": "At most 1 MiB; a batch 16 MiB, beginning with the field transactions.",
+            "description": f"At most {size_text(limits.body_bytes)}; a batch "
+            f"{size_text(limits.batch_body_bytes)}, beginning with the field transactions, and "
+            "each of its elements as much as a single one.",
             "content": {
                 "application/json": {
                     "schema": {"oneOf": [_ref("Submission"), _ref("Batch")]},
@@ -82,7 +86,7 @@ def _submit() -> Operation:
                 "It is begun: `wait` was none, or ran out. Ask for the outcome with GET.",
                 _ref("Transaction"),
             ),
-            **_errors("307", "400", "408", "409", "410", "413", "415", "429", "503"),
+            **_errors("307", "400", "408", "409", "410", "413", "415", "417", "429", "503"),
         },
     }
 
@@ -104,7 +108,7 @@ def _get() -> Operation:
     }
 
 
-def _list() -> Operation:
+def _list(limits: Limits) -> Operation:
     return {
         "operationId": "list",
         "summary": "Transactions, newest first, and the backlog of each participant",
@@ -113,7 +117,15 @@ def _list() -> Operation:
             _query("state", {"type": "string"}, "One or more states, separated by commas."),
             _query("participant", {"type": "string"}, "The name or URL of a branch."),
             _query("older_than_ms", _NUMBER, "Only those begun longer ago than this."),
-            _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
+            _query(
+                "limit",
+                {
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": limits.page_size,
+                    "default": min(DEFAULT_PAGE, limits.page_size),
+                },
+            ),
             _query("after", {"type": "string"}, "`next_after` of the page before."),
             _query("stale", _FLAG, "Answer at once, from this node."),
         ],
@@ -137,7 +149,7 @@ def _decision() -> Operation:
         ],
         "responses": {
             "200": _answer("Commit it, roll it back, or ask again later.", _ref("Decision")),
-            **_errors("307", "400", "429", "503"),
+            **_errors("307", "400", "403", "429", "503"),
         },
     }
 
@@ -152,7 +164,7 @@ def _resolve() -> Operation:
         "requestBody": {"required": True, "content": _json(_ref("Resolve"))},
         "responses": {
             "200": _answer("The transaction after it.", _ref("Transaction")),
-            **_errors("307", "400", "404", "409", "413", "415", "429", "503"),
+            **_errors("307", "400", "404", "408", "409", "413", "415", "417", "429", "503"),
         },
     }
 
@@ -165,7 +177,7 @@ def _retry() -> Operation:
         "parameters": [_ID],
         "responses": {
             "200": _answer("The transaction.", _ref("Transaction")),
-            **_errors("307", "400", "404", "413", "503"),
+            **_errors("307", "400", "404", "408", "413", "415", "417", "503"),
         },
     }
 
@@ -232,12 +244,14 @@ _ID: dict[str, Any] = {
 _MEANINGS = {
     "307": "This node does not lead; `Location` is the same call at the leader.",
     "400": "A field or parameter is not as it must be; `details.field` names it.",
+    "403": "A page of another site asked.",
     "404": "Not remembered, which does not mean that it aborted.",
     "408": "The body did not arrive in time.",
     "409": "The transaction's content or state does not allow it.",
     "410": "The id is older than what is remembered.",
     "413": "Too large.",
     "415": "The body is called something else than JSON.",
+    "417": "`Expect` asks for something else than 100-continue.",
     "429": "At capacity, nothing was done; later.",
     "503": "Not now: `no_leader`, `outcome_unknown`, `draining` or `overloaded`; ask again.",
 }

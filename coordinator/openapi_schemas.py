@@ -8,14 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from coordinator.api_errors import CODES
+from coordinator.api_fields import MAX_URL_CHARS
 from coordinator.api_shapes import (
     MAX_ACTOR_CHARS,
     MAX_NAME_CHARS,
+    MAX_PAYLOAD_DEPTH,
     MAX_RESOLVE_REASON_CHARS,
 )
 from coordinator.facts import BranchState, Effect, Mode, State
 from coordinator.inquiry import Decision
 from coordinator.plan import Wait
+from coordinator.settings import Limits, Timings
 
 Schema = dict[str, Any]
 
@@ -70,10 +73,10 @@ ERROR_EXAMPLE = {
 }
 
 
-def schemas() -> dict[str, Schema]:
+def schemas(limits: Limits, timings: Timings) -> dict[str, Schema]:
     """Every schema by its name."""
     return {
-        "Submission": _submission(),
+        "Submission": _submission(limits, timings),
         "Participant": _participant(),
         "Batch": _object(
             {
@@ -81,7 +84,7 @@ def schemas() -> dict[str, Schema]:
                     "type": "array",
                     "items": _ref("Submission"),
                     "minItems": 1,
-                    "maxItems": 1000,
+                    "maxItems": limits.batch_size,
                 }
             },
             example={"transactions": [SUBMISSION_EXAMPLE]},
@@ -108,6 +111,14 @@ def schemas() -> dict[str, Schema]:
         "Readiness": _readiness(),
         "Error": _error(),
     }
+
+
+def size_text(size: int) -> str:
+    """`16 MiB`, or in bytes where it is no whole number of something larger."""
+    for unit, bytes_ in (("MiB", 1024 * 1024), ("KiB", 1024)):
+        if size % bytes_ == 0:
+            return f"{size // bytes_} {unit}"
+    return f"{size} bytes"
 
 
 def _ref(name: str) -> Schema:
@@ -158,7 +169,7 @@ def _time(about: str) -> Schema:
     return {"type": ["string", "null"], "format": "date-time", "description": about}
 
 
-def _submission() -> Schema:
+def _submission(limits: Limits, timings: Timings) -> Schema:
     return _object(
         {
             "id": _id(
@@ -171,12 +182,14 @@ def _submission() -> Schema:
                 "type": "array",
                 "items": _ref("Participant"),
                 "minItems": 1,
-                "maxItems": 256,
+                "maxItems": limits.branches,
             },
             "timeout_ms": _count(
-                "All votes must be in by then, or it aborts.", least=100, most=3_600_000
+                "All votes must be in by then, or it aborts.",
+                least=timings.min_timeout_ms,
+                most=timings.max_timeout_ms,
             )
-            | {"default": 10_000},
+            | {"default": timings.default_timeout_ms},
             "wait": {
                 "enum": [w.value for w in Wait],
                 "default": "decision",
@@ -186,7 +199,8 @@ def _submission() -> Schema:
             },
             "metadata": {
                 "type": "object",
-                "description": "Kept with the transaction and shown; at most 4 KiB.",
+                "description": "Kept with the transaction and shown; at most "
+                f"{size_text(limits.metadata_bytes)}.",
             },
         },
         optional=("id", "mode", "timeout_ms", "wait", "metadata"),
@@ -200,11 +214,14 @@ def _participant() -> Schema:
             "name": _text(
                 "Unique in the transaction. Default: host, port and path.", MAX_NAME_CHARS
             ),
-            "url": _text("`/prepare`, `/commit` and `/rollback` are appended.", 2000),
-            "prepare": _text("With commit and rollback, in the place of url.", 2000),
-            "commit": _text("See prepare.", 2000),
-            "rollback": _text("See prepare.", 2000),
-            "payload": {"description": "Any JSON, nested at most 100 deep; sent with prepare."},
+            "url": _text("`/prepare`, `/commit` and `/rollback` are appended.", MAX_URL_CHARS),
+            "prepare": _text("With commit and rollback, in the place of url.", MAX_URL_CHARS),
+            "commit": _text("See prepare.", MAX_URL_CHARS),
+            "rollback": _text("See prepare.", MAX_URL_CHARS),
+            "payload": {
+                "description": "Any JSON, sent with prepare; nested at most "
+                f"{MAX_PAYLOAD_DEPTH} deep."
+            },
         },
         optional=("name", "url", "prepare", "commit", "rollback", "payload"),
         example=SUBMISSION_EXAMPLE["participants"][0],  # type: ignore[index]

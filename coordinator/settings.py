@@ -32,6 +32,10 @@ class Limits:
     batch_body_bytes: int = 16 * _MIB
     """Of a request with many transactions: 1,000 of them at 16 KiB each."""
 
+    bodies_bytes: int = 256 * _MIB
+    """Of bodies that are being read, and of batches until their answer, all connections together:
+    16 of the largest at once, or a thousand clients that stop in the middle of theirs."""
+
     batch_size: int = 1_000
     """Transactions in one request. Beyond some hundreds there is no more to gain by sharing a
     request."""
@@ -63,6 +67,8 @@ class Limits:
         _all_at_least(self, 1)
         if self.batch_body_bytes < self.body_bytes:
             raise ValueError("batch_body_bytes: must not be less than body_bytes")
+        if self.bodies_bytes < 2 * self.batch_body_bytes:
+            raise ValueError("bodies_bytes: must be at least twice batch_body_bytes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     process.prepare_to_serve()
     try:
         event_loop.run(_serve(options))
-    except CannotStart as error:
+    except (CannotStart, event_loop.NoSuchLoop) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -17,10 +17,12 @@ T = TypeVar("T")
 VARIABLE = "ASSENT_EVENT_LOOP"
 
 
+class NoSuchLoop(Exception):
+    """What the variable asks for cannot be had; one line that says what, and what next."""
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """What `asyncio.run` does; raises ValueError on a word that the variable must not hold, and
-    ImportError where it insists on a uvloop that is not installed.
-    """
+    """What `asyncio.run` does; raises NoSuchLoop."""
     try:
         factory = _factory(os.environ.get(VARIABLE, ""))
     except BaseException:
@@ -32,14 +34,15 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 def _factory(wanted: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     if wanted not in ("", "asyncio", "uvloop"):
-        raise ValueError(f"{VARIABLE}: {wanted!r} is neither asyncio nor uvloop")
+        raise NoSuchLoop(f"{VARIABLE}: {wanted!r} is neither asyncio nor uvloop")
     if wanted == "asyncio":
         return None
     try:
         import uvloop  # noqa: PLC0415
     except ImportError:
         if wanted:
-            raise
+            what = "uvloop is not installed; pip install 'assent[fast]', or leave it out"
+            raise NoSuchLoop(f"{VARIABLE}: {what}") from None
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory

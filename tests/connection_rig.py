@@ -27,6 +27,9 @@ from coordinator.http_connection import HttpConnection
 LIMIT = 1_000
 """How much of a body the API takes."""
 
+BODIES = 3 * LIMIT
+"""How much of all bodies together."""
+
 LARGE = 100_000
 HIGH_WATER = 65_536
 
@@ -42,6 +45,8 @@ class Clock(asyncio.SelectorEventLoop):
 
 class FakeApi:
     """In the place of `Api`. `refuses`: what it says before it has the body."""
+
+    bodies_bytes = BODIES
 
     def __init__(self) -> None:
         self.asked: list[Request] = []
@@ -241,6 +246,7 @@ def run(test: Callable[[Rig], Awaitable[None]]) -> None:
         await rig.turn()
         assert not rig.common.connections
         assert not len(rig.common.alarms)
+        assert not rig.common.bodies.held
 
     with asyncio.Runner(loop_factory=Clock) as runner:
         runner.run(main())

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
 import aiohttp
 import pytest
+from multidict import CIMultiDict
 
 from coordinator import api_transactions, errors, ids
 from coordinator.admission import Admission, Line
 from coordinator.api import Check
+from coordinator.api_requests import Request
 from coordinator.api_shapes import MAX_AHEAD_MS
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from coordinator.settings import Limits, Timings
-from tests.api_rig import ScriptedDriver, api_node, error_of, now_ms, run
+from tests.api_rig import ScriptedDriver, answered, api_node, error_of, now_ms, run
 from tests.builders import uuid7
 
 PATH = "/v1/transactions"
@@ -131,6 +134,59 @@ def test_curl_s_content_type_passes_but_not_from_a_browser_s_page() -> None:
             status, answer, _ = await node.request("POST", PATH, body=body, headers=form)
             assert status == 415
             assert error_of(answer)["code"] == "unsupported_media_type"
+
+    run(test())
+
+
+FROM_A_PAGE = [
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},  # another port of this host
+]
+NOT_FROM_ANOTHER_SITE: list[dict[str, str]] = [
+    {},
+    {"Sec-Fetch-Site": "same-origin"},
+    {"Sec-Fetch-Site": "none"},
+]
+
+
+@pytest.mark.parametrize("path", ["", "/t-1/resolve", "/t-1/retry"])
+def test_a_page_may_change_something_only_with_what_a_browser_asks_about(path: str) -> None:
+    """A body without a type is sent to any site; one that is called JSON is not."""
+
+    async def test() -> None:
+        async with api_node() as node:
+            resolve = {"outcome": "abort", "actor": "ada", "reason": "test"}
+            value = {"": node.body(), "/t-1/retry": {}}.get(path, resolve)
+
+            async def asked(headers: Mapping[str, str]) -> int:
+                body = json.dumps(value).encode()
+                request = Request("POST", PATH + path, "", CIMultiDict(headers), body)
+                return (await answered(node.api.respond(request))).status
+
+            passes = 404 if path else 200
+            for headers in NOT_FROM_ANOTHER_SITE:
+                assert await asked(headers) == passes
+            for headers in FROM_A_PAGE:
+                assert await asked(headers) == 415
+                assert await asked({**headers, "Content-Type": "text/plain"}) == 415
+                assert await asked({**headers, "Content-Type": "application/json"}) == passes
+
+    run(test())
+
+
+def test_another_site_s_page_may_not_inquire_for_an_inquiry_may_refuse_an_id_for_ever() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            path = f"{PATH}/t-1/decision?branch_id=1&fingerprint=ab"
+            for headers in FROM_A_PAGE:
+                status, answer, _ = await node.request("GET", path, headers=headers)
+                assert (status, error_of(answer)["code"]) == (403, "cross_site")
+                assert node.machine.get("t-1") is None
+            for headers in NOT_FROM_ANOTHER_SITE:
+                status, answer, _ = await node.request("GET", path, headers=headers)
+                assert (status, answer) == (200, {"decision": "abort"})
 
     run(test())
 
@@ -564,6 +620,28 @@ def test_the_list_is_paged_filtered_and_newest_first() -> None:
             _, page = await node.get(f"{PATH}?older_than_ms=3600000")
             assert page["transactions"] == []
             assert page["backlog"] == {}
+
+    run(test())
+
+
+def test_a_page_ends_where_it_is_large_enough_and_the_next_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            for number in range(5):
+                await node.post(PATH, node.body("yes", id=f"t-{number}", wait="completion"))
+            _, page = await node.get(PATH)
+            one = len(json.dumps(page["transactions"][0], separators=(",", ":")))
+            monkeypatch.setattr(api_transactions, "PAGE_CHARS", one + 1)
+            found, path = [], PATH
+            while True:
+                _, page = await node.get(path)
+                found.append([t["id"] for t in page["transactions"]])
+                if page["next_after"] is None:
+                    break
+                path = f"{PATH}?after={page['next_after']}"
+            assert found == [["t-4", "t-3"], ["t-2", "t-1"], ["t-0"]]
 
     run(test())
 

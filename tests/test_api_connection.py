@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.admission import Rests
+from coordinator.admission import TURNED_AWAY_PER_S, Rests
 from coordinator.api_connection import (
     BODY_TIMEOUT_S,
     HALF_CLOSED_S,
     HEAD_TIMEOUT_S,
+    HELD_BACK_S,
     KEEP_S,
     LINGER_S,
     SEND_TIMEOUT_S,
@@ -307,16 +308,67 @@ def test_how_slow_a_client_is_is_judged_anew_each_time() -> None:
 def test_a_connection_that_was_refused_for_load_is_not_read_for_a_while() -> None:
     async def test(rig: Rig) -> None:
         rig.common.rests = Rests(per_s=0.5)
-        rig.feed(get("/rests") + get())
+        rig.feed(get() + get("/rests") + get())
         rig.feed(get())
-        (refused,) = rig.answers()
+        _, refused = rig.answers()
         assert (refused.status, refused.headers["retry-after"]) == (429, "2")
         assert rig.wire.is_paused
         await rig.pass_s(1.9)
-        assert len(rig.answers()) == 1
+        assert len(rig.answers()) == 2
         await rig.pass_s(0.1 + GRAIN_S)
-        assert [answer.status for answer in rig.answers()] == [429, 200, 200]
+        assert [answer.status for answer in rig.answers()] == [200, 429, 200, 200]
         assert not rig.wire.is_paused
+
+    run(test)
+
+
+@pytest.mark.parametrize("last", ["Connection: close", "A: b"])
+@pytest.mark.parametrize("half_closed", [False, True])
+def test_a_refusal_that_is_a_connection_s_first_answer_is_held_back(
+    last: str, *, half_closed: bool
+) -> None:
+    """Or who opens a connection for each request would be refused as often as he likes."""
+
+    async def test(rig: Rig) -> None:
+        rig.common.rests = Rests(per_s=1 / (HELD_BACK_S + 2))
+        rig.feed(get("/rests", last) + get())
+        if half_closed:
+            rig.ends()
+        await rig.pass_s(HELD_BACK_S - GRAIN_S)
+        assert not rig.answers()
+        await rig.pass_s(2 * GRAIN_S)
+        (refused,) = rig.answers()
+        assert (refused.status, refused.headers["retry-after"]) == (429, "2")
+        if last == "Connection: close":
+            assert rig.is_gone
+            return
+        await rig.pass_s(1.9 - GRAIN_S)
+        assert len(rig.answers()) == 1
+        await rig.pass_s(0.1 + 2 * GRAIN_S)
+        assert [answer.status for answer in rig.answers()] == [429, 200]
+        assert rig.is_gone is half_closed
+
+    run(test)
+
+
+def test_one_refusal_now_and_then_is_hardly_held_back() -> None:
+    async def test(rig: Rig) -> None:
+        rig.feed(get("/rests") + get())
+        await rig.pass_s(1 / TURNED_AWAY_PER_S + GRAIN_S)
+        assert [answer.status for answer in rig.answers()] == [429, 200]
+
+    run(test)
+
+
+def test_a_refusal_that_is_held_back_leaves_when_the_server_stops() -> None:
+    async def test(rig: Rig) -> None:
+        rig.common.rests = Rests(per_s=0.1)
+        rig.feed(get("/rests"))
+        rig.connection.end()
+        (refused,) = rig.answers()
+        assert (refused.status, refused.headers["connection"]) == (429, "close")
+        await rig.turn()
+        assert rig.is_gone
 
     run(test)
 

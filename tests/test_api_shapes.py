@@ -295,12 +295,6 @@ def test_what_is_no_json(body: bytes) -> None:
     assert (caught.value.status, caught.value.code) == (400, "malformed_json")
 
 
-def test_a_batch_is_told_by_its_first_field() -> None:
-    assert api_fields.is_batch(b' \n{ "transactions" : [')
-    assert not api_fields.is_batch(b'{"participants": [{"payload": {"transactions": []}}]}')
-    assert not api_fields.is_batch(b"[]")
-
-
 def test_a_traceparent_is_carried_if_it_is_one() -> None:
     good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     assert api_shapes.read_traceparent(good) == good

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 
 from coordinator import api_transactions, batches, errors
 from coordinator.admission import LEAST, Admission, Line, Place
+from coordinator.api_errors import bad_field
 from coordinator.api_requests import Answer, Later, Request
-from coordinator.batches import BRANCHES_BEGUN, BRANCHES_SHOWN, pieces
+from coordinator.api_shapes import Submission, read_submission
+from coordinator.batch_json import SHORT_BYTES
+from coordinator.batches import BRANCHES_BEGUN, BRANCHES_SHOWN, Batches, pieces
 from coordinator.plan import Plan
+from coordinator.settings import Limits, Timings
 from tests.api_rig import ApiNode, ScriptedDriver, answered, api_node, error_of, run
 
 PATH = "/v1/transactions"
@@ -112,12 +117,12 @@ def test_a_batch_that_finds_the_line_too_long_is_refused_at_once_but_for_its_rep
             shut(node)
             node.driver.line.wait(Place(ADDRESS, 1, LEAST, lambda: None), 0.0)
             answer = await ask(node, ["a-2", "a-1", "a b"])
-            assert outcomes(answer) == ["at_capacity", "committed", "at_capacity"]
+            assert outcomes(answer) == ["at_capacity", "committed", "bad_request"]
             assert answer.rests
             assert node.machine.get("a-2") is None
             async with node.session.get(node.url + "/metrics") as response:
                 text = await response.text()
-            assert "assent_transactions_turned_away_total 2.0" in text
+            assert "assent_transactions_turned_away_total 1.0" in text
 
     run(test())
 
@@ -237,9 +242,14 @@ def test_a_large_answer_is_shown_in_several_turns() -> None:
     run(test())
 
 
+def submission(branches: int) -> Submission:
+    body = {"participants": [{"url": f"http://h/{n}"} for n in range(branches)]}
+    return read_submission(body, limits=Limits(), timings=Timings(), now_ms=1, make_id=lambda: "t")
+
+
 def sizes(*branches: int) -> list[list[int]]:
-    elements: list[Any] = [{"participants": [{}] * count} for count in branches]
-    return [[len(one["participants"]) for one in piece] for piece in pieces(elements)]
+    elements = [submission(count) for count in branches]
+    return [[len(one.plan.branches) for one in piece] for piece in pieces(elements)]  # type: ignore[union-attr]
 
 
 def test_a_piece_is_bounded_by_branches_and_one_huge_element_is_a_piece() -> None:
@@ -250,10 +260,41 @@ def test_a_piece_is_bounded_by_branches_and_one_huge_element_is_a_piece() -> Non
 
 
 def test_what_is_no_transaction_is_counted_as_one_branch() -> None:
-    elements: list[Any] = [7, {}, {"participants": 5}, {"participants": []}] * BRANCHES_BEGUN
+    elements = [bad_field("id", "is wrong")] * 4 * BRANCHES_BEGUN
     found = list(pieces(elements))
     assert [len(piece) for piece in found] == [BRANCHES_BEGUN] * 4
     assert [one for piece in found for one in piece] == elements
+
+
+def test_batches_are_read_one_at_a_time_and_little_in_a_turn() -> None:
+    """Or a few kilobytes, packed, would keep the leader from its followers."""
+
+    async def test() -> None:
+        async with api_node(scripted=ScriptedDriver()) as node:
+            reading = Batches(node.driver, Limits(), lambda _: None, lambda _: None)  # type: ignore
+            reads: list[tuple[str, int]] = []
+            turn = 0
+
+            async def ask(name: str, size: int) -> None:
+                element = {"participants": [node.service(payload="x" * size)]}
+                body = json.dumps({"transactions": [element] * 8}).encode()
+
+                def read(value: Any) -> Submission:
+                    assert value == element
+                    reads.append((name, turn))
+                    return submission(1)
+
+                assert len(await reading.read(body, read)) == 8
+
+            asking = asyncio.gather(ask("small", 15_000), ask("large", 50_000))
+            while not asking.done():
+                await asyncio.sleep(0)
+                turn += 1
+            await asking
+            assert [name for name, _ in reads] == ["small"] * 8 + ["large"] * 8
+            together = Counter(turn for _, turn in reads)
+            assert max(together.values()) == SHORT_BYTES // 15_000
+            assert {together[turn] for name, turn in reads if name == "large"} == {1}
 
 
 # --- one that came alone, from a crowd ------------------------------------------------------------

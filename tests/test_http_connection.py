@@ -70,6 +70,7 @@ def test_an_answer_does_not_depend_on_where_the_bytes_are_split(what: str) -> No
             pieces = (sent[:at], sent[at:]) if at else (sent[i : i + 1] for i in range(len(sent)))
             for piece in pieces:
                 rig.feed(piece)
+            await rig.turn()
             rig.api.go_on()
             await rig.turn()
             texts.add(rig.wire.written.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b""))
@@ -131,6 +132,7 @@ def post_later(path: str) -> bytes:
 def test_a_request_is_read_as_it_is_meant(sent: bytes, asked: list[str | None]) -> None:
     async def test(rig: Rig) -> None:
         rig.feed(sent)
+        await rig.turn()
         (answer,) = rig.answers()
         assert (answer.status, answer.asked) == (200, asked)
         assert "connection" not in answer.headers
@@ -243,6 +245,7 @@ def test_a_word_is_given_to_who_waits_for_it() -> None:
         assert [answer.status for answer in rig.answers()] == [100, 200]
         rig.feed(head + body)
         rig.feed(post(gzip.compress(b"hello"), "/now", EXPECTS, GZIP))
+        await rig.turn()
         assert [answer.status for answer in rig.answers()] == [100, 200, 200, 200]
         rig.feed(head.replace(b"1.1", b"1.0"))  # which knows no such word
         assert len(rig.answers()) == 4
@@ -264,6 +267,7 @@ def test_a_packed_body_is_measured_unpacked() -> None:
         for size, status in ((LIMIT, 200), (LIMIT + 1, 413), (10_000_000, 413)):
             packed = gzip.compress(b" " * size)
             rig.feed(post(chunks(packed), "/now", GZIP, CHUNKED))
+            await rig.turn()
             assert rig.answers()[-1].status == status
 
     run(test)
@@ -275,6 +279,7 @@ HUGE = "x" * (LINE_BYTES + 1)
 REFUSED = {
     "bytes": bytes(range(128, 256)) * 4,
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64,
+    "no target": b"CONNECT \r\n\r\n",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "a path too long": get("/" + HUGE),
     "a header too long": get("/now", f"A: {HUGE}"),

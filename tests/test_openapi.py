@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from coordinator.openapi import document
+from coordinator.settings import Limits, Timings
 from tests.api_rig import ApiNode, api_node, run
 
-DOCUMENT = document()
+DOCUMENT = document(Limits(), Timings())
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 PATH = "/v1/transactions"
 TYPES: dict[str, tuple[type, ...]] = {
@@ -108,6 +109,41 @@ def test_it_names_the_routes_that_are_served_and_no_others() -> None:
             assert (status, answer) == (200, json.loads(json.dumps(DOCUMENT)))
 
     run(test())
+
+
+def test_the_limits_it_names_are_those_that_are_set() -> None:
+    async def test() -> None:
+        limits = Limits(
+            branches=3,
+            body_bytes=2 * 1024 * 1024,
+            batch_body_bytes=3_000_000,
+            batch_size=7,
+            metadata_bytes=512,
+            page_size=5,
+        )
+        timings = Timings(min_timeout_ms=7, default_timeout_ms=8, max_timeout_ms=9)
+        async with api_node(limits=limits, timings=timings) as node:
+            _, answer = await node.get("/openapi.json")
+            said = answer["components"]["schemas"]
+            fields = said["Submission"]["properties"]
+            assert said["Batch"]["properties"]["transactions"]["maxItems"] == 7
+            assert fields["participants"]["maxItems"] == 3
+            timeout = fields["timeout_ms"]
+            assert (timeout["minimum"], timeout["default"], timeout["maximum"]) == (7, 8, 9)
+            assert "at most 512 bytes" in fields["metadata"]["description"]
+            calls = answer["paths"][PATH]
+            assert "2 MiB; a batch 3000000 bytes" in calls["post"]["requestBody"]["description"]
+            (limit,) = [p for p in calls["get"]["parameters"] if p["name"] == "limit"]
+            assert (limit["schema"]["maximum"], limit["schema"]["default"]) == (5, 5)
+
+    run(test())
+
+
+def test_what_a_body_may_be_refused_for_is_said_of_every_call_that_takes_one() -> None:
+    for path in (PATH, f"{PATH}/{{id}}/resolve", f"{PATH}/{{id}}/retry"):
+        said = DOCUMENT["paths"][path]["post"]["responses"]
+        assert {"408", "413", "415", "417"} <= said.keys()
+    assert "403" in DOCUMENT["paths"][f"{PATH}/{{id}}/decision"]["get"]["responses"]
 
 
 def test_every_reference_leads_somewhere_and_every_schema_is_used() -> None:

@@ -1,0 +1,49 @@
+"""The bodies of requests that a node holds at once, and whose turn it is to be looked at.
+
+Rules
+- What has come of bodies takes no more memory than `most_bytes`, all connections together: a client
+  that sends most of a body and then waits costs only what it sends.
+- Of bodies that are large, or packed, one is looked at in a turn of the event loop: a kilobyte can
+  be unpacked to what takes a tenth of a second to read, and a client can send many at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+
+class Bodies:
+    """What the connections of a server share of it."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.held = 0
+        self._most_bytes = most_bytes
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def take(self, size: int) -> bool:
+        """Whether so much more may be held."""
+        if self.held + size > self._most_bytes:
+            return False
+        self.held += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        self.held -= size
+        assert self.held >= 0
+
+    def turn(self) -> asyncio.Future[None]:
+        """Done in a turn of the loop in which no other one is."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._next)
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(turn)
+        return turn
+
+    def _next(self) -> None:
+        first = self._waiting.popleft()
+        if not first.done():
+            first.set_result(None)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._next)
