@@ -46,9 +46,10 @@ connection closed with unread bytes is reset, and the answer lost with it (RFC 9
 HALF_CLOSED_S = 30.0
 """How long a client that will send nothing more is still answered. Most have gone altogether."""
 
-HELD_BACK_S = 1.0
+HELD_BACK_S = 0.4
 """The first answer on a connection, if it is a refusal for load, waits as long as the connection is
-to rest, but no longer: else who opens a connection for each request would rest never."""
+to rest, but no longer: else who opens a connection for each request would rest never. Within half a
+second whoever asks is to know that there is no room."""
 
 LOG = logging.getLogger("assent.api")
 
