@@ -99,15 +99,16 @@ def require_json(request: Request) -> None:
     kind = request.headers.get("Content-Type")
     if kind == JSON:
         return
-    plain = "none" if kind is None else kind.split(";", 1)[0].strip().lower()
+    plain = (kind or "").split(";", 1)[0].strip().lower()
     if plain in _JSON_TYPES or plain.endswith("+json"):
         return
-    if plain in ("none", "application/x-www-form-urlencoded") and not _is_from_page(request):
+    if plain in ("", "application/x-www-form-urlencoded") and not _is_from_page(request):
         return
+    called = plain[:100] or "nothing"
     raise ApiError(
         415,
         "unsupported_media_type",
-        f"The body is called {plain[:100]!r}; send JSON with Content-Type: application/json.",
+        f"The body is called {called!r}; send JSON with Content-Type: application/json.",
     )
 
 

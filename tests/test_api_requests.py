@@ -41,6 +41,7 @@ def test_what_waits_for_nothing_is_answered_at_once() -> None:
                 (post({}), 400),
                 (post(node.body(payload="x" * 3_000)), 413),
                 (Request("POST", PATH, "", {"Content-Type": "text/plain"}, b"{}"), 415),
+                (Request("POST", PATH, "", {"Content-Type": "none"}, b"{}"), 415),
             ):
                 answer = node.api.respond(request)
                 assert isinstance(answer, Answer), request
