@@ -99,12 +99,12 @@ def require_json(request: Request) -> None:
     kind = request.headers.get("Content-Type")
     if kind == JSON:
         return
-    plain = (kind or "").split(";", 1)[0].strip().lower()
-    if plain in _JSON_TYPES or plain.endswith("+json"):
+    plain = None if kind is None else kind.split(";", 1)[0].strip().lower()
+    if plain is not None and (plain in _JSON_TYPES or plain.endswith("+json")):
         return
-    if plain in ("", "application/x-www-form-urlencoded") and not _is_from_page(request):
+    if plain in (None, "application/x-www-form-urlencoded") and not _is_from_page(request):
         return
-    called = plain[:100] or "nothing"
+    called = "nothing" if plain is None else plain[:100]
     raise ApiError(
         415,
         "unsupported_media_type",
