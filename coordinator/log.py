@@ -68,11 +68,11 @@ class ReplicatedLog(Protocol):
     def takes(self, size: int) -> bool:
         """Whether a command of so many bytes would not be refused as Overloaded just now."""
 
-    def propose(self, command: bytes, epoch: int, done: Done, *, patient: bool = False) -> None:
+    def propose(self, command: bytes, epoch: int, done: Done, *, patience_s: float = 0.0) -> None:
         """Ask for a command to enter the log. Refusals go to `done` as well, never raised.
 
-        A patient one begins no entry of its own: it goes with the next that is not, or after a
-        moment.
+        With patience it begins no entry of its own before that time has passed: it goes with the
+        next that has none.
         """
 
     def barrier(self) -> asyncio.Future[None]:

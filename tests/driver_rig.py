@@ -86,14 +86,14 @@ class PlayedLog(MemoryLog):
         del size
         return not self.too_busy_for
 
-    def propose(self, command: bytes, epoch: int, done: Done, *, patient: bool = False) -> None:
-        if patient:
+    def propose(self, command: bytes, epoch: int, done: Done, *, patience_s: float = 0.0) -> None:
+        if patience_s:
             self.patient.append(command)
         if self.too_busy_for:
             self.too_busy_for -= 1
             asyncio.get_running_loop().call_soon(done, Overloaded("too much waits already"))
             return
-        super().propose(command, epoch, done, patient=patient)
+        super().propose(command, epoch, done, patience_s=patience_s)
 
     def release(self) -> None:
         self.held = False

@@ -55,8 +55,8 @@ class MemoryLog:
         del size
         return True
 
-    def propose(self, command: bytes, epoch: int, done: Done, *, patient: bool = False) -> None:
-        del patient  # entries cost nothing here
+    def propose(self, command: bytes, epoch: int, done: Done, *, patience_s: float = 0.0) -> None:
+        del patience_s  # entries cost nothing here
         loop = asyncio.get_running_loop()
         if epoch != self._epoch:
             loop.call_soon(done, NotLeader(f"epoch {epoch} is not led here"))

@@ -15,6 +15,7 @@ from coordinator.admission import IN_TURN_LEAST, Place, WayIn
 from coordinator.commands import (
     Acknowledge,
     Begin,
+    Command,
     Decide,
     Forget,
     Refuse,
@@ -1296,13 +1297,29 @@ def test_a_prepare_that_outlives_its_transaction_holds_nothing_of_it() -> None:
         gc.enable()
 
 
+def patient_kinds(rig: Rig) -> list[type[Command]]:
+    """The kinds of the commands that were proposed with patience."""
+    return [type(decode(command)) for command in rig.log.patient]
+
+
 def test_acknowledgements_are_patient_unless_somebody_waits_for_the_end() -> None:
     async def scene(rig: Rig) -> None:
         await rig.driver.submit(plan("t1"), Wait.DECISION)
         await rig.settle()
-        assert [type(decode(command)) for command in rig.log.patient] == [Acknowledge]
+        assert patient_kinds(rig) == [Begin, Acknowledge]
         await rig.driver.submit(plan("t2"), Wait.COMPLETION)
         await rig.settle()
-        assert len(rig.log.patient) == 1
+        assert patient_kinds(rig) == [Begin, Acknowledge, Begin]
+
+    play(scene)
+
+
+def test_a_begin_waits_for_its_decision_if_its_prepares_have_left() -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.driver.submit(plan("t1"), Wait.NONE)
+        assert patient_kinds(rig) == [], "its client waits for nothing else"
+        rig.gateway.declared = {"http://participant-2": PLAIN}
+        await rig.driver.submit(plan("t2"), Wait.DECISION)
+        assert Begin not in patient_kinds(rig), "no prepare leaves before it"
 
     play(scene)

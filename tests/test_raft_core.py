@@ -139,52 +139,49 @@ def test_a_group_takes_what_waits_and_the_next_one_gathers_meanwhile() -> None:
     told: list[tuple[int, object]] = []
     for number in range(5):
         proposals.add(b"x", lambda result, number=number: told.append((number, result)))  # type: ignore[misc]
-    group = proposals.next_group()
+    group = proposals.next_group(0.0)
     assert group is not None
     assert len(group[0]) == 3
     proposals.entered(7, 1, group[1])
-    assert proposals.next_group() is None
+    assert proposals.next_group(0.0) is None
     for done, result in proposals.applied(7, 1, ["a", "b", "c"]):
         done(result)
     assert told == [(0, "a"), (1, "b"), (2, "c")]
-    second = proposals.next_group()
+    second = proposals.next_group(0.0)
     assert second is not None
     proposals.entered(8, 1, second[1])
     assert {type(error) for _, error in proposals.applied(8, 2, [])} == {NotApplied}
     assert len(proposals) == 0
 
 
-def test_a_patient_command_goes_with_the_next_that_is_not_or_when_it_is_hurried() -> None:
+def test_a_patient_command_goes_with_the_next_that_is_not_or_when_its_time_has_come() -> None:
     proposals = Proposals(ProposalLimits())
-    proposals.add(b"patient", print, patient=True)
-    assert proposals.next_group() is None
+    proposals.add(b"patient", print, leave_by_s=7.0)
+    assert proposals.next_group(6.9) is None
     proposals.add(b"urgent", print)
-    proposals.add(b"patient too", print, patient=True)
-    group = proposals.next_group()
+    proposals.add(b"patient too", print, leave_by_s=8.0)
+    group = proposals.next_group(6.9)
     assert group is not None
     assert group[0] == [b"patient", b"urgent", b"patient too"]
     proposals.entered(1, 1, group[1])
     proposals.applied(1, 1, [None] * 3)
-    proposals.add(b"left alone", print, patient=True)
-    assert proposals.next_group() is None
-    proposals.hurry()
-    alone = proposals.next_group()
+    proposals.add(b"left alone", print, leave_by_s=9.0)
+    proposals.add(b"with less patience", print, leave_by_s=8.0)
+    assert proposals.next_group(7.9) is None, "the patience of those that have left"
+    assert proposals.leave_by_s == 8.0
+    alone = proposals.next_group(8.0)
     assert alone is not None
-    assert alone[0] == [b"left alone"]
-    proposals.hurry()  # nothing waits
-    proposals.entered(2, 1, alone[1])
-    proposals.applied(2, 1, [None])
-    proposals.add(b"patient", print, patient=True)
-    assert proposals.next_group() is None
+    assert alone[0] == [b"left alone", b"with less patience"]
+    assert proposals.next_group(9.0) is None, "nothing waits"
 
 
 def test_what_a_full_group_leaves_behind_is_not_held_up_by_patience() -> None:
     proposals = Proposals(ProposalLimits(group_commands=1))
     proposals.add(b"urgent", print)
-    proposals.add(b"patient", print, patient=True)
+    proposals.add(b"patient", print, leave_by_s=7.0)
     proposals.add(b"urgent", print)
     for index in range(3):
-        group = proposals.next_group()
+        group = proposals.next_group(0.0)
         assert group is not None
         proposals.entered(index, 1, group[1])
         proposals.applied(index, 1, [None])
@@ -196,7 +193,7 @@ def test_a_group_is_bounded_in_bytes_but_takes_at_least_one() -> None:
         proposals.add(b"x" * size, print)
     sizes = []
     for index in range(3):
-        group = proposals.next_group()
+        group = proposals.next_group(0.0)
         assert group is not None
         sizes.append([len(command) for command in group[0]])
         proposals.entered(index, 1, group[1])
@@ -215,7 +212,7 @@ def test_there_is_room_again_when_what_waited_has_gone_or_failed() -> None:
     proposals = Proposals(ProposalLimits(waiting_bytes=10))
     for index in range(3):
         proposals.add(b"x" * 8, print)
-        group = proposals.next_group()
+        group = proposals.next_group(0.0)
         assert group is not None
         proposals.entered(index, 1, group[1])
         proposals.applied(index, 1, [None])
@@ -228,7 +225,7 @@ def test_failing_tells_what_waits_from_what_is_under_way() -> None:
     proposals = Proposals(ProposalLimits(group_commands=1))
     proposals.add(b"x", print)
     proposals.add(b"y", print)
-    group = proposals.next_group()
+    group = proposals.next_group(0.0)
     assert group is not None
     proposals.entered(3, 1, group[1])
     told = proposals.fail(waiting=NotLeader(), under_way=FateUnknown())

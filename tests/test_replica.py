@@ -172,13 +172,13 @@ def test_a_patient_command_is_applied_with_the_next_or_after_a_moment(tmp_path: 
             before = leader.stats.entries
             loop = asyncio.get_running_loop()
             patient: asyncio.Future[object] = loop.create_future()
-            leader.propose(put(epoch, "a"), epoch, patient.set_result, patient=True)
+            leader.propose(put(epoch, "a"), epoch, patient.set_result, patience_s=60.0)
             assert await propose(leader, "b") == 2
             assert await patient == 1
             assert leader.stats.entries == before + 1
             for line, number in (("c", 3), ("d", 4)):  # its patience ends each time anew
                 alone: asyncio.Future[object] = loop.create_future()
-                leader.propose(put(epoch, line), epoch, alone.set_result, patient=True)
+                leader.propose(put(epoch, line), epoch, alone.set_result, patience_s=0.02)
                 assert await alone == number
             await nodes.all_have("a", "b", "c", "d")
 

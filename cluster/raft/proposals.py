@@ -3,7 +3,7 @@
 Rules
 - Everything that waits goes into one group, up to a limit; while a group is under way the next one
   gathers. There is no delay: a command that finds nothing under way leaves at once.
-- A patient command waits for one that is not, or until its owner hurries what waits: an entry of
+- A command that may wait goes with the next that may not, or when its time has come: an entry of
   its own would cost as much as that of a decision, and hold up the next one.
 - A command that never entered the log fails definitely; one that did, with its fate unknown.
 - A read waits for a round that began after it was asked for, answered by a quorum, and until what
@@ -15,6 +15,7 @@ Nothing here calls anybody: what is to be told is returned as (whom, what).
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,8 +55,9 @@ class Proposals:
         self.limits = limits
         self._waiting: deque[tuple[bytes, Done]] = deque()
         self._waiting_bytes = 0
-        self._urgent = False
-        """Does any that waits want to leave? What it shares its group with leaves, too."""
+        self.leave_by_s = math.inf
+        """When the first of those that wait is to leave, and all that it shares its group with;
+        0 if at once. By the clock of `next_group`."""
         self._under_way: deque[_UnderWay] = deque()
 
     def __len__(self) -> int:
@@ -75,8 +77,8 @@ class Proposals:
             and self._waiting_bytes + size <= limits.waiting_bytes
         )
 
-    def add(self, command: bytes, done: Done, *, patient: bool = False) -> None:
-        """Let `command` wait for the next group. Raises Overloaded."""
+    def add(self, command: bytes, done: Done, *, leave_by_s: float = 0.0) -> None:
+        """Let `command` wait for the next group, until then at most. Raises Overloaded."""
         size = len(command)
         if not self.takes(size):
             if size > self.limits.command_bytes:
@@ -85,15 +87,11 @@ class Proposals:
             raise Overloaded(f"{len(self._waiting)} commands wait already; try again later")
         self._waiting.append((command, done))
         self._waiting_bytes += size
-        self._urgent |= not patient
+        self.leave_by_s = min(self.leave_by_s, leave_by_s)
 
-    def hurry(self) -> None:
-        """What waits has been patient for long enough."""
-        self._urgent = bool(self._waiting)
-
-    def next_group(self) -> tuple[list[bytes], list[Done]] | None:
+    def next_group(self, now_s: float) -> tuple[list[bytes], list[Done]] | None:
         """What waits, as much as one group takes; None when nothing may go now."""
-        if not self._urgent or len(self._under_way) >= self.limits.groups_under_way:
+        if now_s < self.leave_by_s or len(self._under_way) >= self.limits.groups_under_way:
             return None
         commands: list[bytes] = []
         dones: list[Done] = []
@@ -108,7 +106,7 @@ class Proposals:
             dones.append(done)
             size += len(command)
         self._waiting_bytes -= size
-        self._urgent = bool(self._waiting)
+        self.leave_by_s = 0.0 if self._waiting else math.inf
         return commands, dones
 
     def entered(self, index: int, term: int, dones: list[Done]) -> None:
@@ -139,7 +137,7 @@ class Proposals:
         self._under_way.clear()
         self._waiting.clear()
         self._waiting_bytes = 0
-        self._urgent = False
+        self.leave_by_s = math.inf
         return told
 
 

@@ -46,9 +46,6 @@ log = logging.getLogger(__name__)
 _TRAVEL_EARLY: Final = (Append, SnapshotPiece)
 _MAX_INBOX_BYTES: Final = 64 << 20
 _MAX_INBOX: Final = 20_000
-_PATIENCE_S: Final = 0.05
-"""Of a patient command while nothing else is proposed. A transaction's state shows its last
-acknowledgement as late as that; a client that asks one thing after another proposes sooner."""
 _TIMER_S: Final = 0.001
 """The timer's grain: less only makes it ring twice."""
 
@@ -128,7 +125,6 @@ class Replica:
         self._jobs: dict[asyncio.Future[Any], None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._patience: asyncio.TimerHandle | None = None
         self._bounds = (0, 0)
         self._caught_up = asyncio.Event()
         """What was known to be committed at the start is applied, or nothing will be."""
@@ -219,28 +215,23 @@ class Replica:
         """Whether a command of so many bytes would not be refused as Overloaded just now."""
         return self._proposals.takes(size)
 
-    def propose(self, command: bytes, epoch: int, done: Done, *, patient: bool = False) -> None:
-        """Ask for a command to enter the log; `done` gets the machine's result or a LogError."""
+    def propose(self, command: bytes, epoch: int, done: Done, *, patience_s: float = 0.0) -> None:
+        """See `coordinator.log.ReplicatedLog`."""
         core = self._core
         if core is None or self._is_over or epoch != self._epoch or not core.leads(epoch):
             refusal = NotLeader(f"{self.node} does not lead epoch {epoch}")
             asyncio.get_running_loop().call_soon(self._tell, done, refusal)
             return
         try:
-            self._proposals.add(command, done, patient=patient)
+            leave_by_s = core.now() + patience_s if patience_s else 0.0
+            self._proposals.add(command, done, leave_by_s=leave_by_s)
         except Overloaded as error:
             asyncio.get_running_loop().call_soon(self._tell, done, error)
             return
-        if not patient:
+        if patience_s:
+            self._set_timer(core)
+        else:
             self._kick()
-        elif self._patience is None:
-            loop = asyncio.get_running_loop()
-            self._patience = loop.call_later(_PATIENCE_S, self._patience_ends)
-
-    def _patience_ends(self) -> None:
-        self._patience = None
-        self._proposals.hurry()
-        self._kick()
 
     def barrier(self) -> asyncio.Future[None]:
         """Resolves when a read of the applied state is current; fails with a LogError."""
@@ -395,7 +386,8 @@ class Replica:
             command = self.machine.epoch_command(core.term, self.node, self._now_ms())
             core.append(encode_group(core.term, [command]))
             grew = True
-        while self._transfer is None and (group := self._proposals.next_group()) is not None:
+        now_s = core.now()
+        while self._transfer is None and (group := self._proposals.next_group(now_s)) is not None:
             commands, dones = group
             index = core.append(encode_group(core.term, commands))
             self._proposals.entered(index, core.term, dones)
@@ -454,7 +446,12 @@ class Replica:
         """Set earlier when it must be, never later: what is due moves with every message."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        due = min(max(core.next_due, now) + _TIMER_S, now + 1.0)
+        due = core.next_due
+        if (
+            now < self._proposals.leave_by_s < due
+        ):  # of what is late, the entry under way takes care
+            due = self._proposals.leave_by_s
+        due = min(max(due, now) + _TIMER_S, now + 1.0)
         if self._timer is None or self._timer_at > due + _TIMER_S:
             if self._timer is not None:
                 self._timer.cancel()
@@ -531,9 +528,8 @@ class Replica:
         self.on_leadership(epoch)
 
     def _fall_silent(self, waiting: NotLeader, under_way: FateUnknown) -> None:
-        for timer in (self._timer, self._patience):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._caught_up.set()
         self.transport.close()
         self._inbox.clear()

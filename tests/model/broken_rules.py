@@ -156,7 +156,7 @@ def begin_whatever_stands(
     ):
         original(driver, plan, wait, future)
         return
-    driver._begin(plan, driver._leading()).wait(wait, future)
+    driver._begin(plan, wait, driver._leading()).wait(wait, future)
 
 
 # --- forgetting, and what nobody knows (sections 5 and 9) -----------------------------------------
@@ -252,9 +252,9 @@ def tombstones_kept_for(original: Any, settings: ParticipantSettings, **named: A
     original(settings, **(named | {"tombstones_kept_ms": -1}))
 
 
-def begun_before_begin(original: Any, driver: Driver, plan: Plan, epoch: int) -> Live:
+def begun_before_begin(original: Any, driver: Driver, plan: Plan, *rest: Any) -> Live:
     """The conversation starts when its Begin is proposed."""
-    live: Live = original(driver, plan, epoch)
+    live: Live = original(driver, plan, *rest)
     command = driver._log.proposed[-1][0]  # type: ignore[attr-defined]
     driver._talks.begin(live, coordinator.records.record_of(command, 1), took_over=False)
     return live

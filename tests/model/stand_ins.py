@@ -142,9 +142,9 @@ class Log:
         epoch: int,
         done: Callable[[object], None],
         *,
-        patient: bool = False,
+        patience_s: float = 0.0,
     ) -> None:
-        del patient  # any order of entries is explored
+        del patience_s  # any order of entries is explored
         assert epoch == self._epoch
         self.proposed.append((decode(command), done))
 
