@@ -111,8 +111,10 @@ class LogSettings:
     """The journal on disk."""
 
     snapshot_every: int = 10_000
-    """Log entries after which the state is written as a snapshot and older entries go: a restart
-    reads one snapshot and at most about so many entries."""
+    """Log entries after which the state is written as a snapshot and older entries go. Where the
+    snapshot is large, not before the entries have half its size: else a million remembered
+    transactions would be written again and again. A restart reads one snapshot and what came since.
+    """
 
     def __post_init__(self) -> None:
         if self.snapshot_every < 1:

@@ -363,6 +363,48 @@ def test_a_snapshot_is_taken_for_many_bytes_too(tmp_path: Path) -> None:
     assert node.journal.first_index > 1
 
 
+def test_a_large_state_is_not_written_again_before_half_as_much_has_come(tmp_path: Path) -> None:
+    world = World(tmp_path, "A", limits=CoreLimits(kept_bytes=0), snapshot_every=10)
+    node = world.nodes["A"]
+    node.core.set_deadline(0.0)
+    node.step()
+
+    def snapshots_of(lines: int, size: int) -> list[int]:
+        """Bytes of entries that had come since the snapshot before, for each that is taken."""
+        sizes, since, before = [], 0, node.core.snapshot_index
+        for _ in range(lines):
+            node.put("x" * size)
+            since += size
+            for _ in range(3):
+                node.step()
+            if node.core.snapshot_index > before:
+                sizes.append(since)
+                since, before = 0, node.core.snapshot_index
+        return sizes
+
+    snapshots_of(10, 10_000)
+    state = node.store.size
+    assert state > 100_000
+    _, *sizes = snapshots_of(200, 1_000)  # before the first one some had come already
+    assert sizes
+    assert all(state // 2 <= size < node.store.size for size in sizes), sizes
+
+
+def test_a_start_never_has_more_of_the_log_to_read_than_that(tmp_path: Path) -> None:
+    limits = CoreLimits(kept_bytes=0, log_bytes=5_000)
+    world = World(tmp_path, "A", limits=limits, snapshot_every=10)
+    node = world.nodes["A"]
+    node.core.set_deadline(0.0)
+    node.step()
+    for number in range(40):
+        node.put("x" * (10_000 if number < 10 else 1_000))
+        for _ in range(3):
+            node.step()
+        most = 12_000  # ten entries; half of the state is 50,000
+        assert node.core.bytes_since_snapshot <= most or number < 22
+    assert node.store.size > 100_000
+
+
 def test_entries_behind_a_snapshot_are_kept_for_followers_that_lag_a_little(
     tmp_path: Path,
 ) -> None:

@@ -72,10 +72,17 @@ class Snapshots(Replication):
 
     @property
     def wants_snapshot(self) -> bool:
-        """Is there enough behind the last snapshot for a new one?"""
-        return not self.taking and (
-            self.applied - max(self.snapshot_index, 1) >= self.snapshot_every
-            or self.bytes_since_snapshot >= self.limits.snapshot_bytes
+        """Is there enough behind the last snapshot for a new one?
+
+        It writes the whole state again, a million finished transactions perhaps, so what came since
+        must be in proportion, as far as a start can still read that in time.
+        """
+        entries, size = self.applied - max(self.snapshot_index, 1), self.bytes_since_snapshot
+        limits = self.limits
+        return (
+            (entries >= self.snapshot_every or size >= limits.snapshot_bytes)
+            and size >= min(self.store.size // 2, limits.log_bytes)
+            and not self.taking
         )
 
     def take_snapshot(self, last: Entry, previous: Entry) -> None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -79,7 +79,12 @@ class SnapshotStore:
         for aside in (directory / WRITING_NAME, directory / RECEIVING_NAME):
             if disk.exists(aside):
                 disk.unlink(aside)
-        self._meta = read_meta(self._path, disk, cluster) if disk.exists(self._path) else None
+        self._meta: SnapshotMeta | None = None
+        self.size = 0
+        """Of the snapshot in place, in bytes."""
+        if disk.exists(self._path):
+            with closing(disk.open(self._path)) as file:
+                self._meta, self.size = _decode_meta(file, self._path, cluster)[0], file.size()
 
     @property
     def exists(self) -> bool:
@@ -108,7 +113,7 @@ class SnapshotStore:
                 file.sync()
             finally:
                 file.close()
-            return self._place(aside, meta)
+            return self._place(aside, meta, offset)
         except BaseException:
             with suppress(DiskFailed):
                 self._remove(aside)
@@ -145,14 +150,14 @@ class SnapshotStore:
 
     # --- for Receiving
 
-    def _place(self, aside: Path, meta: SnapshotMeta) -> bool:
+    def _place(self, aside: Path, meta: SnapshotMeta, size: int) -> bool:
         """Give a complete and synced file its place, unless a newer snapshot has it."""
         with self._guard:
             if self._meta is not None and self._meta.last[1] > meta.last[1]:
                 self._remove(aside)
                 return False
             self._disk.rename(aside, self._path)
-            self._meta = meta
+            self._meta, self.size = meta, size
             self._disk.sync_directory(self._directory)
             return True
 
@@ -224,7 +229,7 @@ class Receiving:
         """Put the verified file in place; False if a newer snapshot has come there meanwhile."""
         assert self._meta is not None, "only a verified snapshot may be adopted"
         self._close()
-        return self._store._place(self._aside, self._meta)
+        return self._store._place(self._aside, self._meta, self.received)
 
     def discard(self) -> None:
         """Give the transfer up."""
