@@ -359,16 +359,9 @@ class Driver:
         repeatable = tuple([not declaration(p.participant).is_plain for p in plan.branches])
         branches = recorded(plan.branches, repeatable)
         command = Begin(
-            epoch,
-            now_ms,
-            plan.id,
-            plan.fingerprint,
-            plan.mode,
-            branches,
-            plan.payloads,
-            now_ms + plan.timeout_ms,
-            plan.metadata,
-        )
+            epoch, now_ms, plan.id, plan.fingerprint, plan.mode, branches, plan.payloads,
+            now_ms + plan.timeout_ms, plan.metadata,
+        )  # fmt: skip
         encoded = encode(command)
         patience_s = 0.0
         live = Live(plan.id, plan.fingerprint, epoch, self._loop.time())
