@@ -330,6 +330,20 @@ def test_reading_and_operating(run: Run, node: FakeNode) -> None:
     assert node.url in out
 
 
+def test_an_answer_with_fields_of_another_type_is_one_line(run: Run, node: FakeNode) -> None:
+    async def answer(request: web.Request, _: Any) -> web.StreamResponse:
+        entry = shown("a", "aborted") | {"reason": ["out", "of", "stock"]}
+        whole = {"transactions": [entry], "next_after": None}
+        return web.json_response(whole if request.path == "/v1/transactions" else entry)
+
+    node.usual = answer
+    for command in (("get", "a"), ("list",), ("watch", "a"), ("retry", "a")):
+        code, out, err = run(*command, "--nodes", node.url)
+        assert (code, out) == (3, "")
+        assert err.count("\n") == 1
+        assert "as reason that is not text" in err
+
+
 def bounded(matches: dict[int, str], end: int) -> Answer:
     """A node that looks at one transaction for a page: of the numbers below `end` few match."""
 

@@ -106,7 +106,7 @@ def transaction_text(transaction: Transaction) -> str:
     lines += [f"  {name:<10}{value}" for name, value in times if value is not None]
     if transaction.metadata:
         lines.append(f"  {'metadata':<10}{json.dumps(transaction.metadata)}")
-    lines += [f"  {'by hand':<10}{_by_hand(entry)}" for entry in transaction.raw.get("history", ())]
+    lines += [f"  {'by hand':<10}{_by_hand(entry)}" for entry in transaction.history]
     rows = [_branch_row(branch) for branch in transaction.branches]
     if rows:
         lines += ["", *table(("branch", "name", "vote", "state", "attempts", "remarks"), rows)]

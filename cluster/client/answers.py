@@ -20,7 +20,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+_Value = TypeVar("_Value")
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    dict: "an object",
+    int: "a whole number",
+    list: "a list",
+    str: "text",
+}
 
 
 class ClientError(Exception):
@@ -112,6 +121,8 @@ class Transaction:
     finished_at: str | None
     branches: tuple[Branch, ...]
     metadata: Mapping[str, Any]
+    history: tuple[Mapping[str, Any], ...]
+    """What operators did to it by hand: `at`, `actor`, `reason`, and the branch, if it was one."""
     raw: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -179,18 +190,20 @@ def read_transaction(answer: Any, asked: str | None = None) -> Transaction:
     id = _text(fields, "id")
     if asked is not None and id != asked:
         raise BadAnswer(f"asked about {asked}, answered about {id[:64]!r}")
-    branches = fields.get("branches")
-    metadata = fields.get("metadata")
     return Transaction(
         id=id,
         state=_text(fields, "state"),
-        outcome=fields.get("outcome"),
-        reason=fields.get("reason"),
-        created_at=fields.get("created_at"),
-        decided_at=fields.get("decided_at"),
-        finished_at=fields.get("finished_at"),
-        branches=tuple(_branch(entry) for entry in branches) if isinstance(branches, list) else (),
-        metadata=metadata if isinstance(metadata, dict) else {},
+        outcome=_text_or_none(fields, "outcome"),
+        reason=_text_or_none(fields, "reason"),
+        created_at=_text_or_none(fields, "created_at"),
+        decided_at=_text_or_none(fields, "decided_at"),
+        finished_at=_text_or_none(fields, "finished_at"),
+        branches=tuple(_branch(entry) for entry in _optional(fields, "branches", list) or ()),
+        metadata=_optional(fields, "metadata", dict) or {},
+        history=tuple(
+            _object(entry, "a history of objects")
+            for entry in _optional(fields, "history", list) or ()
+        ),
         raw=fields,
     )
 
@@ -198,17 +211,11 @@ def read_transaction(answer: Any, asked: str | None = None) -> Transaction:
 def read_page(answer: Any) -> Page:
     """A page of a list out of decoded JSON; raises BadAnswer."""
     fields = _object(answer, "a list")
-    entries = fields.get("transactions")
-    if not isinstance(entries, list):
-        raise BadAnswer("answered without a list of transactions")
-    next_after = fields.get("next_after")
-    if next_after is not None and not isinstance(next_after, str):
-        raise BadAnswer("answered with a next_after that is not text")
-    backlog = fields.get("backlog")
+    backlog = _optional(fields, "backlog", dict) or {}
     return Page(
-        transactions=tuple(read_transaction(entry) for entry in entries),
-        next_after=next_after,
-        backlog=backlog if isinstance(backlog, dict) else {},
+        transactions=tuple(read_transaction(entry) for entry in _list(fields, "transactions")),
+        next_after=_text_or_none(fields, "next_after"),
+        backlog={name: _optional(backlog, name, int) or 0 for name in backlog},
         raw=fields,
     )
 
@@ -216,15 +223,12 @@ def read_page(answer: Any) -> Page:
 def read_cluster(answer: Any) -> ClusterStatus:
     """The cluster's status out of decoded JSON; raises BadAnswer."""
     fields = _object(answer, "a cluster's status")
-    nodes = fields.get("nodes")
-    if not isinstance(nodes, list):
-        raise BadAnswer("answered without a list of nodes")
     return ClusterStatus(
         cluster=_text(fields, "cluster"),
         self_id=_text(fields, "self"),
-        leader=fields.get("leader"),
-        term=fields.get("term"),
-        nodes=tuple(_node(entry) for entry in nodes),
+        leader=_text_or_none(fields, "leader"),
+        term=_optional(fields, "term", int),
+        nodes=tuple(_node(entry) for entry in _list(fields, "nodes")),
         raw=fields,
     )
 
@@ -246,12 +250,12 @@ def _branch(entry: Any) -> Branch:
     return Branch(
         branch_id=_text(fields, "branch_id"),
         name=_text(fields, "name"),
-        url=fields.get("url"),
-        vote=fields.get("vote"),
-        reason=fields.get("reason"),
+        url=_text_or_none(fields, "url"),
+        vote=_text_or_none(fields, "vote"),
+        reason=_text_or_none(fields, "reason"),
         state=_text(fields, "state"),
-        attempts=fields.get("attempts", 0),
-        last_error=fields.get("last_error"),
+        attempts=_optional(fields, "attempts", int) or 0,
+        last_error=_text_or_none(fields, "last_error"),
     )
 
 
@@ -260,11 +264,11 @@ def _node(entry: Any) -> NodeStatus:
     return NodeStatus(
         id=_text(fields, "id"),
         api=_text(fields, "api"),
-        raft=fields.get("raft"),
-        role=fields.get("role"),
-        alive=fields.get("alive"),
-        match_index=fields.get("match_index"),
-        lag=fields.get("lag"),
+        raft=_text_or_none(fields, "raft"),
+        role=_text_or_none(fields, "role"),
+        alive=_optional(fields, "alive", bool),
+        match_index=_optional(fields, "match_index", int),
+        lag=_optional(fields, "lag", int),
     )
 
 
@@ -275,7 +279,27 @@ def _object(answer: Any, what: str) -> dict[str, Any]:
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
-    value = fields.get(name)
-    if not isinstance(value, str):
+    return _given(name, _text_or_none(fields, name))
+
+
+def _text_or_none(fields: Mapping[str, Any], name: str) -> str | None:
+    return _optional(fields, name, str)
+
+
+def _list(fields: Mapping[str, Any], name: str) -> list[Any]:
+    return _given(name, _optional(fields, name, list))
+
+
+def _given(name: str, value: _Value | None) -> _Value:
+    if value is None:
         raise BadAnswer(f"answered without {name}")
+    return value
+
+
+def _optional(fields: Mapping[str, Any], name: str, kind: type[_Value]) -> _Value | None:
+    """The field's value, None where it is absent or null; raises BadAnswer of another kind's."""
+    value = fields.get(name)
+    # By its very type: a bool is an int, too, and JSON decoded has no other subclasses.
+    if value is not None and type(value) is not kind:
+        raise BadAnswer(f"answered with something as {name} that is not {_KINDS[kind]}")
     return value
