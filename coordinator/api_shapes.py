@@ -199,14 +199,11 @@ def _read_participants(
 
 
 def _read_payload(value: Mapping[str, Any], position: int) -> bytes:
-    payload = value.get("payload")
     try:
-        encoded = encode_json(payload)
+        encoded = encode_json(value.get("payload"))
     except BadMessage as error:
         raise bad_field(f"participants[{position}].payload", str(error)) from None
-    # As deep as it has brackets at most: of most payloads no more need be looked at.
-    opened = encoded.count(b"[") + encoded.count(b"{")
-    if opened > MAX_PAYLOAD_DEPTH and is_deeper(payload, MAX_PAYLOAD_DEPTH):
+    if is_deeper(encoded, MAX_PAYLOAD_DEPTH):
         what = f"is nested more than {MAX_PAYLOAD_DEPTH} deep"
         raise bad_field(f"participants[{position}].payload", what)
     return encoded
@@ -269,12 +266,12 @@ def _read_metadata(fields: Mapping[str, Any], limits: Limits) -> bytes:
     value = fields["metadata"]
     if not isinstance(value, dict):
         raise bad_field("metadata", "must be an object")
-    if is_deeper(value, MAX_METADATA_DEPTH):
-        raise bad_field("metadata", f"is nested more than {MAX_METADATA_DEPTH} deep")
     try:
         encoded = encode_json(value)
     except BadMessage as error:
         raise bad_field("metadata", str(error)) from None
+    if is_deeper(encoded, MAX_METADATA_DEPTH):
+        raise bad_field("metadata", f"is nested more than {MAX_METADATA_DEPTH} deep")
     if len(encoded) > limits.metadata_bytes:
         raise bad_field(
             "metadata", f"has {len(encoded)} bytes, at most {limits.metadata_bytes} are taken"

@@ -277,11 +277,31 @@ def test_a_payload_is_nested_no_deeper_than_every_participant_can_read() -> None
     read(one(url="http://h", payload=[[[], "[{" * 200] for _ in range(200)]))
 
 
-def test_depth_is_counted_in_containers() -> None:
-    assert not api_fields.is_deeper(1, 0)
-    assert api_fields.is_deeper([], 0)
-    assert not api_fields.is_deeper({"a": [1, {}]}, 3)
-    assert api_fields.is_deeper({"a": [1, {}]}, 2)
+def depth_of(value: Any) -> int:
+    """By walking over it."""
+    if not isinstance(value, dict | list):
+        return 0
+    parts = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(depth_of, parts), default=0)
+
+
+def any_value(chance: Random, room: int) -> Any:
+    kind = chance.randrange(4) if room else 0
+    if kind == 0:
+        return chance.choice((1, None, "", "".join(chance.choices('[]{}"\\,:ax\n\u00e9', k=4))))
+    parts = [any_value(chance, room - 1) for _ in range(chance.randrange(3))]
+    return parts if kind < 3 else {any_value(chance, 0): part for part in parts}
+
+
+def test_depth_is_that_of_containers_whatever_stands_in_texts() -> None:
+    values = [1, [], {"a": [1, {}]}, ["]", [[]]], "[[[", ["\\", ['\\"']], {"[": '"'}, [[], [[[]]]]]
+    values += [any_value(Random(seed), 6) for seed in range(2_000)]
+    for value in values:
+        depth = depth_of(value)
+        encoded = encode_json(value)
+        assert not api_fields.is_deeper(encoded, depth)
+        for less in range(depth):
+            assert api_fields.is_deeper(encoded, less)
 
 
 @pytest.mark.parametrize(
