@@ -56,6 +56,14 @@ class Later(NamedTuple):
     future: asyncio.Future[Any]
     made: Callable[[asyncio.Future[Any]], Answer]
 
+    async def come(self) -> Answer:
+        """The answer, for a task that has to be there anyway."""
+        try:
+            await asyncio.wait((self.future,))
+        finally:
+            self.future.cancel()
+        return self.made(self.future)
+
 
 Answers = Callable[[Request, str], Answer | Later | Coroutine[Any, Any, Answer]]
 """Answers a request, at once or later; the second argument is the `{id}` of the path. Raises, and

@@ -56,7 +56,7 @@ from coordinator.machine import Machine
 from coordinator.patience import Patience
 from coordinator.plan import Wait
 from coordinator.settings import Limits, Timings
-from coordinator.turn import ROOM_WITHIN_S, Turn
+from coordinator.turn import begun_in_turn
 
 TRANSACTIONS = "/v1/transactions"
 ONE = TRANSACTIONS + "/{id}"
@@ -75,6 +75,9 @@ BRANCHES_PER_TURN = 500
 PAGE_CHARS = 4 * 1024 * 1024
 """A page ends with the transaction that reaches this: URLs may have 2,000 characters, a transaction
 256 branches, and what a client does not take stays in memory as long as it takes a little."""
+
+LARGE_BYTES = 64 * 1024
+"""A body of more is not decoded and read in one turn."""
 
 _LIST_QUERY = ("state", "participant", "older_than_ms", "limit", "after", "stale")
 
@@ -138,7 +141,22 @@ class Transactions:
             return self._submit_batch(request, traceparent)
         if len(body) > self._limits.body_bytes:
             raise too_large("The body", len(body), self._limits.body_bytes)
-        value = api_fields.decode_json(body)
+        if len(body) > LARGE_BYTES:
+            return self._submit_large(request, traceparent)
+        return self._submit_one(request, api_fields.decode_json(body), traceparent)
+
+    async def _submit_large(self, request: Request, traceparent: str | None) -> Answer:
+        """Decoded in one turn of the event loop and read in the next: of the dearest JSON either
+        takes most of a tenth of a second.
+        """
+        value = api_fields.decode_json(request.body)
+        await asyncio.sleep(0)
+        self._require_leader(request)
+        answer = self._submit_one(request, value, traceparent)
+        del value  # it may take sixty times the memory of its JSON
+        return answer if isinstance(answer, Answer) else await answer.come()
+
+    def _submit_one(self, request: Request, value: Any, traceparent: str | None) -> Answer | Later:
         given_id = value.get("id") if isinstance(value, dict) else None
         way = self._driver.way_in(given_id, request.address)
         if way is WayIn.REFUSED:
@@ -148,30 +166,10 @@ class Transactions:
             future = self._driver.submit(submission.plan, submission.wait)
         else:
             submission = self._read(value, traceparent)
-            future = self._begin_in_turn(submission, request.address)
+            begin = functools.partial(self._driver.submit, submission.plan, submission.wait)
+            future = begun_in_turn(self._driver.line, request.address, self._patience, begin)
         self._patience.bound(future, _bound_s(submission))
         return Later(future, functools.partial(self._submitted, request, submission))
-
-    def _begin_in_turn(self, submission: Submission, address: str) -> Waiting:
-        """Begun when it has stood in line; then the future is as `Driver.submit` gives it."""
-        future: Waiting = asyncio.get_running_loop().create_future()
-        turn = Turn(self._driver.line, address)
-        self._patience.bound(turn.has_come, ROOM_WITHIN_S)
-        has_come = functools.partial(self._turn_has_come, turn, submission, future)
-        turn.has_come.add_done_callback(has_come)
-        return future
-
-    def _turn_has_come(
-        self, turn: Turn, submission: Submission, future: Waiting, has_come: asyncio.Future[bool]
-    ) -> None:
-        turn.leave()
-        if future.done():
-            return  # who asked has gone
-        if has_come.cancelled():
-            future.set_exception(at_capacity())
-            future.exception()  # who asked may go meanwhile
-        else:
-            self._driver.submit(submission.plan, submission.wait, future)
 
     def _submitted(self, request: Request, submission: Submission, future: Waiting) -> Answer:
         try:

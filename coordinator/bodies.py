@@ -3,8 +3,9 @@
 Rules
 - What has come of bodies takes no more memory than `most_bytes`, all connections together: a client
   that sends most of a body and then waits costs only what it sends.
-- Of bodies that are large, or packed, one is looked at in a turn of the event loop: a kilobyte can
-  be unpacked to what takes a tenth of a second to read, and a client can send many at once.
+- Of bodies that are large, or packed, one is begun to be looked at in two turns of the event loop:
+  decoding it takes one and reading it another (`api_transactions`). A kilobyte can be unpacked to
+  what takes most of a tenth of a second in each, and a client can send many at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Bodies:
         self.held = 0
         self._most_bytes = most_bytes
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_turning = False
 
     def take(self, size: int) -> bool:
         """Whether so much more may be held."""
@@ -33,17 +35,21 @@ class Bodies:
         assert self.held >= 0
 
     def turn(self) -> asyncio.Future[None]:
-        """Done in a turn of the loop in which no other one is."""
+        """Done in a turn of the loop in which no other one is, nor in the one before."""
         loop = asyncio.get_running_loop()
-        if not self._waiting:
+        if not self._is_turning:
+            self._is_turning = True
             loop.call_soon(self._next)
         turn: asyncio.Future[None] = loop.create_future()
         self._waiting.append(turn)
         return turn
 
     def _next(self) -> None:
+        if not self._waiting:
+            self._is_turning = False
+            return
         first = self._waiting.popleft()
         if not first.done():
             first.set_result(None)
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._next)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._next)

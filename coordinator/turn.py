@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Callable
 
 from coordinator.admission import Line, Place
+from coordinator.api_errors import at_capacity
+from coordinator.live import Waiting
+from coordinator.patience import Patience
 
 ROOM_WITHIN_S = 2.0
 """How long anybody waits for a turn. The line is kept shorter, so this ends a wait only when the
@@ -31,3 +36,31 @@ class Turn:
     def _tell(self) -> None:
         if not self.has_come.done():
             self.has_come.set_result(True)
+
+
+def begun_in_turn(
+    line: Line, address: str, patience: Patience, begin: Callable[[Waiting], object]
+) -> Waiting:
+    """A future that `begin` is given when its turn in the line has come; if that takes too long, it
+    ends as a refusal."""
+    turn = Turn(line, address)
+    future: Waiting = asyncio.get_running_loop().create_future()
+    patience.bound(turn.has_come, ROOM_WITHIN_S)
+    turn.has_come.add_done_callback(functools.partial(_turn_has_come, turn, begin, future))
+    return future
+
+
+def _turn_has_come(
+    turn: Turn,
+    begin: Callable[[Waiting], object],
+    future: Waiting,
+    has_come: asyncio.Future[bool],
+) -> None:
+    turn.leave()
+    if future.done():
+        return  # who asked has gone
+    if has_come.cancelled():
+        future.set_exception(at_capacity())
+        future.exception()  # who asked may go meanwhile
+    else:
+        begin(future)

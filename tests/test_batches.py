@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import api_transactions, batches, errors
+from coordinator import batches, errors, turn
 from coordinator.admission import LEAST, Admission, Line, Place
 from coordinator.api_errors import bad_field
 from coordinator.api_requests import Answer, Later, Request
@@ -359,7 +359,7 @@ def test_one_of_a_crowd_does_not_wait_for_a_log_that_stands_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def test() -> None:
-        monkeypatch.setattr(api_transactions, "ROOM_WITHIN_S", 0.0)
+        monkeypatch.setattr(turn, "ROOM_WITHIN_S", 0.0)
         async with api_node() as node:
             crowd(node)
             answer = await answered(ask_alone(node, "a-1"))

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from coordinator import http_connection
+from coordinator import api_fields, api_shapes, api_transactions, http_connection
+from coordinator.api_requests import Later, Request
+from tests.api_rig import answered, api_node
 from tests.connection_rig import BODIES, LIMIT, Rig, read, run
 from tests.test_http_connection import GZIP, post
+
+PATH = "/v1/transactions"
 
 
 def test_all_bodies_together_have_a_bound() -> None:
@@ -77,7 +85,7 @@ def test_a_batch_is_held_until_its_answer_and_what_is_smaller_only_until_it_is_r
 
 
 @pytest.mark.parametrize(("packed", "together"), [(True, True), (True, False), (False, False)])
-def test_of_packed_and_large_bodies_one_is_looked_at_in_a_turn(
+def test_of_packed_and_large_bodies_one_is_looked_at_in_two_turns(
     monkeypatch: pytest.MonkeyPatch, *, packed: bool, together: bool
 ) -> None:
     """Whether they come over one connection or many. Large ones over one do not come at once."""
@@ -96,10 +104,84 @@ def test_of_packed_and_large_bodies_one_is_looked_at_in_a_turn(
             await asyncio.sleep(0)
             asked.append(len(rig.api.asked) - before)
             assert len(asked) < 100
-        assert max(asked) == 1
+        assert max(first + second for first, second in pairwise(asked)) == 1
 
     monkeypatch.setattr(http_connection, "LARGE_BYTES", 100)
     run(test)
+
+
+# --- large ones at the API ------------------------------------------------------------------------
+
+
+def test_a_large_body_is_decoded_in_one_turn_and_read_in_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        turn = 0
+        done: list[tuple[str, int]] = []
+
+        def noted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+            def note(*given: Any, **named: Any) -> Any:
+                done.append((name, turn))
+                return work(*given, **named)
+
+            return note
+
+        monkeypatch.setattr(api_fields, "decode_json", noted("decoded", api_fields.decode_json))
+        monkeypatch.setattr(
+            api_shapes, "read_submission", noted("read", api_shapes.read_submission)
+        )
+        async with api_node() as node:
+            for payload in ("", "x" * api_transactions.LARGE_BYTES):
+                body = json.dumps({"participants": [node.service(payload=payload)]}).encode()
+                answer = node.api.respond(Request("POST", PATH, "", {}, body))
+                assert isinstance(answer, Later)
+                while not answer.future.done():
+                    await asyncio.sleep(0)
+                    turn += 1
+                shown = json.loads(answer.made(answer.future).body)
+                assert shown["outcome"] == "committed"
+        assert [name for name, _ in done] == ["decoded", "read"] * 2
+        small, large = done[:2], done[2:]
+        assert small[0][1] == small[1][1]
+        assert large[0][1] + 1 == large[1][1]
+
+    asyncio.run(test())
+
+
+def test_who_gave_no_id_with_a_large_body_is_sent_to_the_leader_of_the_moment_when_it_is_read() -> (
+    None
+):
+    async def test() -> None:
+        async with api_node() as node:
+            payload = "x" * api_transactions.LARGE_BYTES
+            body = json.dumps({"participants": [node.service(payload=payload)]}).encode()
+            answer = node.api.respond(Request("POST", PATH, "", {}, body))
+            node.log.follow("n2")
+            assert (await answered(answer)).status == 307
+            node.log.lead()
+            await node.passes()
+            assert node.machine.unfinished_count + node.machine.remembered_count == 1
+
+    asyncio.run(test())
+
+
+def test_a_client_that_does_not_wait_for_its_large_transaction_ends_only_its_waiting() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            payload = "x" * api_transactions.LARGE_BYTES
+            given = {"id": "t-1", "participants": [node.service("slow", payload=payload)]}
+            answer = node.api.respond(Request("POST", PATH, "", {}, json.dumps(given).encode()))
+            assert isinstance(answer, Later)
+            await node.services.until_called("slow", "prepare")
+            answer.future.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await answer.future
+            node.services.go_on()
+            _, shown = await node.get(f"{PATH}/t-1?wait_ms=60000")
+            assert shown["state"] == "committed"
+
+    asyncio.run(test())
 
 
 def test_a_client_that_goes_away_before_its_body_s_turn_is_not_served() -> None:
