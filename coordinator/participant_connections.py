@@ -21,6 +21,7 @@ import aiohappyeyeballs
 from coordinator.participant_connection import Connection, Origin
 from coordinator.places import Places
 from coordinator.resolver import Resolver
+from coordinator.sockets import drop_unacknowledged, keep_alive
 
 IDLE_S = 0.75
 """How long an unused connection is kept. Some servers close after one second, many after two or
@@ -29,18 +30,9 @@ five."""
 NEXT_ADDRESS_S = 0.25
 """A name's next address is tried when the one before has been silent for so long (RFC 8305)."""
 
-
 _QUIET_S, _ASK_EVERY_S, _ASK_TIMES, _UNACKNOWLEDGED_MS = 10, 5, 4, 30_000
-"""A host that is silent for 10 s is asked whether it has the connection still: one that lost its
-power, and has it again, says no. One that acknowledges nothing for 30 s is given up. By itself the
-kernel would wait for many minutes, and calls hang for as long as their transactions last."""
-
-_KEEPING_ALIVE = (
-    ("TCP_KEEPIDLE", _QUIET_S),
-    ("TCP_KEEPINTVL", _ASK_EVERY_S),
-    ("TCP_KEEPCNT", _ASK_TIMES),
-    ("TCP_USER_TIMEOUT", _UNACKNOWLEDGED_MS),
-)
+"""A host that is silent for 10 s is asked for its connections; one that acknowledges nothing for
+30 s is given up. Else calls would hang for as long as their transactions last."""
 
 
 class NoConnection(Exception):
@@ -201,11 +193,9 @@ class Connections:
 
 
 def _notice_the_end(sock: socket.socket) -> None:
-    """Of the other machine; a system that lacks one of these does without it."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPING_ALIVE:
-        if (option := getattr(socket, name, None)) is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    """Of the other machine."""
+    keep_alive(sock, quiet_s=_QUIET_S, every_s=_ASK_EVERY_S, times=_ASK_TIMES)
+    drop_unacknowledged(sock, _UNACKNOWLEDGED_MS)
 
 
 @functools.cache

@@ -208,6 +208,13 @@ def test_every_file_named_in_these_rules_exists() -> None:
         assert (HOUSE / name).is_file(), name
 
 
+@pytest.mark.parametrize("path", sorted((HOUSE / "coordinator").glob("[!_]*.py")), ids=name_of)
+def test_the_page_about_the_house_names_every_file_of_the_coordinator(path: Path) -> None:
+    page = (HOUSE / "ARCHITECTURE.md").read_text()
+    files = page.partition("### coordinator/, file by file")[2].partition("\n### ")[0]
+    assert f"`{path.stem}`" in files
+
+
 @pytest.mark.parametrize(
     ("name", "source"),
     [

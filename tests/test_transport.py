@@ -170,6 +170,23 @@ def test_the_time_limit_of_a_handshake_goes_with_the_handshake() -> None:
     run(scenario)
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
+def test_the_kernel_drops_a_stream_of_which_nothing_is_acknowledged() -> None:
+    async def scenario() -> None:
+        first, second = await pair()
+        for node in (first, second):
+            assert node.transport.streams
+            for stream in node.transport.streams:
+                assert stream.transport is not None
+                sock = stream.transport.get_extra_info("socket")
+                given = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                assert given == 4_000
+        await first.stop()
+        await second.stop()
+
+    run(scenario)
+
+
 def test_a_stream_that_breaks_is_dialed_again() -> None:
     async def scenario() -> None:
         first, second = await pair()

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,14 +28,15 @@ from typing import Final, TypeAlias, cast
 
 from cluster.raft import wire
 from cluster.raft.wire import BadFrame, Frames, Hello, Message, RaftMessage, Refused, Welcome
+from coordinator.sockets import drop_unacknowledged
 
 log = logging.getLogger(__name__)
 
 Address: TypeAlias = tuple[str, int]
 
 _UNACKNOWLEDGED_MS: Final = 4000
-"""Linux drops a connection whose bytes were not acknowledged for so long; its own default, many
-minutes, would keep a healed partition closed until the next retransmission."""
+"""A connection whose bytes were not acknowledged for so long is dropped, else a healed partition
+would stay closed until the kernel's next try."""
 _SAME_LINE_S: Final = 10.0
 _MAX_RETIRED: Final = 16
 
@@ -282,8 +282,8 @@ class _Stream(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.timer = loop.call_later(limits.handshake_timeout_s, self.abort)
         connection = transport.get_extra_info("socket")
-        if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+        if connection is not None:
+            drop_unacknowledged(connection, _UNACKNOWLEDGED_MS)
 
     def data_received(self, received: bytes) -> None:
         try:
