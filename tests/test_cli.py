@@ -142,6 +142,13 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.startswith("usage: assent")
 
 
+def test_submit_says_which_timeouts_a_cluster_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """It refuses none of them itself: a cluster's settings may allow more or less."""
+    with pytest.raises(SystemExit):
+        main(["submit", "--help"])
+    assert "usually 100 to 3600000" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_data_directory_that_cannot_be_made_is_a_mistake(tmp_path: Path) -> None:
     settings = tmp_path / "one.toml"
     settings.write_text('[nodes.a]\napi = "127.0.0.1:1"\nraft = "127.0.0.1:2"')

@@ -43,6 +43,7 @@ from cluster.cli.output import (
 )
 from cluster.client import Client, ClientError, OutcomeUnknown, Transaction
 from coordinator.ids import ID_RULE, IdMaker, is_valid_id
+from coordinator.settings import Timings
 
 
 def add_command(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -56,7 +57,13 @@ def add_command(commands: Any, shared: argparse.ArgumentParser) -> None:
         help='JSON: a transaction, or {"transactions": [...]}; - (the default): standard input',
     )
     submit.add_argument("--id", type=transaction_id, help="the same id again: the same transaction")
-    submit.add_argument("--timeout-ms", type=at_least_one, help="after which it aborts, undecided")
+    usual = Timings()
+    submit.add_argument(
+        "--timeout-ms",
+        type=at_least_one,
+        help="after which it aborts, undecided; the cluster's settings say how much may be asked"
+        f" for, usually {usual.min_timeout_ms} to {usual.max_timeout_ms}",
+    )
     submit.add_argument(
         "--wait", choices=("decision", "completion", "none"), help="what to wait for"
     )
