@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,7 +70,6 @@ _RESOLVE_FIELDS: Known = dict.fromkeys(("outcome", "branch_id", "effect", "actor
 _EXPLICIT = ("prepare", "commit", "rollback")
 _quoted = json.JSONEncoder().encode
 _SAID = (Vote.YES, Vote.NO, Vote.READ_ONLY)
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 # --- reading a transaction ------------------------------------------------------------------------
@@ -135,11 +133,6 @@ def read_submission(
         address,
     )
     return Submission(plan, wait, transaction_id is not None)
-
-
-def read_traceparent(header: str | None) -> str | None:
-    """A W3C `traceparent` to carry along; one that is malformed is ignored, as the W3C asks."""
-    return header if header is not None and _TRACEPARENT.fullmatch(header) else None
 
 
 def require_not_ahead(transaction_id: str, now_ms: int) -> None:

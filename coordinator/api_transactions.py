@@ -57,6 +57,7 @@ from coordinator.patience import Patience
 from coordinator.plan import Wait
 from coordinator.settings import Limits, Timings
 from coordinator.turn import begun_in_turn
+from participants.contract import read_traceparent
 
 TRANSACTIONS = "/v1/transactions"
 ONE = TRANSACTIONS + "/{id}"
@@ -136,7 +137,7 @@ class Transactions:
     def submit(self, request: Request, _: str) -> Answer | Later | Coroutine[Any, Any, Answer]:
         """POST /v1/transactions: one, or a batch."""
         body = request.body
-        traceparent = api_shapes.read_traceparent(request.headers.get("traceparent"))
+        traceparent = read_traceparent(request.headers.get("traceparent"))
         if is_batch(body):
             return self._submit_batch(request, traceparent)
         if len(body) > self._limits.body_bytes:

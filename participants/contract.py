@@ -13,6 +13,7 @@ import enum
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -157,6 +158,14 @@ def end_body(transaction_id: str, branch_id: str) -> bytes:
         transaction_id.encode("ascii"),
         branch_id.encode("ascii"),
     )
+
+
+def read_traceparent(value: object) -> str | None:
+    """A W3C `traceparent` to carry along; one that is malformed is ignored, as the W3C asks."""
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
+
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 # --- a participant's answers --------------------------------------------------------------------

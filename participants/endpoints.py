@@ -104,7 +104,8 @@ class _Endpoints:
 
     async def _one(self, request: web.Request, operation: Operation) -> web.Response:
         body = await _read_body(request, MAX_MESSAGE_BYTES)
-        received = body if isinstance(body, Reply) else _read_message(operation, body)
+        traceparent = request.headers.get("traceparent")
+        received = body if isinstance(body, Reply) else _read_message(operation, body, traceparent)
         if isinstance(received, Reply):
             return self._response(request, received)
         (reply,) = await self._receive((received,))
@@ -162,9 +163,9 @@ async def _read_body(request: web.Request, limit: int) -> bytes | Reply:
     return b"".join(parts)
 
 
-def _read_message(operation: Operation, body: bytes) -> Received | Reply:
+def _read_message(operation: Operation, body: bytes, traceparent: str | None) -> Received | Reply:
     try:
-        return read_message(operation, _decoded(body))
+        return read_message(operation, _decoded(body), traceparent)
     except BadMessage as error:
         return _bad_message(error)
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from participants.branch import End
-from participants.contract import BadMessage, Operation
+from participants.contract import BadMessage, Operation, read_traceparent
 
 
 class Prepare(NamedTuple):
@@ -24,6 +24,7 @@ class Prepare(NamedTuple):
     fingerprint: str
     expires_at: str
     coordinators: tuple[str, ...]
+    traceparent: str | None = None
 
 
 class EndBranch(NamedTuple):
@@ -32,18 +33,24 @@ class EndBranch(NamedTuple):
     transaction_id: str
     branch_id: str
     end: End
+    traceparent: str | None = None
 
 
 Received = Prepare | EndBranch
 
 
-def read_message(operation: str, message: Any) -> Received:
-    """A message of `/prepare`, `/commit` or `/rollback` out of decoded JSON; raises BadMessage."""
+def read_message(operation: str, message: Any, traceparent: object = None) -> Received:
+    """A message of `/prepare`, `/commit` or `/rollback` out of decoded JSON; raises BadMessage.
+
+    `traceparent`: as it came beside the message; one that is none is ignored.
+    """
+    traced = None if traceparent is None else read_traceparent(traceparent)
     end = _ENDS[operation]
     if end is None:
-        return read_prepare(message)
+        prepare = read_prepare(message)
+        return prepare if traced is None else prepare._replace(traceparent=traced)
     transaction_id, branch_id = read_end(message)
-    return EndBranch(transaction_id, branch_id, end)
+    return EndBranch(transaction_id, branch_id, end, traced)
 
 
 _ENDS = {
@@ -63,10 +70,11 @@ def read_batch(message: Any) -> list[Any]:
 
 def read_batch_message(message: Any) -> Received:
     """One message of a batch, which says itself which operation it is; raises BadMessage."""
-    operation = _fields(message).get("operation")
+    fields = _fields(message)
+    operation = fields.get("operation")
     if not isinstance(operation, str) or operation not in _ENDS:
         raise BadMessage("operation: must be prepare, commit or rollback")
-    return read_message(operation, message)
+    return read_message(operation, message, fields.get("traceparent"))
 
 
 def read_prepare(message: Any) -> Prepare:

@@ -81,13 +81,16 @@ class Refused(Exception):
 class Work(NamedTuple, Generic[T]):
     """What a resource's function works on. `transaction`: the store's local transaction.
 
-    `encoded`: the payload as it is kept.
+    `encoded`: the payload as it is kept. `traceparent`: as the client sent it to the coordinator
+    (W3C Trace Context), to make a span of; None where it sent none, where a new leader asks (it is
+    not kept), and where the branch has found out its outcome by itself.
     """
 
     transaction_id: str
     branch_id: str
     encoded: bytes
     transaction: T
+    traceparent: str | None = None
 
     @property
     def payload(self) -> Any:
@@ -268,7 +271,7 @@ class Participant(Generic[T]):
     def _ask(
         self, message: Prepare, payload: bytes, local: LocalTransaction[T]
     ) -> tuple[Vote, str | None]:
-        work = Work(message.transaction_id, message.branch_id, payload, local.resource)
+        work = Work(*message[:2], payload, local.resource, message.traceparent)
         try:
             vote = self._resource.prepare(work, message.payload)
         except Refused as refused:
@@ -287,7 +290,7 @@ class Participant(Generic[T]):
         cell = branch.cell_of(before, message.end)
         if cell.action is not _NOTHING:
             assert record is not None
-            work = Work(message.transaction_id, message.branch_id, record.payload, local.resource)
+            work = Work(*message[:2], record.payload, local.resource, message.traceparent)
             if cell.action is _COMMIT:
                 self._resource.commit(work)
             else:

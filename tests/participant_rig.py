@@ -84,9 +84,11 @@ class Caller:
         self.session = session
         self.url = url
 
-    async def post(self, path: str, message: Any) -> Answered:
+    async def post(self, path: str, message: Any, **headers: str) -> Answered:
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
-        async with self.session.post(f"{self.url}/{path}", data=io.BytesIO(body)) as response:
+        async with self.session.post(
+            f"{self.url}/{path}", data=io.BytesIO(body), headers=headers
+        ) as response:
             text = await response.read()
             answered = Answered(response.status, json.loads(text), text)
             declared = read_declaration(response.headers.get(DECLARATION_HEADER))

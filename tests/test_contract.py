@@ -284,8 +284,17 @@ def test_a_batch_is_read_as_it_was_written() -> None:
     body = contract.batch_body([(Operation.PREPARE, prepare, TRACE), (Operation.COMMIT, end, None)])
     first, second = messages.read_batch(json.loads(body))
     assert (first["traceparent"], "traceparent" in second) == (TRACE, False)
-    assert messages.read_batch_message(first) == messages.read_prepare(GOOD)
+    prepared = messages.read_batch_message(first)
+    assert prepared == messages.read_prepare(GOOD)._replace(traceparent=TRACE)
     assert messages.read_batch_message(second) == messages.EndBranch("t2", "1", End.COMMIT)
+
+
+def test_a_traceparent_is_carried_if_it_is_one() -> None:
+    assert contract.read_traceparent(TRACE) == TRACE
+    for bad in (None, "", "x", 7, [TRACE], TRACE + "\n", TRACE.upper(), TRACE[:-1]):
+        assert contract.read_traceparent(bad) is None
+        message = GOOD | {"operation": "prepare", "traceparent": bad}
+        assert messages.read_batch_message(message).traceparent is None
 
 
 def test_each_answer_of_a_batch_is_its_messages_own() -> None:

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from participants.branch import State
-from participants.contract import (
-    Vote,
-)
+from participants.contract import Vote
 from participants.memory_store import MemoryStore, MemoryTable
 from participants.sdk import Participant, ParticipantSettings, Refused, Resource, Work
 from participants.sqlite_store import SqliteStore
@@ -25,6 +23,7 @@ from tests.participant_rig import (
     Ledger,
     Rig,
     calling,
+    end_message,
     prepare_message,
     run,
     until,
@@ -408,6 +407,44 @@ class Careless(Resource[MemoryTable]):
         payload = work.payload
         self.seen.append(list(payload["seats"]))
         payload["seats"].append("changed")
+
+
+def test_the_resource_sees_the_trace_that_a_message_belongs_to() -> None:
+    """In the header of a call, in a field of a message of a batch; None where there is none."""
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    seen: list[tuple[str, str, str | None]] = []
+
+    class Traced(Resource[MemoryTable]):
+        def prepare(self, work: Work[MemoryTable], payload: Any) -> Vote:  # noqa: ARG002
+            seen.append(("prepare", work.transaction_id, work.traceparent))
+            return Vote.YES
+
+        def commit(self, work: Work[MemoryTable]) -> None:
+            seen.append(("commit", work.transaction_id, work.traceparent))
+
+        def rollback(self, work: Work[MemoryTable]) -> None:
+            seen.append(("rollback", work.transaction_id, work.traceparent))
+
+    async def scenario() -> None:
+        participant = Participant(Traced(), MemoryStore(), QUIET)
+        async with calling(participant.application()) as call:
+            for id in ("t1", "t2"):
+                await call.post("prepare", prepare_message(id), traceparent=trace)
+            await call.post("commit", end_message("t1"), traceparent=trace)
+            await call.post("rollback", end_message("t2"))
+            alone = {"operation": "prepare", **prepare_message("t3")}
+            traced = {"operation": "prepare", "traceparent": trace, **prepare_message("t4")}
+            await call.post("batch", {"messages": [alone, traced]}, traceparent=trace)
+        assert seen == [
+            ("prepare", "t1", trace),
+            ("prepare", "t2", trace),
+            ("commit", "t1", trace),
+            ("rollback", "t2", None),
+            ("prepare", "t3", None),
+            ("prepare", "t4", trace),
+        ]
+
+    asyncio.run(scenario())
 
 
 def test_a_resource_that_changes_its_payload_changes_no_other_call_s() -> None:
