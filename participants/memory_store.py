@@ -3,7 +3,8 @@
 Never for use: a prepared branch that is forgotten splits the transaction that it was prepared for.
 
 The resource makes its changes through a MemoryTable, which the store can undo. Work is carried out
-at once, in the event loop's thread.
+at once, in the event loop's thread, so that Ctrl-C may interrupt it anywhere: how a change is taken
+back is written down before it is made, and may be done twice.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from participants.branch import ENDED, State
-from participants.store import BranchRecord, Ended, LocalTransaction
+from participants.store import BranchRecord, Ended, LocalTransaction, as_exception
 
 R = TypeVar("R")
 Key = tuple[str, str]
@@ -76,13 +77,17 @@ class MemoryStore:
         self, works: Sequence[Callable[[LocalTransaction[MemoryTable]], R]]
     ) -> list[R | Exception]:
         results: list[R | Exception] = []
+        self.undo()  # what an interrupt left
         for work in works:
             try:
                 results.append(work(self))
-            except Exception as error:
+                self._undo.clear()
+            except KeyboardInterrupt:
                 self.undo()
-                results.append(error)
-            self._undo.clear()
+                raise
+            except BaseException as raised:
+                self.undo()
+                results.append(as_exception(raised))
         return results
 
     async def in_doubt(self, limit: int) -> list[BranchRecord]:
@@ -122,22 +127,24 @@ class MemoryStore:
     def keep(self, record: BranchRecord) -> None:
         key = record[:2]
         prepared, others = self._prepared, self._others
-        number = 0
-        before = prepared.pop(key, None) or others.pop(key, None)
+        before = prepared.get(key) or others.get(key)
         state = record.branch.state
+        number = self._last_number = self._last_number + 1
+        self._undo.append((self._take_back, key, before, number))
+        prepared.pop(key, None)
+        others.pop(key, None)
         if state is _PREPARED:
             prepared[key] = record
         else:
             others[key] = record
             if state in ENDED:
-                number = self._last_number = self._last_number + 1
                 self._ended[number] = record
-        self._undo.append((self._take_back, key, before, number))
 
     def undo(self) -> None:
         while self._undo:
-            take_back, *arguments = self._undo.pop()
+            take_back, *arguments = self._undo[-1]
             take_back(*arguments)
+            self._undo.pop()
 
     def _take_back(self, key: Key, before: BranchRecord | None, number: int) -> None:
         self._prepared.pop(key, None)

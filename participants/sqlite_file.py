@@ -31,6 +31,7 @@ from participants.store import (
     StoreError,
     StoreRefused,
     StoreUnavailable,
+    as_exception,
 )
 
 FORMAT_VERSION = 1
@@ -290,7 +291,7 @@ def _carry_out_one(
     try:
         result = work(local)
     except BaseException as raised:
-        result = error = _as_exception(raised)
+        result = error = as_exception(raised)  # signals do not come to this thread
         if isinstance(error, sqlite3.Error) and _primary_code(error) in _UNAVAILABLE:
             result = unavailable(path, error)
         # Some failures (disk full) make SQLite undo the whole local transaction, others' work
@@ -305,15 +306,6 @@ def _carry_out_one(
         )
     file.execute("RELEASE work")
     return result
-
-
-def _as_exception(raised: BaseException) -> Exception:
-    """sys.exit() in a resource's function is its failure like any other: it may not leave the local
-    transaction open, nor end the service. (Signals do not come to this thread.)
-    """
-    if isinstance(raised, Exception):
-        return raised
-    return RuntimeError(f"the resource's function raised {raised!r}")
 
 
 def read_in_doubt(file: sqlite3.Connection, limit: int) -> list[BranchRecord]:

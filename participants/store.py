@@ -41,6 +41,14 @@ class StoreRefused(StoreError):
     """The store cannot be opened as it is; an operator has to look at it."""
 
 
+def as_exception(raised: BaseException) -> Exception:
+    """What a resource's function raised, as its failure: sys.exit() in it is one like any other. It
+    may not leave a local transaction open, nor end the service."""
+    if isinstance(raised, Exception):
+        return raised
+    return RuntimeError(f"the resource's function raised {raised!r}")
+
+
 class BranchRecord(NamedTuple):
     """A branch as it is kept.
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import pytest
@@ -136,6 +137,72 @@ def test_a_failure_leaves_what_was_there_before_as_it_was(store: Store) -> None:
             assert await store.ended(0, 10) == []
 
     asyncio.run(scenario())
+
+
+def interrupted_at(step: int, work: Callable[[], Any]) -> bool:
+    """Whether Ctrl-C came: before the given line or call of the memory store that `work` gets to.
+
+    Python looks for signals between any two of its instructions.
+    """
+    left = step
+    ours = {MemoryStore.keep.__code__.co_filename}
+
+    def look(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename not in ours:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return look
+
+    sys.settrace(look)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("state", [State.PREPARED, State.COMMITTED])
+@pytest.mark.parametrize("ending", [(), (failing(OSError()),)])
+def test_an_interrupt_leaves_a_piece_of_work_of_the_memory_store_whole_or_not_there(
+    state: State, ending: tuple[Work, ...]
+) -> None:
+    """It runs in the thread that signals come to."""
+
+    async def scenario(step: int) -> bool:
+        store = MemoryStore()
+        await store.perform([both(keep("t1", State.PREPARED, 1), put("a", 1))])
+        work = both(put("a", 2), keep("t1", state, 2), put("b", 3), *ending)
+
+        def perform() -> None:
+            with contextlib.suppress(StopIteration):
+                store.perform([work]).send(None)
+
+        interrupted = interrupted_at(step, perform)
+        await store.perform([failing(OSError())])  # which takes back no more than its own
+        found = store.find("t1", "1")
+        may_be = [({"a": 1}, record("t1", State.PREPARED, 1))]
+        if not ending:
+            may_be.append(({"a": 2, "b": 3}, record("t1", state, 2)))
+        assert (await own(store), found) in may_be
+        prepared = [r for r in (found,) if r is not None and r.branch.state is State.PREPARED]
+        assert await store.in_doubt(10) == prepared
+        assert len(await store.ended(0, 10)) == 1 - len(prepared)
+        return interrupted
+
+    async def at_every_step() -> None:
+        step = 1
+        while await scenario(step):
+            step += 1
+        assert step > 50
+
+    asyncio.run(at_every_step())
 
 
 def test_undo_takes_back_the_work_so_far_and_what_follows_is_kept(store: Store) -> None:
@@ -405,12 +472,12 @@ def test_the_resources_own_mistake_is_not_blamed_on_the_store(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
-def test_a_resource_that_would_end_the_process_fails_alone(tmp_path: Path) -> None:
+def test_a_resource_that_would_end_the_process_fails_alone(store: Store) -> None:
     def leaves(_: Local) -> None:
         sys.exit("enough")
 
     async def scenario() -> None:
-        async with opened(sqlite(tmp_path)) as store, asyncio.timeout(30):
+        async with opened(store), asyncio.timeout(30):
             before, left, after = await store.perform(
                 [put("a", 1), both(put("b", 2), leaves), put("c", 3)]
             )
