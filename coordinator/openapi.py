@@ -242,7 +242,9 @@ _ID: dict[str, Any] = {
     "schema": {"type": "string", "pattern": ID_PATTERN},
 }
 _MEANINGS = {
-    "307": "This node does not lead; `Location` is the same call at the leader.",
+    "307": "This node does not lead; `Location` is the same call at the leader heard of within an "
+    "election timeout. One that hangs since then does not answer: ask another node, with the same "
+    "id.",
     "400": "A field or parameter is not as it must be; `details.field` names it.",
     "403": "A page of another site asked.",
     "404": "Not remembered, which does not mean that it aborted.",

@@ -161,6 +161,9 @@ def _count(about: str, least: int = 0, most: int | None = None) -> Schema:
     return schema if most is None else {**schema, "maximum": most}
 
 
+_OR_NULL = {"type": ["integer", "null"]}
+
+
 def _id(about: str) -> Schema:
     return {"type": "string", "pattern": ID_PATTERN, "description": about}
 
@@ -273,8 +276,13 @@ def _branch() -> Schema:
             "vote": {"enum": ["yes", "no", "read_only", None]},
             "reason": _text_or_null("The participant's own words, or what went wrong."),
             "state": {"enum": [s.value for s in BranchState]},
-            "attempts": _count("Calls made in the present phase, by the present leader."),
-            "last_error": _text_or_null("What the last failed call met, at the present leader."),
+            "attempts": _count(
+                "Calls made in the present phase, by the present leader; 0 once the transaction is "
+                "finished, for then nobody counts."
+            ),
+            "last_error": _text_or_null(
+                "What the last failed call met, at the present leader; null once it is finished."
+            ),
         },
         optional=("prepare", "commit", "rollback"),
         example=TRANSACTION_EXAMPLE["branches"][0],  # type: ignore[index]
@@ -354,7 +362,7 @@ def _resolve() -> Schema:
 
 
 def _cluster() -> Schema:
-    node = {
+    example = {
         "id": "n1",
         "api": "http://127.0.0.1:8101",
         "raft": "127.0.0.1:7101",
@@ -363,21 +371,33 @@ def _cluster() -> Schema:
         "match_index": 42,
         "lag": 0,
     }
+    node = _object(
+        {
+            "id": _text(),
+            "api": _text("Where clients and participants reach it."),
+            "raft": _text("Where the other nodes reach it."),
+            "role": {"enum": ["leader", "follower"]},
+            "alive": {
+                "type": "boolean",
+                "description": "The leader heard of it within an election timeout. Followers hear "
+                "nothing of each other: of another follower a follower tells whether a connection "
+                "stands, as it does to a process that hangs. Ask the leader.",
+            },
+            "match_index": _count("How much of the log it has; the leader knows.") | _OR_NULL,
+            "lag": _count("How many entries it lacks; the leader knows.") | _OR_NULL,
+        },
+        example=example,
+        closed=False,
+    )
     return _object(
         {
             "cluster": _text_or_null("The cluster's id."),
             "self": _text("The node that answers."),
             "leader": _text_or_null("Null: none is known."),
             "term": _count("The log's term."),
-            "nodes": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["id", "api", "raft", "role", "alive", "match_index", "lag"],
-                },
-            },
+            "nodes": {"type": "array", "items": node},
         },
-        example={"cluster": "c-1", "self": "n1", "leader": "n1", "term": 3, "nodes": [node]},
+        example={"cluster": "c-1", "self": "n1", "leader": "n1", "term": 3, "nodes": [example]},
         closed=False,
     )
 

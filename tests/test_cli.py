@@ -291,6 +291,22 @@ def test_what_a_participant_or_an_operator_wrote_cannot_pass_for_lines_of_ours(
     assert "by hand   branch 1 ended (unknown) by ada at noon: x\\ny\n" in out
 
 
+def test_attempts_are_shown_as_long_as_somebody_counts_them(run: Run, node: FakeNode) -> None:
+    async def answer(request: web.Request, _: Any) -> web.StreamResponse:
+        entry = shown("a", "committed", "committing")
+        entry["branches"][0]["attempts"] = 7
+        if request.path.endswith("finished"):
+            entry |= {"id": "finished", "finished_at": "2026-01-01T00:00:00.000Z"}
+            entry["branches"][0]["attempts"] = 0
+        return web.json_response(entry)
+
+    node.usual = answer
+    _, out, _ = run("get", "a", "--nodes", node.url)
+    assert out.splitlines()[-1].split() == ["1", "stock", "prepared", "7"]
+    _, out, _ = run("get", "finished", "--nodes", node.url)
+    assert out.splitlines()[-1].split() == ["1", "stock", "prepared"]
+
+
 def test_nodes_come_from_the_environment(
     run: Run, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

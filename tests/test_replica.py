@@ -164,6 +164,24 @@ def test_what_is_proposed_is_applied_everywhere_in_one_order(tmp_path: Path, syn
     run(scenario())
 
 
+def test_a_leader_whose_streams_are_gone_is_named_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though no election timeout has passed since it was heard of: nobody is sent to the dead."""
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.leader()
+            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            asked: list[str] = []
+            await until(lambda: follower.leader == leader.node)
+            monkeypatch.setattr(follower.transport, "is_in_touch", asked.append)
+            assert follower.leader is None
+            assert asked == [leader.node]
+
+    run(scenario())
+
+
 def test_a_patient_command_is_applied_with_the_next_or_after_a_moment(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:

@@ -187,6 +187,31 @@ def test_the_kernel_drops_a_stream_of_which_nothing_is_acknowledged() -> None:
     run(scenario)
 
 
+async def until_out_of_touch(node: Node, peer: str) -> None:
+    while node.transport.is_in_touch(peer):  # noqa: ASYNC110 - looks from outside; nothing tells
+        await asyncio.sleep(0)
+
+
+def test_a_peer_is_in_touch_as_long_as_a_stream_stands_in_either_direction() -> None:
+    async def scenario() -> None:
+        first, second = await pair()
+        assert second.transport.is_in_touch("n1")
+        await first.stop()
+        await until_out_of_touch(second, "n1")
+        await second.stop()
+
+        node = await lone()
+        assert not node.transport.is_in_touch("n2")
+        speaker = await Stranger.welcomed(node.transport.port, 2, 1)
+        assert node.transport.is_in_touch("n2")
+        assert not node.transport.is_connected("n2")
+        speaker.close()
+        await until_out_of_touch(node, "n2")
+        await node.stop()
+
+    run(scenario)
+
+
 def test_a_stream_that_breaks_is_dialed_again() -> None:
     async def scenario() -> None:
         first, second = await pair()

@@ -107,7 +107,8 @@ def transaction_text(transaction: Transaction) -> str:
     if transaction.metadata:
         lines.append(f"  {'metadata':<10}{json.dumps(transaction.metadata)}")
     lines += [f"  {'by hand':<10}{_by_hand(entry)}" for entry in transaction.history]
-    rows = [_branch_row(branch) for branch in transaction.branches]
+    counted = transaction.finished_at is None  # the leader counts no longer
+    rows = [_branch_row(branch, counted=counted) for branch in transaction.branches]
     if rows:
         lines += ["", *table(("branch", "name", "vote", "state", "attempts", "remarks"), rows)]
     return "\n".join(lines)
@@ -167,9 +168,9 @@ def _by_hand(entry: Mapping[str, Any]) -> str:
     return one_line(f"{did} by {entry.get('actor')} at {entry.get('at')}: {entry.get('reason')}")
 
 
-def _branch_row(branch: Branch) -> tuple[str, ...]:
+def _branch_row(branch: Branch, *, counted: bool) -> tuple[str, ...]:
     remarks = branch.last_error or branch.reason or ""
-    attempts = _number(branch.attempts)
+    attempts = str(branch.attempts) if counted else ""
     return (branch.branch_id, branch.name, branch.vote or "", branch.state, attempts, remarks)
 
 

@@ -202,12 +202,15 @@ class Replica:
 
     @property
     def leader(self) -> str | None:
-        """This node if it leads an epoch, else the leader heard of within an election timeout."""
+        """This node if it leads an epoch, else the leader heard of within an election timeout, as
+        long as a stream to or from it stands."""
         core = self._core
         if core is None or self._is_over:
             return None
         if core.role is Role.LEADER:
             return self.node if self.epoch is not None else None
+        if core.leader is None or not self.transport.is_in_touch(core.leader):
+            return None
         silence_s = core.now() - core.last_contact
         return core.leader if silence_s < self._timings.election_max_ms / 1000 else None
 

@@ -145,6 +145,10 @@ class Transport:
     def is_connected(self, peer: str) -> bool:
         return peer in self._outbound
 
+    def is_in_touch(self, peer: str) -> bool:
+        """Whether a stream stands, in either direction: of a process that was killed none does."""
+        return peer in self._outbound or peer in self.inbound
+
     def backlog(self, peer: str) -> int:
         """Bytes that wait to be sent to `peer`."""
         stream = self._outbound.get(peer)
