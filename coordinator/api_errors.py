@@ -19,7 +19,7 @@ CODES: Mapping[str, str] = {
     "malformed_json": "400: the body is not JSON",
     "unreadable_body": "400: the body broke off, or its encoding is damaged",
     "interactive_not_supported": "400: interactive transactions are not served by this version",
-    "cross_site": "403: a page of another site asked what may change something",
+    "cross_site": "403: a browser asked what only a program may, for it may change something",
     "not_found": "404: no such path",
     "unknown_transaction": "404: the id is not remembered, which does not mean that it aborted",
     "method_not_allowed": "405: the path is served with the methods in `Allow`",

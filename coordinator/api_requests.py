@@ -120,14 +120,17 @@ def require_json(request: Request) -> None:
     )
 
 
-def refuse_other_sites(request: Request) -> None:
+def refuse_browsers(request: Request) -> None:
     """For a GET that may change something: an image in another site's page is enough to send it.
 
     Browsers say where a request comes from only towards hosts that they trust, such as 127.0.0.1,
-    or by TLS; of the others nothing can be told here.
+    or by TLS, and not to a page whose host's name leads to this node. But all of them, and hardly
+    a program, say that they are some Mozilla and which languages are read, and no page keeps them
+    from it.
     """
-    if _is_from_page(request):
-        what = "A page of another site may not ask this; ask from a program."
+    says_mozilla = request.headers.get("User-Agent", "").startswith("Mozilla/")
+    if _is_from_page(request) or (says_mozilla and "Accept-Language" in request.headers):
+        what = "A browser may not ask this, for any page can make it ask; ask from a program."
         raise ApiError(403, "cross_site", what)
 
 

@@ -38,7 +38,7 @@ from coordinator.api_requests import (
     error_answer,
     json_answer,
     read_query,
-    refuse_other_sites,
+    refuse_browsers,
     require_id,
     require_json,
     text_answer,
@@ -313,7 +313,7 @@ class Transactions:
 
     async def decision(self, request: Request, transaction_id: str) -> Answer:
         """GET /v1/transactions/{id}/decision: a participant in doubt (PROTOCOL, 5)."""
-        refuse_other_sites(request)
+        refuse_browsers(request)
         query = read_query(request, ("branch_id", "fingerprint"))
         require_id(transaction_id)
         branch_id = api_fields.query_id(query, "branch_id")

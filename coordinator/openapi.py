@@ -246,7 +246,7 @@ _MEANINGS = {
     "election timeout. One that hangs since then does not answer: ask another node, with the same "
     "id.",
     "400": "A field or parameter is not as it must be; `details.field` names it.",
-    "403": "A page of another site asked.",
+    "403": "A browser asked, perhaps for a page of another site.",
     "404": "Not remembered, which does not mean that it aborted.",
     "408": "The body did not arrive in time.",
     "409": "The transaction's content or state does not allow it.",

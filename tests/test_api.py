@@ -176,15 +176,29 @@ def test_a_page_may_change_something_only_with_what_a_browser_asks_about(path: s
     run(test())
 
 
-def test_another_site_s_page_may_not_inquire_for_an_inquiry_may_refuse_an_id_for_ever() -> None:
+MOZILLA = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+BROWSERS = [
+    *FROM_A_PAGE,
+    # An image in a page, asked for at a host that is not trusted: no word of where it stands.
+    {"User-Agent": MOZILLA, "Accept-Language": "en", "Accept": "image/avif,image/webp,*/*"},
+]
+PROGRAMS = [
+    *NOT_FROM_ANOTHER_SITE,
+    {"User-Agent": "curl/8.5.0"},
+    {"User-Agent": f"{MOZILLA} WindowsPowerShell/5.1"},
+    {"User-Agent": "node", "Accept-Language": "*", "Sec-Fetch-Mode": "cors"},
+]
+
+
+def test_a_browser_may_not_inquire_for_an_inquiry_may_refuse_an_id_for_ever() -> None:
     async def test() -> None:
         async with api_node() as node:
             path = f"{PATH}/t-1/decision?branch_id=1&fingerprint=ab"
-            for headers in FROM_A_PAGE:
+            for headers in BROWSERS:
                 status, answer, _ = await node.request("GET", path, headers=headers)
                 assert (status, error_of(answer)["code"]) == (403, "cross_site")
                 assert node.machine.get("t-1") is None
-            for headers in NOT_FROM_ANOTHER_SITE:
+            for headers in PROGRAMS:
                 status, answer, _ = await node.request("GET", path, headers=headers)
                 assert (status, answer) == (200, {"decision": "abort"})
 
