@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import pytest
@@ -225,6 +226,29 @@ def test_a_host_that_hangs_under_many_names_has_a_share_of_the_connections(
             assert sum(answer == Voted(Vote.YES) for answer in answers) == 36
 
     run(scenario)
+
+
+def test_three_hosts_that_hang_hold_up_no_fourth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has all that it may have under way, for as long as its transactions last."""
+    monkeypatch.setattr("coordinator.courier.most_connections", lambda: 32)
+
+    async def scenario(gateway: Gateway) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            hangs = per_operation(prepare=hang)
+            hanging = [await stack.enter_async_context(Stub(hangs)) for _ in range(3)]
+            well = await stack.enter_async_context(Stub(YES))
+            for stub in hanging:
+                for n in range(40):
+                    call, _ = call_for(stub.url, transaction_id=f"t{n}")
+                    gateway.begin(call)
+                await stub.until_received(4)
+            for _ in range(50):
+                assert await ask(gateway, well.url) == Voted(Vote.YES)
+            for stub in (*hanging, well):
+                assert await ask(gateway, stub.url, COMMIT) == Acknowledged()
+            assert [stub.most_under_way for stub in hanging] == [5] * 3, "the commit beside"
+
+    run(scenario, limits=Limits(calls_per_participant=8))
 
 
 # --- a participant that is down -------------------------------------------------------------------
