@@ -42,8 +42,7 @@ async def measure_failover(
         raise BenchError("one of fewer than three nodes cannot be killed: the others do not go on")
     async with running(settings.base) as place:
         load = campaign.load(place, clients=64, rate=settings.rate, no_share=_NO_SHARE, seconds=0.0)
-        lean = await LoadProcess.start(load)
-        try:
+        async with LoadProcess.running(load) as lean:
             await lean.begun()
             callers = Callers(load.nodes, place.participants, rate=CALLS_PER_S, no_share=_NO_SHARE)
             async with callers:
@@ -52,8 +51,6 @@ async def measure_failover(
             await lean.stop()
             tally = await lean.tally()
             await lean.leave()
-        finally:
-            await lean.kill()
         result = figures(merge([tally]), {}, {})
         campaign.wrong += await wrongs(result, place)
         campaign.wrong += callers.called.wrong

@@ -114,15 +114,13 @@ def _others(campaign: Campaign, place: Place) -> Load:
 
 async def _disturbed(campaign: Campaign, place: Place, fields: dict[str, Any]) -> Result:
     """The figures of the others, measured while the disturbance lasts."""
-    process = await LoadProcess.start(campaign.load(place, seconds=0.0, seed=2, **fields))
-    try:
+    load = campaign.load(place, seconds=0.0, seed=2, **fields)
+    async with LoadProcess.running(load) as process:
         await process.begun()
         result = await measure_loads(place, [_others(campaign, place)])
         await process.stop()
         tally = await process.tally()
         await process.leave()
-    finally:
-        await process.kill()
     if tally["wrong"]:
         campaign.wrong.append(f"beside the others: {tally['first_wrong']}")
     result["disturbance"] = tally

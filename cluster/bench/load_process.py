@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +20,7 @@ _OWN_ENVIRONMENT = dict(os.environ)
 
 
 class LoadProcess:
-    """`start`, `begun`, `over`, `tally`, `leave`, in this order; `kill` at any time."""
+    """`begun`, `over`, `tally`, `leave`, in this order."""
 
     def __init__(self, load: Load, process: asyncio.subprocess.Process) -> None:
         self.load = load
@@ -26,7 +28,17 @@ class LoadProcess:
         self._process = process
 
     @classmethod
-    async def start(cls, load: Load) -> LoadProcess:
+    @asynccontextmanager
+    async def running(cls, load: Load) -> AsyncIterator[LoadProcess]:
+        """A process for this load, which ends with the block at the latest."""
+        process = await cls._start(load)
+        try:
+            yield process
+        finally:
+            await process._kill()
+
+    @classmethod
+    async def _start(cls, load: Load) -> LoadProcess:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -67,7 +79,7 @@ class LoadProcess:
         self._process.stdin.close()
         await self._process.wait()
 
-    async def kill(self) -> None:
+    async def _kill(self) -> None:
         if self._process.returncode is None:
             self._process.kill()
             await self._process.wait()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 
 from cluster.bench.load_process import LoadProcess
@@ -62,22 +63,19 @@ async def fill(place: Place, count: int) -> None:
 
 async def give(load: Load) -> None:
     """Have a load of `most` transactions done. Raises BenchError if one of them went wrong."""
-    process = await LoadProcess.start(load)
-    try:
+    async with LoadProcess.running(load) as process:
         await process.begun()
         await process.over()
         tally = await process.tally()
         await process.leave()
-    finally:
-        await process.kill()
     if tally["wrong"] or tally["failed"] or tally["refused"]:
         raise BenchError(f"filling failed: {tally['first_wrong'] or tally}")
 
 
 async def measure_loads(place: Place, loads: Sequence[Load]) -> Result:
     """The figures of these loads together, over the time that they measure."""
-    processes = [await LoadProcess.start(load) for load in loads]
-    try:
+    async with AsyncExitStack() as stack:
+        processes = [await stack.enter_async_context(LoadProcess.running(load)) for load in loads]
         await asyncio.gather(*(process.begun() for process in processes))
         pids = dict(place.processes)
         pids |= {f"load{number or ''}": process.pid for number, process in enumerate(processes)}
@@ -86,9 +84,6 @@ async def measure_loads(place: Place, loads: Sequence[Load]) -> Result:
         after, told_after = usage(pids), await metrics(place.nodes)
         tallies = await asyncio.gather(*(process.tally() for process in processes))
         await asyncio.gather(*(process.leave() for process in processes))
-    finally:
-        for process in processes:
-            await process.kill()
     result = figures(merge(tallies), before, after)
     result["nodes"] = {
         name: node_figures(told_before[name], told_after[name]) for name in told_after
