@@ -17,6 +17,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+IS_LOST = (
+    "a node that has forgotten what it promised must not come back under its old id; the others go"
+    " on without it, and this version cannot put a new one in its place"
+)
+"""What is to be done where a node's directory cannot be used any more."""
+
 
 class StorageError(Exception):
     """The node's storage cannot be used; the message says what to do."""
@@ -27,8 +33,8 @@ class Damaged(StorageError):
 
     def __init__(self, path: Path, offset: int, what: str) -> None:
         super().__init__(
-            f"{path} is damaged at byte {offset}: {what}. Nothing was changed. Keep this directory "
-            "aside, remove the node from the cluster and add a new node id with an empty directory"
+            f"{path} is damaged at byte {offset}: {what}. Nothing was changed. "
+            f"Keep this directory aside: {IS_LOST}"
         )
         self.path = path
         self.offset = offset

@@ -47,7 +47,7 @@ def test_s18_a_wiped_directory_is_refused_under_the_old_id(tmp_path: Path) -> No
     start(disk, path).close()
     for file in sorted(path.rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
-    with pytest.raises(NotBootstrapped, match="add a new node"):
+    with pytest.raises(NotBootstrapped, match="cannot put a new one in its place"):
         start(disk, path)
 
 

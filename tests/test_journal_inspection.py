@@ -257,7 +257,8 @@ def test_damage_is_told_with_file_place_meaning_and_what_to_do(home: Path, run: 
         assert code == 1
         assert f"{path} is damaged at byte " in out
         assert "promised" in out
-        assert "remove the node from the cluster and add a new node id" in out
+        assert "Keep the directory aside" in out
+        assert "must not come back under its old id" in out
     code, out, _ = run("verify", home, "--json")
     assert code == 1
     assert json.loads(out)["damage"][0]["file"] == str(path)

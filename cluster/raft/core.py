@@ -30,7 +30,7 @@ from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.node import Node as LibraryNode
 from pysyncobj.version import VERSION
 
-from cluster.errors import FailStop
+from cluster.errors import IS_LOST, FailStop
 from cluster.raft import wire
 from cluster.raft.elections import Elections
 from cluster.raft.entries import COMMANDS, MEMBERS, NOTHING, decode_group
@@ -209,7 +209,7 @@ class RaftCore(Elections, Snapshots, LibraryFields, SyncObj):  # type: ignore[mi
         elif journal.first_index > 1:
             raise FailStop(
                 f"the journal begins at {journal.first_index}, and there is no snapshot before it."
-                " Keep the directory aside, remove this node and add a new node id"
+                f" Keep the directory aside: {IS_LOST}"
             )
         if not len(journal):
             journal.append(NOTHING, 1, 0)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from cluster.errors import Damaged, FailStop, Foreign
+from cluster.errors import IS_LOST, Damaged, FailStop, Foreign
 from cluster.raft.replication import Replication
 from cluster.raft.state import Role
 from cluster.raft.wire import AppendReply, Entry, SnapshotPiece, SnapshotReply
@@ -335,6 +335,6 @@ def reconcile(journal: Journal, meta: SnapshotMeta) -> None:
     if len(journal) and first > index:
         raise FailStop(
             f"the journal begins at {first}, the snapshot ends at {index}: entries are missing."
-            " Keep the directory aside, remove this node and add a new node id"
+            f" Keep the directory aside: {IS_LOST}"
         )
     journal.reset([meta.previous, meta.last])

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgpack
 
-from cluster.errors import Damaged, DiskFailed, Foreign, NoDirectory, NotBootstrapped
+from cluster.errors import IS_LOST, Damaged, DiskFailed, Foreign, NoDirectory, NotBootstrapped
 from cluster.storage.disk import Disk, File, read_file
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import segment_numbers
@@ -78,8 +78,7 @@ def open_directory(
     if not bootstrap and not names - {LOCK_NAME}:
         raise NotBootstrapped(
             f"{path} is empty. If this is the first start of a new cluster, start node {node} with "
-            "--bootstrap. If its disk was lost, it must not come back under its old id: remove "
-            f"{node} from the cluster and add a new node"
+            f"--bootstrap. If its disk was lost: {IS_LOST}"
         )
     try:
         _make(path, disk)

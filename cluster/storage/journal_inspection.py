@@ -19,7 +19,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.errors import Damaged, DiskFailed, StorageError
+from cluster.errors import IS_LOST, Damaged, DiskFailed, StorageError
 from cluster.storage.directory import (
     IDENTITY_NAME,
     JOURNAL_NAME,
@@ -47,9 +47,8 @@ from cluster.storage.watermark import read_watermark
 LOOKS = 3
 """At a running node, whose files come and go: after so many looks a failure is told."""
 
-_REPLACE = (
-    "The node will not start. Keep the directory aside, remove the node from the cluster and add a"
-    " new node id with an empty directory; the other nodes have everything"
+_KEEP_ASIDE = (
+    f"The node will not start; the other nodes have everything. Keep the directory aside: {IS_LOST}"
 )
 
 
@@ -238,7 +237,7 @@ def _segment_of(found: Inspection, index: int) -> SegmentFound:
 
 
 def _finding(error: Damaged, meaning: str) -> Finding:
-    return Finding(error.path, error.offset, error.what, meaning, _REPLACE)
+    return Finding(error.path, error.offset, error.what, meaning, _KEEP_ASIDE)
 
 
 def entries_in_words(found: Inspection) -> list[tuple[Entry, list[str]]]:
