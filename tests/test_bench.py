@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -571,21 +572,33 @@ def test_the_floor_is_more_than_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--clients 0", "--clients must be at least 1"),
+        ("--clients 0", "--clients: 0 must be at least 1"),
+        ("--participant-processes 0", "--participant-processes: 0 must be at least 1"),
+        ("--seconds 0", "--seconds: '0' is not a number of seconds above 0"),
+        ("--warm-up -1", "--warm-up: '-1' is not a number from 0 on"),
+        ("--rate nan", "--rate: 'nan' is not a number from 0 on"),
+        ("--no-share 2", "--no-share: '2' is not a share from 0 to 1"),
+        ("--payload-bytes x", "--payload-bytes: 'x' is not a whole number"),
+        ("--data-dir /nowhere", "--data-dir: /nowhere is not a directory"),
+        ("--json /tmp", "--json: /tmp is a directory"),
+        ("--compare '--batch 1' '--batch 2' --rounds 0", "--rounds: 0 must be at least 1"),
+        ("--compare '--bogus 1' '--batch 2'", "--bogus is no option of bench"),
         ("--plain --store sqlite", "in memory only"),
         ("--baseline postgres", "--postgres DSN"),
         ("--json /nowhere/at/all.json", "is not a directory"),
-        ("--compare --batch nine", "--compare"),
+        ("--compare '--batch nine' '--batch 2'", "'--batch nine': argument --batch"),
         ("--nodes http://elsewhere:1", "--participants"),
         ("--clients 3 failover", "failover has no option --clients"),
-        ("failover --kills 0", "--kills must be more than nothing"),
+        ("failover --kills 0", "--kills: 0 must be at least 1"),
+        ("failover --rate 0", "--rate: '0' is not a number above 0"),
+        ("all --to /nowhere --page /tmp", "--page: /tmp is a directory"),
         ("growth --json /nowhere/at/all.json", "is not a directory"),
         ("failover --node-count 1", "three nodes"),
         ("page /nowhere --page /nowhere/page.md", "page.md"),
     ],
 )
 def test_a_mistake_is_one_line(options: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *options.split()]) == 2
+    assert main(["bench", *shlex.split(options)]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1

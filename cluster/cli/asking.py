@@ -7,6 +7,7 @@ import asyncio
 import math
 import os
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from cluster.cli.output import UserMistake
@@ -62,7 +63,7 @@ def shared_options() -> argparse.ArgumentParser:
     )
     shared.add_argument("--json", action="store_true", help="answer in JSON, one line each")
     shared.add_argument(
-        "--deadline", type=_seconds, default=30.0, help="give up after so many seconds (30)"
+        "--deadline", type=seconds, default=30.0, help="give up after so many seconds (30)"
     )
     return shared
 
@@ -113,11 +114,57 @@ def at_least_one(text: str) -> int:
     return number
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
+def seconds(text: str) -> float:
+    """An argument."""
+    number = _number(text)
+    if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds
+    return number
+
+
+def more_than_nothing(text: str) -> float:
+    """An argument."""
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """An argument."""
+    number = _number(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return number
+
+
+def share(text: str) -> float:
+    """An argument."""
+    number = _number(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return number
+
+
+def directory(text: str) -> str:
+    """An argument: one that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a directory")
+    return text
+
+
+def file_to_write(text: str) -> Path:
+    """An argument: what takes long to find out must not be lost for want of a place."""
+    file = Path(text)
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{file} is a directory; name a file in it")
+    if not file.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{file.parent} is not a directory")
+    return file
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan  # which is in no range

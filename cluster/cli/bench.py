@@ -24,6 +24,15 @@ from cluster.bench.postgres import PostgresMissing, measure_postgres
 from cluster.bench.report import Result, compared, compared_shown, floor_shown, shown
 from cluster.bench.run import measure
 from cluster.bench.settings import BenchError, BenchSettings
+from cluster.cli.asking import (
+    at_least_one,
+    directory,
+    file_to_write,
+    not_negative,
+    seconds,
+    share,
+    whole_number,
+)
 from cluster.cli.campaigns import add_campaigns
 from cluster.cli.output import UserMistake
 
@@ -39,14 +48,16 @@ def add_commands(commands: Any) -> None:
         " print what was measured. Exit code 1 if an answer was wrong.",
     )
     _add_settings(bench)
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    bench.add_argument("--json", type=file_to_write, metavar="FILE", help="write everything there")
     bench.add_argument(
         "--compare",
         nargs=2,
         metavar=("A", "B"),
         help="two settings, each as a quoted string of options, measured in turn",
     )
-    bench.add_argument("--rounds", type=int, default=3, help="of --compare; default: %(default)s")
+    bench.add_argument(
+        "--rounds", type=at_least_one, default=3, help="of --compare; default: %(default)s"
+    )
     bench.add_argument(
         "--baseline",
         choices=_BASELINES,
@@ -67,28 +78,47 @@ def add_commands(commands: Any) -> None:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     default = BenchSettings()
     add = parser.add_argument
-    add("--clients", type=int, help=f"each with one request under way; default {default.clients}")
-    add("--rate", type=float, help="requests per second, whatever is answered (open loop)")
-    add("--seconds", type=float, help=f"of measuring; default {default.seconds:g}")
-    add("--warm-up", type=float, metavar="SECONDS", help=f"default {default.warm_up:g}")
-    add("--participants-per-transaction", type=int, metavar="N", help="default 3")
-    add("--participant-processes", type=int, metavar="N", help="to hold them; default 1")
-    add("--load-processes", type=int, metavar="N", help="default 1")
-    add("--batch", type=int, metavar="N", help="transactions in one request; default 1")
-    add("--no-share", type=float, metavar="X", help="of the transactions, with one NO vote")
-    add("--read-only-share", type=float, metavar="X", help="of the branches")
-    add("--payload-bytes", type=int, metavar="N", help="added to each branch's payload")
+    add(
+        "--clients",
+        type=at_least_one,
+        help=f"each with one request under way; default {default.clients}",
+    )
+    add("--rate", type=not_negative, help="requests per second, whatever is answered (open loop)")
+    add("--seconds", type=seconds, help=f"of measuring; default {default.seconds:g}")
+    add("--warm-up", type=not_negative, metavar="SECONDS", help=f"default {default.warm_up:g}")
+    add("--participants-per-transaction", type=at_least_one, metavar="N", help="default 3")
+    add("--participant-processes", type=at_least_one, metavar="N", help="to hold them; default 1")
+    add("--load-processes", type=at_least_one, metavar="N", help="default 1")
+    add("--batch", type=at_least_one, metavar="N", help="transactions in one request; default 1")
+    add("--no-share", type=share, metavar="X", help="of the transactions, with one NO vote")
+    add("--read-only-share", type=share, metavar="X", help="of the branches")
+    add("--payload-bytes", type=whole_number, metavar="N", help="added to each branch's payload")
     add("--plain", action="store_true", help="participants without the SDK")
     add("--no-batches", action="store_true", help="SDK participants, one message per request")
     add("--store", choices=("memory", "sqlite"), help="of the participants; default memory")
     add("--no-fsync", action="store_true", help="do not sync the nodes' journals")
-    add("--remembered", type=int, metavar="N", help="transactions finished before measuring")
+    add(
+        "--remembered",
+        type=whole_number,
+        metavar="N",
+        help="transactions finished before measuring",
+    )
     add("--log-level", choices=("info", "warning"), help="of the nodes; default info")
     add("--node-count", type=int, choices=(1, 3, 5), help="of nodes started here; default 3")
     add("--nodes", type=_urls, metavar="URL,...", help="of a cluster that runs, not started here")
     add("--participants", type=_urls, metavar="URL,...", help="that run, not started here")
-    add("--data-dir", metavar="DIR", help="where the journals go, on the disk to be measured")
-    add("--code", metavar="DIR", help="run nodes and participants from this source tree")
+    add(
+        "--data-dir",
+        type=directory,
+        metavar="DIR",
+        help="where the journals go, on the disk to be measured",
+    )
+    add(
+        "--code",
+        type=directory,
+        metavar="DIR",
+        help="run nodes and participants from this source tree",
+    )
     add("--profile", metavar="DIR", help="profile the nodes: DIR/ID.stacks")
 
 
@@ -103,11 +133,6 @@ def _settings(arguments: argparse.Namespace) -> BenchSettings:
     settings = BenchSettings(**{name: value for name, value in given.items() if value is not None})
     if settings.nodes and not settings.participants and not _is_local(settings.nodes):
         raise UserMistake("bench: --nodes elsewhere cannot call participants here: --participants")
-    for name in ("clients", "batch", "participants_per_transaction", "load_processes"):
-        if getattr(settings, name) < 1:
-            raise UserMistake(f"bench: --{name.replace('_', '-')} must be at least 1")
-    if settings.seconds <= 0 or settings.warm_up < 0 or settings.rate < 0:
-        raise UserMistake("bench: --seconds, --warm-up and --rate cannot be negative")
     if settings.plain and settings.store == "sqlite":
         raise UserMistake("bench: plain participants are in memory only; leave --store sqlite out")
     return settings
@@ -123,15 +148,15 @@ def _more(base: argparse.Namespace, options: str) -> BenchSettings:
     _add_settings(parser)
     over = argparse.Namespace(**vars(base))
     try:
-        parser.parse_args(shlex.split(options), over)
+        _, unknown = parser.parse_known_args(shlex.split(options), over)
     except (argparse.ArgumentError, ValueError) as error:
         raise UserMistake(f"bench: --compare {options!r}: {error}") from None
+    if unknown:
+        raise UserMistake(f"bench: --compare {options!r}: {unknown[0]} is no option of bench")
     return _settings(over)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise UserMistake(f"bench: {arguments.json.parent} is not a directory")
     try:
         return asyncio.run(_run(arguments))
     except (BenchError, PostgresMissing) as error:

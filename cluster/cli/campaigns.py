@@ -27,6 +27,7 @@ from cluster.bench.page import plots, renewed
 from cluster.bench.report import Result
 from cluster.bench.settings import BenchError, BenchSettings
 from cluster.bench.verdicts import shown
+from cluster.cli.asking import at_least_one, directory, file_to_write, more_than_nothing, seconds
 from cluster.cli.output import UserMistake
 
 Measure = Callable[[CampaignSettings, Callable[[str], None]], Coroutine[Any, Any, Result]]
@@ -40,14 +41,14 @@ CAMPAIGNS: dict[str, tuple[Measure, str]] = {
 }
 
 _OPTIONS = (
-    ("seconds_per_cell", float, "S", "of measuring, for each cell"),
-    ("warm_up", float, "S", "before each cell"),
-    ("rounds", int, "N", "of what is measured in turn"),
-    ("kills", int, "N", "of failover"),
-    ("rate", float, "R", "per second, of those that fairness and failover look at"),
-    ("connections", int, "N", "over which an overload is offered"),
-    ("most_in_flight", int, "N", "transactions in flight, of growth"),
-    ("most_remembered", int, "N", "transactions remembered, of growth"),
+    ("seconds_per_cell", seconds, "S", "of measuring, for each cell"),
+    ("warm_up", seconds, "S", "before each cell"),
+    ("rounds", at_least_one, "N", "of what is measured in turn"),
+    ("kills", at_least_one, "N", "of failover"),
+    ("rate", more_than_nothing, "R", "per second, of those that fairness and failover look at"),
+    ("connections", at_least_one, "N", "over which an overload is offered"),
+    ("most_in_flight", at_least_one, "N", "transactions in flight, of growth"),
+    ("most_remembered", at_least_one, "N", "transactions remembered, of growth"),
 )
 _BASE = ("node_count", "no_fsync", "store", "log_level", "data_dir", "code")
 
@@ -63,11 +64,13 @@ def add_campaigns(bench: argparse.ArgumentParser) -> None:
     shared = _shared_options()
     for name, (_, what) in CAMPAIGNS.items():
         one = commands.add_parser(name, parents=[shared], help=what)
-        one.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+        one.add_argument(
+            "--json", type=file_to_write, metavar="FILE", help="write everything there"
+        )
         one.set_defaults(run=_one)
     whole = commands.add_parser("all", parents=[shared], help="all of them, and the page")
     whole.add_argument("--to", type=Path, required=True, metavar="DIR", help="JSON and plots")
-    whole.add_argument("--page", type=Path, metavar="FILE", help="make its figures anew")
+    whole.add_argument("--page", type=file_to_write, metavar="FILE", help="make its figures anew")
     whole.set_defaults(run=_all)
     page = commands.add_parser("page", help="make a page's tables and plots of what was written")
     page.add_argument("to", type=Path, metavar="DIR", help="where the JSON is, and plots go")
@@ -87,8 +90,12 @@ def _shared_options() -> argparse.ArgumentParser:
     shared.add_argument("--no-fsync", action="store_true", help="do not sync the nodes' journals")
     shared.add_argument("--store", choices=("memory", "sqlite"), help="default memory")
     shared.add_argument("--log-level", choices=("info", "warning"), help="default info")
-    shared.add_argument("--data-dir", metavar="DIR", help="on the disk to be measured")
-    shared.add_argument("--code", metavar="DIR", help="run the nodes from this source tree")
+    shared.add_argument(
+        "--data-dir", type=directory, metavar="DIR", help="on the disk to be measured"
+    )
+    shared.add_argument(
+        "--code", type=directory, metavar="DIR", help="run the nodes from this source tree"
+    )
     return shared
 
 
@@ -105,11 +112,7 @@ def settings_of(arguments: argparse.Namespace) -> CampaignSettings:
     settings = CampaignSettings(BenchSettings(**_given(arguments, _BASE)))
     if arguments.short:
         settings = settings.short()
-    settings = replace(settings, **_given(arguments, [name for name, *_ in _OPTIONS]))
-    for name, *_ in _OPTIONS:
-        if getattr(settings, name) <= 0:
-            raise UserMistake(f"bench: --{name.replace('_', '-')} must be more than nothing")
-    return settings
+    return replace(settings, **_given(arguments, [name for name, *_ in _OPTIONS]))
 
 
 def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +133,6 @@ def command_of(name: str, arguments: argparse.Namespace) -> str:
 
 
 def _one(arguments: argparse.Namespace) -> int:
-    _require_directory(arguments.json)
     try:
         result = _measured(arguments.campaign, arguments)
     except BenchError as error:
@@ -141,7 +143,6 @@ def _one(arguments: argparse.Namespace) -> int:
 
 
 def _all(arguments: argparse.Namespace) -> int:
-    _require_directory(arguments.page)
     arguments.to.mkdir(parents=True, exist_ok=True)
     wrong = 0
     for name in CAMPAIGNS:
@@ -190,11 +191,6 @@ def _results(folder: Path) -> Iterator[tuple[str, Result]]:
         file = folder / f"{name}.json"
         if file.exists():
             yield name, json.loads(file.read_text())
-
-
-def _require_directory(file: Path | None) -> None:
-    if file is not None and not file.absolute().parent.is_dir():
-        raise UserMistake(f"bench: {file.parent} is not a directory")
 
 
 def _write(file: Path, result: Result) -> None:
