@@ -52,6 +52,7 @@ def add_commands(commands: Any) -> None:
     bench.add_argument(
         "--compare",
         nargs=2,
+        type=str.strip,
         metavar=("A", "B"),
         help="two settings, each as a quoted string of options, measured in turn",
     )
@@ -73,6 +74,16 @@ def add_commands(commands: Any) -> None:
     )
     bench.set_defaults(run=_bench)
     add_campaigns(bench)
+
+
+def shielded(argv: Sequence[str]) -> list[str]:
+    """What was typed, with a space before both sides of `--compare`: argparse would take a side of
+    one word, such as "--no-fsync", for an option of its own."""
+    words = list(argv)
+    for at, word in enumerate(words):
+        if word == "--compare":
+            words[at + 1 : at + 3] = [f" {side}" for side in words[at + 1 : at + 3]]
+    return words
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

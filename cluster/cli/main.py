@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        arguments = _parser().parse_args(argv)
+        typed = sys.argv[1:] if argv is None else argv
+        arguments = _parser().parse_args(bench.shielded(typed))
         return int(arguments.run(arguments))
     finally:
         sys.stdout.flush()  # also of --help, which ends with SystemExit
