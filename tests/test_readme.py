@@ -5,9 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 from aiohttp import ClientSession, web
+
+from cluster.cli.main import _parser as assent_parser
+from cluster.local.cluster import SERVICES
+from cluster.raft.transport import refuse_beyond_loopback
+from cluster.settings import load_settings, parse_settings
+from participants.__main__ import _parser as participants_parser
 
 TOP = Path(__file__).resolve().parent.parent
 README = (TOP / "README.md").read_text(encoding="utf-8")
@@ -22,6 +29,32 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert len(commands) == 2, "one command to run it, one to test it"
     assert commands[0].endswith("assent demo")
     assert commands[1] in (TOP / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_readmes_cluster_of_three_machines_is_one() -> None:
+    (text,) = blocks("toml")
+    settings = parse_settings(text)
+    assert [node.id for node in settings.nodes] == ["n1", "n2", "n3"]
+    for node in settings.nodes:
+        refuse_beyond_loopback((node.raft_bind.host, node.raft_bind.port))
+
+
+def test_the_procfile_starts_every_node_of_its_settings_and_the_sample_services() -> None:
+    lines = (TOP / "Procfile").read_text(encoding="utf-8").splitlines()
+    started, config = [], Path()
+    for line in lines:
+        name, _, command = line.partition(": ")
+        program, *arguments = shlex.split(command)
+        if program == "assent":
+            options = assent_parser().parse_args(arguments)
+            config = options.config
+            assert (options.id, options.bootstrap) == (name, True)
+        else:
+            assert (program, *arguments[:2]) == ("python", "-m", "participants")
+            assert participants_parser().parse_args(arguments[2:]).service == name
+        started.append(name)
+    nodes = [node.id for node in load_settings(TOP / config).nodes]
+    assert started == [*nodes, *SERVICES]
 
 
 def test_the_readmes_participant_sells_a_seat_once(tmp_path: Path) -> None:
