@@ -84,6 +84,11 @@ def test_a_field_that_is_absent_is_missed_only_where_nothing_can_be_told_without
             read(around(answer))
 
 
+def test_an_outcome_that_is_neither_of_the_two_is_a_bad_answer() -> None:
+    with pytest.raises(BadAnswer, match="'perhaps' as outcome"):
+        read_transaction(TRANSACTION | {"outcome": "perhaps"})
+
+
 @pytest.mark.parametrize("answer", [None, [], "x", 7])
 def test_what_is_no_object_is_a_bad_answer(answer: Any) -> None:
     for read in (read_transaction, read_page, read_cluster):

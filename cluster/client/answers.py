@@ -193,7 +193,7 @@ def read_transaction(answer: Any, asked: str | None = None) -> Transaction:
     return Transaction(
         id=id,
         state=_text(fields, "state"),
-        outcome=_text_or_none(fields, "outcome"),
+        outcome=_outcome(fields),
         reason=_text_or_none(fields, "reason"),
         created_at=_text_or_none(fields, "created_at"),
         decided_at=_text_or_none(fields, "decided_at"),
@@ -270,6 +270,13 @@ def _node(entry: Any) -> NodeStatus:
         match_index=_optional(fields, "match_index", int),
         lag=_optional(fields, "lag", int),
     )
+
+
+def _outcome(fields: Mapping[str, Any]) -> str | None:
+    outcome = _text_or_none(fields, "outcome")
+    if outcome not in ("committed", "aborted", None):  # whatever it means, it is not known here
+        raise BadAnswer(f"answered with {outcome[:64]!r} as outcome")
+    return outcome
 
 
 def _object(answer: Any, what: str) -> dict[str, Any]:

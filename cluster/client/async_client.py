@@ -266,7 +266,7 @@ class Client:
         answer = await self._read(call, self._begin(deadline))
         decision = answer.get("decision") if isinstance(answer, dict) else None
         if decision not in ("commit", "abort", "pending"):
-            raise BadAnswer(f"answered an inquiry with {answer!r}")
+            raise BadAnswer(f"answered an inquiry with {repr(answer)[:200]}")
         return str(decision)
 
     # --- the operator ---------------------------------------------------------------------------
