@@ -379,6 +379,20 @@ def bounded(matches: dict[int, str], end: int) -> Answer:
     return answer
 
 
+def test_list_asks_for_more_than_a_page_in_pages(run: Run, node: FakeNode) -> None:
+    async def answer(request: web.Request, _: Any) -> web.StreamResponse:
+        after = int(request.query.get("after", 9_000)) - int(request.query["limit"])
+        entries = [shown(f"t{after + n}", "committed") for n in range(int(request.query["limit"]))]
+        return web.json_response({"transactions": entries, "next_after": str(after)})
+
+    node.usual = answer
+    code, out, _ = run("list", "--limit", "2500", "--nodes", node.url)
+    assert code == 0
+    assert out.count("\nt") >= 2500
+    asked = [path.partition("limit=")[2].partition("&")[0] for _, path, _ in node.requests]
+    assert asked == ["1000", "1000", "500"]
+
+
 def test_list_goes_on_until_it_has_as_many_as_were_asked_for(run: Run, node: FakeNode) -> None:
     node.usual = bounded({7: "first", 4: "second", 2: "third"}, end=9)
     arguments = ("list", "--participant", "stock", "--nodes", node.url)

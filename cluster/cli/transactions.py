@@ -27,12 +27,15 @@ from cluster.cli.output import (
     transactions_text,
 )
 from cluster.client import Client, Page, Transaction
+from coordinator.settings import Limits
 
 _WATCH_EVERY = 1.0
 _WATCHED = 100
 """Transactions that `watch` without an id looks at: the newest."""
 _LISTED = 100
 """Transactions that `list` looks for when it is not told how many."""
+_PAGE = Limits().page_size
+"""Transactions in a page that `list` asks for; a cluster may be set to give fewer, and says so."""
 _MOST_PAGES = 100
 """Pages that `list` asks for; for each a node looks at a thousand transactions at most."""
 
@@ -139,7 +142,7 @@ async def _find(
             state=arguments.state,
             participant=arguments.participant,
             older_than_ms=arguments.older_than_ms,
-            limit=None if arguments.limit is None else arguments.limit - len(found),
+            limit=None if arguments.limit is None else min(arguments.limit - len(found), _PAGE),
             after=after,
             deadline=until - loop.time(),
         )
