@@ -65,6 +65,8 @@ class MemoryStore:
         self._others: dict[Key, BranchRecord] = {}
         self._ended: dict[int, BranchRecord] = {}
         self._last_number = 0
+        self._is_torn = False
+        """A piece of work is under way, or was interrupted: perhaps it is not all taken back."""
 
     async def open(self, create: Callable[[MemoryTable], None]) -> None:
         create(self.table)
@@ -77,8 +79,11 @@ class MemoryStore:
         self, works: Sequence[Callable[[LocalTransaction[MemoryTable]], R]]
     ) -> list[R | Exception]:
         results: list[R | Exception] = []
-        self.undo()  # what an interrupt left
+        if self._is_torn:
+            self.undo()
+        self._undo.clear()  # what was changed from outside stays
         for work in works:
+            self._is_torn = True
             try:
                 results.append(work(self))
                 self._undo.clear()
@@ -88,6 +93,7 @@ class MemoryStore:
             except BaseException as raised:
                 self.undo()
                 results.append(as_exception(raised))
+            self._is_torn = False
         return results
 
     async def in_doubt(self, limit: int) -> list[BranchRecord]:

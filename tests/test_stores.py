@@ -139,6 +139,16 @@ def test_a_failure_leaves_what_was_there_before_as_it_was(store: Store) -> None:
     asyncio.run(scenario())
 
 
+def test_what_was_put_into_the_memory_store_from_outside_stays_whatever_work_fails() -> None:
+    async def scenario() -> None:
+        async with opened(MemoryStore()) as store:
+            store.table["a"] = 1
+            await store.perform([failing(OSError()), put("b", 2)])
+            assert await own(store) == {"a": 1, "b": 2}
+
+    asyncio.run(scenario())
+
+
 def interrupted_at(step: int, work: Callable[[], Any]) -> bool:
     """Whether Ctrl-C came: before the given line or call of the memory store that `work` gets to.
 

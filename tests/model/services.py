@@ -105,7 +105,8 @@ class _Thawed:
             now_ms=lambda: LATE_MS if late else BEGUN_MS,
         )
         if service.branch is not None:
-            self.store.keep(BranchRecord(ID, branch_id, service.branch, changed_at_ms=BEGUN_MS))
+            record = BranchRecord(ID, branch_id, service.branch, changed_at_ms=BEGUN_MS)
+            _done(self.store.perform([lambda local: local.keep(record)]))
 
     def receive(self, message: Received) -> Reply:
         (reply,) = _done(self.participant.receive([message]))
