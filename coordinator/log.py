@@ -82,6 +82,10 @@ class ReplicatedLog(Protocol):
 class StateMachine(Protocol):
     """What the log drives; deterministic: the same log, the same bytes on every node."""
 
+    founding: str
+    """Node and time of the first `Epoch` command applied, which tell this log from any other; empty
+    before it."""
+
     @property
     def epoch(self) -> int:
         """The epoch of the last `Epoch` command applied; 0 before the first."""

@@ -63,7 +63,7 @@ from coordinator.records import (
 )
 from coordinator.table import NEVER, Found, Sealed, Table
 
-SNAPSHOT_VERSION = 2
+SNAPSHOT_VERSION = 3
 CHUNK_TRANSACTIONS = 200
 UNFINISHED_STATES = frozenset((State.ACTIVE, State.PREPARING, State.COMMITTING, State.ABORTING))
 PAGE_SCAN = 4_000
@@ -118,6 +118,7 @@ class Machine:
     def __init__(self) -> None:
         self.epoch = 0
         self.leader = ""
+        self.founding = ""
         self.horizon_ms = 0
         self._sequence = 0
         self._unfinished: dict[str, Transaction] = {}  # in the order of beginning
@@ -136,6 +137,7 @@ class Machine:
     def step(self, command: Command) -> Result:
         """Apply one decoded command."""
         if isinstance(command, Epoch):
+            self.founding = self.founding or f"{command.node}-{command.now_ms}"
             if command.epoch > self.epoch:
                 self.epoch, self.leader = command.epoch, command.node
             return Epochs(self.epoch)
@@ -308,7 +310,8 @@ class Machine:
     # --- snapshots ---
 
     def view(self) -> MachineView:
-        header = (SNAPSHOT_VERSION, self.epoch, self.leader, self.horizon_ms, self._sequence)
+        epoch = (self.founding, self.epoch, self.leader)
+        header = (SNAPSHOT_VERSION, *epoch, self.horizon_ms, self._sequence)
         counts = (len(self._unfinished), len(self._finished))
         unfinished = list(self._unfinished.values())
         return MachineView((*header, *counts), unfinished, self._finished.view())
@@ -362,8 +365,8 @@ class Restoring:
         if version != SNAPSHOT_VERSION:
             raise ValueError(of_another_version("snapshot", version, SNAPSHOT_VERSION))
         built = self._built
-        built.epoch, built.leader, built.horizon_ms, built._sequence, *counts = fields
-        unfinished, finished = counts
+        built.founding, built.epoch, built.leader, built.horizon_ms, *numbers = fields
+        built._sequence, unfinished, finished = numbers
         self._counts = unfinished, finished
 
     def _read_part(self, number: int | None, part: tuple[Any, ...]) -> None:

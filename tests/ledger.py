@@ -18,6 +18,7 @@ class Ledger:
     def __init__(self) -> None:
         self._epoch = 0
         self.lines: list[str] = []
+        self.founding = ""
         self.refused = 0
 
     @property
@@ -26,7 +27,8 @@ class Ledger:
 
     def apply(self, command: bytes) -> object:
         match msgpack.unpackb(command):
-            case ["epoch", int(epoch), _]:
+            case ["epoch", int(epoch), str(node), int(now_ms)]:
+                self.founding = self.founding or f"{node}-{now_ms}"
                 self._epoch = epoch
                 return None
             case ["put", int(epoch), str(text)]:
@@ -40,17 +42,16 @@ class Ledger:
         raise AssertionError(command)
 
     def epoch_command(self, epoch: int, node: str, now_ms: int) -> bytes:
-        del now_ms
-        packed: bytes = msgpack.packb(["epoch", epoch, node])
+        packed: bytes = msgpack.packb(["epoch", epoch, node, now_ms])
         return packed
 
     def view(self) -> object:
-        return self._epoch, tuple(self.lines)
+        return self._epoch, self.founding, tuple(self.lines)
 
     def chunks(self, view: object) -> Iterator[bytes]:
         assert isinstance(view, tuple)
-        epoch, lines = view
-        yield msgpack.packb(epoch)
+        epoch, founding, lines = view
+        yield msgpack.packb({"epoch": epoch, "founding": founding})
         for at in range(0, len(lines), 100):
             yield msgpack.packb(lines[at : at + 100])
 
@@ -73,13 +74,13 @@ class LedgerRestoring:
 
     def feed(self, chunk: bytes) -> None:
         fields = msgpack.unpackb(chunk)
-        if not isinstance(fields, list if self._chunks else int):
+        if not isinstance(fields, list if self._chunks else dict):
             raise ValueError("not a ledger")
         self._chunks.append(fields)
 
     def finish(self) -> None:
-        epoch, *pages = self._chunks
-        self._ledger._epoch = epoch
+        head, *pages = self._chunks
+        self._ledger._epoch, self._ledger.founding = head["epoch"], head["founding"]
         self._ledger.lines = [line for page in pages for line in page]
 
     def release(self) -> Iterator[None]:

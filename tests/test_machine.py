@@ -158,6 +158,18 @@ def test_the_watch_notices_a_machine_that_runs_an_expired_id_again(
         watched.step(begin(old))
 
 
+def test_the_first_epoch_is_the_founding_for_ever_also_through_a_snapshot() -> None:
+    machine = Machine()
+    assert machine.founding == ""
+    machine.step(Epoch(3, 1_700_000_000_000, "n2"))
+    machine.step(Epoch(4, 1_700_000_000_001, "n1"))
+    assert machine.founding == "n2-1700000000000"
+    another = Machine()
+    another.step(Epoch(9, 1, "n3"))
+    another.restore(snapshot(machine))
+    assert another.founding == "n2-1700000000000"
+
+
 def test_a_machine_that_would_change_an_outcome_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     moves = {kind: dict(cells) for kind, cells in MOVES.items()}
     phases = MOVES[Decide]

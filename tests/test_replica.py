@@ -61,6 +61,7 @@ class Cluster:
     def __init__(self, directory: Path, count: int = 3, **options: Any) -> None:
         self.directory = directory
         self.sync = bool(options.pop("sync", True))
+        self.now_ms = options.pop("now_ms", lambda: 1_700_000_000_000)
         self.options = options
         names = [f"n{number}" for number in range(1, count + 1)]
         self.addresses = {
@@ -87,7 +88,7 @@ class Cluster:
                     directory / "journal", cluster="test", node=name, disk=disk, sync=self.sync
                 ),
                 snapshots=SnapshotStore(directory / "snapshots", disk=disk, cluster="test"),
-                now_ms=lambda: 1_700_000_000_000,
+                now_ms=self.now_ms,
                 random=random.Random(f"{name} {self.starts}"),
                 timings=TIMINGS,
                 **self.options,
@@ -404,6 +405,43 @@ def test_a_node_that_lags_behind_the_log_gets_a_snapshot(tmp_path: Path) -> None
             await nodes.stop(behind)
             await nodes.start(behind)
             await nodes.all_have(*lines, "after")
+
+    run(scenario())
+
+
+def test_a_directory_of_an_earlier_cluster_of_that_name_takes_no_part(tmp_path: Path) -> None:
+    """Both logs have entries of the same terms and indexes; nothing else tells them apart."""
+
+    async def scenario() -> None:
+        for name in ("earlier", "later"):
+            (tmp_path / name).mkdir()
+        async with cluster(tmp_path / "earlier", now_ms=lambda: 1) as nodes:
+            for number in range(20):
+                await nodes.put(f"earlier {number}")
+            await nodes.all_have(*(f"earlier {number}" for number in range(20)))
+        async with cluster(tmp_path / "later", now_ms=lambda: 2) as nodes:
+            await nodes.put("later")
+            await nodes.all_have("later")
+            leader = await nodes.leader()
+            mixed = next(name for name in nodes.replicas if name != leader.node)
+            await nodes.stop(mixed)
+            (tmp_path / "later" / mixed).rename(tmp_path / "aside")
+            (tmp_path / "earlier" / mixed).rename(tmp_path / "later" / mixed)
+            await nodes.start(mixed)
+            lines = [f"later {number}" for number in range(100)]
+            for line in lines:
+                await nodes.put(line)
+            odd = nodes.replicas[mixed]
+            assert all(line.startswith("earlier") for line in nodes.ledgers[mixed].lines)
+            assert odd.leader is None
+            status = (await nodes.leader()).status()
+            assert {p.node for p in status.peers if not p.connected} == {mixed}
+
+            await nodes.stop(mixed)
+            (tmp_path / "later" / mixed).rename(tmp_path / "of the earlier one")
+            (tmp_path / "aside").rename(tmp_path / "later" / mixed)
+            await nodes.start(mixed)
+            await nodes.all_have("later", *lines)
 
     run(scenario())
 

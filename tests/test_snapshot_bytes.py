@@ -70,7 +70,8 @@ def test_a_restored_machine_gives_the_next_transaction_a_new_sequence_number() -
 
 
 def _header(chunks: list[bytes], **changed: object) -> list[bytes]:
-    names = ("version", "epoch", "leader", "horizon_ms", "sequence", "unfinished", "finished")
+    epoch, counts = ("founding", "epoch", "leader"), ("unfinished", "finished")
+    names = ("version", *epoch, "horizon_ms", "sequence", *counts)
     values = dict(zip(names, msgpack.unpackb(chunks[0]), strict=True))
     return [msgpack.packb(list((values | changed).values())), *chunks[1:]]
 
@@ -160,7 +161,7 @@ def test_damaged_or_foreign_bytes_raise_value_error_and_leave_the_state(name: st
 
 
 def test_a_snapshot_of_another_version_says_which_and_what_to_do() -> None:
-    said = "snapshot version 9, and this program knows 2: start the program that wrote it"
+    said = f"snapshot version 9, and this program knows {SNAPSHOT_VERSION}: start the program that"
     with pytest.raises(ValueError, match=said):
         Machine().restore(iter(_header(GOOD, version=9)))
 

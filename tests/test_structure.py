@@ -47,6 +47,7 @@ PURE = {
     "participants/contract.py",
     "participants/branch.py",
     "participants/messages.py",
+    "cluster/raft/founding.py",
     "cluster/raft/wire.py",
 }
 OUTSIDE_WORLD = {
@@ -85,7 +86,8 @@ MAX_LINES = 440
 LONGER = {
     "cluster/raft/core.py": 500,  # the overrides of one foreign class belong side by side
     "cluster/raft/replica.py": 600,
-    "cluster/raft/transport.py": 460,
+    "coordinator/machine.py": 450,
+    "cluster/raft/transport.py": 490,
     "coordinator/conversation.py": 490,
 }
 

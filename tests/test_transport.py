@@ -85,9 +85,16 @@ class Stranger:
         self.writer.write(received)
 
     def greet(
-        self, sender: str, receiver: str, boot: int, stream: int, cluster: str = "test"
+        self,
+        sender: str,
+        receiver: str,
+        boot: int,
+        stream: int,
+        cluster: str = "test",
+        founding: str = "",
     ) -> None:
-        self.write(encode(Hello(cluster, sender, receiver, bytes([boot]) * 16, stream)))
+        boot_bytes = bytes([boot]) * 16
+        self.write(encode(Hello(cluster, sender, receiver, boot_bytes, stream, b"", founding)))
 
     async def answer(self) -> wire.Message | None:
         """The next message, or None when the stream has ended."""
@@ -295,14 +302,86 @@ def test_strangers_are_refused_with_a_reason(
     run(scenario)
 
 
+def test_a_peer_of_another_founding_is_refused_and_one_without_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        node = await lone()
+        node.transport.belong_to("n1-5")
+        for stream, founding in enumerate(["n1-5", "", "n2-5"], start=1):
+            stranger = await Stranger.open(node.transport.port)
+            stranger.greet("n2", "n1", 1, stream, founding=founding)
+            answer = await stranger.answer()
+            if founding == "n2-5":
+                assert isinstance(answer, Refused)
+                assert "founded by n1-5, that of n2 by n2-5" in answer.reason
+                assert answer.reason in caplog.text
+            else:
+                assert answer == Welcome(node.transport.boot, b"", "n1-5")
+            stranger.close()
+        await node.stop()
+
+    run(scenario)
+
+
+def test_a_dialer_leaves_an_acceptor_of_another_founding(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        greeted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(4096)
+            writer.write(encode(Welcome(bytes(16), b"", "n2-5")))
+            assert await reader.read() == b"", "it says nothing more, and ends"
+            greeted.put_nowait(writer)
+
+        ports = {"n1": free_port(), "n2": free_port()}
+        server = await asyncio.start_server(accept, "127.0.0.1", ports["n2"])
+        node = Node("n1", ports)
+        node.transport.belong_to("n1-5")
+        await node.transport.start()
+        (await greeted.get()).close()
+        assert node.connected.empty()
+        assert "stream to n2 is cut: n1 and n2 are of two clusters" in caplog.text
+        await node.stop()
+        server.close()
+
+    run(scenario)
+
+
+def test_streams_are_cut_when_the_founding_comes_to_be_known() -> None:
+    async def scenario() -> None:
+        first, second = await pair()
+        second.transport.belong_to("n2-5")
+        first.transport.belong_to("n2-5")
+        first.say("n2", 1)
+        assert await second.hears() == ("n1", TimeoutNow(1)), "of the same log: nothing is cut"
+        await first.stop()
+        await second.stop()
+
+        ports = {"n1": free_port(), "n2": free_port()}
+        first, second = Node("n1", ports), Node("n2", ports)
+        second.transport.belong_to("n2-5")
+        await first.transport.start()
+        await second.transport.start()
+        assert await first.connected.get() == "n2"
+        assert await second.connected.get() == "n1"
+        first.transport.belong_to("n1-5")
+        assert await first.disconnected.get() == "n2"
+        assert await second.disconnected.get() == "n1"
+        await first.stop()
+        await second.stop()
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     "frames",
     [
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x80\x04\x95" + b"x" * 100,
         encode(TimeoutNow(1)),
-        struct.pack(">BI", 1, 5000) + b"x" * 5000,
-        b"\x02" + encode(Hello("test", "n2", "n1", bytes(16), 1))[1:],
+        struct.pack(">BI", wire.WIRE_VERSION, 5000) + b"x" * 5000,
+        b"\x01" + encode(Hello("test", "n2", "n1", bytes(16), 1))[1:],
         encode(Hello("test", "n2", "n1", bytes(16), 1)) * 2,
         encode(Hello("test", "n2", "n1", bytes(16), 1)) + b"\x01\xff\xff\xff\xff",
     ],

@@ -17,7 +17,7 @@ from cluster.raft.wire import BadFrame, Frames, Message, encode
 
 BOOT = bytes(range(16))
 MESSAGES: list[Message] = [
-    wire.Hello("assent", "n1", "n2", BOOT, 4, b"later"),
+    wire.Hello("assent", "n1", "n2", BOOT, 4, b"later", "n1-1700000000000"),
     wire.Welcome(BOOT),
     wire.Refused("another cluster"),
     wire.PreVote(3, 17, 2),
@@ -123,14 +123,14 @@ def test_all_of_it_holds_where_msgpack_is_installed_without_its_c_part() -> None
 
 
 def test_another_wire_version_is_refused_by_name() -> None:
-    with pytest.raises(BadFrame, match="wire version 2; this node speaks 1"):
-        read(b"\x02" + encode(wire.TimeoutNow(1))[1:])
+    with pytest.raises(BadFrame, match="wire version 1; this node speaks 2"):
+        read(b"\x01" + encode(wire.TimeoutNow(1))[1:])
 
 
 def test_a_frame_over_the_limit_is_refused_before_it_is_held() -> None:
     frames = Frames()
     with pytest.raises(BadFrame, match="4096 are allowed"):
-        list(frames.feed(struct.pack(">BI", 1, wire.MAX_HELLO_BYTES + 1)))
+        list(frames.feed(struct.pack(">BI", wire.WIRE_VERSION, wire.MAX_HELLO_BYTES + 1)))
 
 
 def test_the_limit_may_be_raised_between_two_frames_of_one_read() -> None:

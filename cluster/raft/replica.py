@@ -372,6 +372,8 @@ class Replica:
             self._inbox_bytes -= size
             core.receive(peer, message)
         core.tick()
+        if self.transport.founding != self.machine.founding:
+            self.transport.belong_to(self.machine.founding)
         self.stats.elections = core.elections
         self.stats.snapshots = core.snapshots_taken
         self._tell_results()

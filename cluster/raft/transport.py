@@ -3,6 +3,8 @@
 Rules
 - A stream begins with `Hello`, answered by `Welcome` or `Refused`; then frames flow from dialer to
   acceptor and nothing flows back. Strangers, other clusters and other wire versions are refused.
+- Peers whose logs were founded apart (`cluster/raft/founding.py`) do not hear each other, also when
+  that is known only after they were connected.
 - Of one peer only the newest stream delivers. A stream of an earlier start of that peer, or dialed
   before the one in use, is refused however late it comes: what travelled on it is lost, never late.
 - `send` queues; `flush` lets go. The replica calls `flush` when the journal holds what the messages
@@ -27,6 +29,7 @@ from random import Random
 from typing import Final, TypeAlias, cast
 
 from cluster.raft import wire
+from cluster.raft.founding import foreign
 from cluster.raft.wire import BadFrame, Frames, Hello, Message, RaftMessage, Refused, Welcome
 from coordinator.sockets import drop_unacknowledged
 
@@ -87,6 +90,7 @@ class Transport:
         self.cluster = cluster
         self.limits = limits or TransportLimits()
         self.boot = random.randbytes(wire.BOOT_BYTES) if boot is None else boot
+        self.founding = ""
         self.blocked: set[str] = set()
         """Peers that this node neither hears nor reaches: a partition, for tests."""
         self.on_message = on_message
@@ -138,6 +142,12 @@ class Transport:
         await asyncio.gather(*self._dialing, return_exceptions=True)
         if self._server is not None:
             await self._server.wait_closed()
+
+    def belong_to(self, founding: str) -> None:
+        """This node's log is the one of that founding: peers with another one are cut off."""
+        self.founding = founding
+        for stream in list(self.streams):
+            stream.refuse_foreign()
 
     def knows(self, peer: str) -> bool:
         return peer in self._peers
@@ -202,6 +212,8 @@ class Transport:
         """Why the stream that begins with `hello` is refused, or None."""
         if hello.cluster != self.cluster:
             return f"{self.node} belongs to cluster {self.cluster!r}, not {hello.cluster!r}"
+        if objection := foreign(self.node, self.founding, hello.sender, hello.founding):
+            return objection
         if hello.receiver != self.node:
             return f"this is {self.node}, not {hello.receiver}"
         if hello.sender not in self._peers:
@@ -272,6 +284,9 @@ class _Stream(asyncio.Protocol):
         self.owner = owner
         self.frames = Frames()
         self.ready = False
+        self.peer = ""
+        self.founding = ""
+        """Of the peer's log, as it was when the stream began."""
         self.transport: asyncio.Transport | None = None
         self.timer: asyncio.TimerHandle | None = None
 
@@ -327,6 +342,15 @@ class _Stream(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
+    def refuse_foreign(self) -> bool:
+        """Cut this stream if its peer's log is another one than this node's."""
+        owner = self.owner
+        objection = foreign(owner.node, owner.founding, self.peer, self.founding)
+        if objection is not None:
+            owner.tell(f"stream {self.name} is cut: {objection}")
+            self.abort()
+        return objection is not None
+
     def establish(self) -> None:
         self.ready = True
         self.frames.limit = wire.MAX_FRAME_BYTES
@@ -351,14 +375,23 @@ class _Dialer(_Stream):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         owner = self.owner
-        hello = Hello(owner.cluster, owner.node, self.peer, owner.boot, self.number)
+        hello = Hello(
+            cluster=owner.cluster,
+            sender=owner.node,
+            receiver=self.peer,
+            boot=owner.boot,
+            stream=self.number,
+            founding=owner.founding,
+        )
         self.write(wire.encode(hello))
 
     def receive(self, message: Message) -> None:
         match message:
             case Welcome() if not self.ready:
-                self.establish()
-                self.owner.dialed(self)
+                self.founding = message.founding
+                if not self.refuse_foreign():
+                    self.establish()
+                    self.owner.dialed(self)
             case Refused(reason) if not self.ready:
                 self.owner.tell(f"{self.peer} refuses this node: {reason}")
                 self.abort()
@@ -422,11 +455,12 @@ class _Acceptor(_Stream):
                 self.transport.close()
             return
         self.hello = message
+        self.peer, self.founding = message.sender, message.founding
         self.heard_before = self.owner.start_heard(message.sender)
         if self.heard_before in (None, message.boot):
             self._begin_to_count(message)
         self.establish()
-        self.write(wire.encode(Welcome(self.owner.boot)))
+        self.write(wire.encode(Welcome(self.owner.boot, founding=self.owner.founding)))
 
     def _begin_to_count(self, hello: Hello) -> bool:
         """False, and it is cut, if another stream of this sender has begun to count meanwhile."""

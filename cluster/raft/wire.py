@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 
 import msgpack
 
-WIRE_VERSION: Final = 1
+WIRE_VERSION: Final = 2
 """The first byte of every frame. A peer of another version is refused, and the log says which."""
 
 MAX_HELLO_BYTES: Final = 4 * 1024
@@ -63,6 +63,8 @@ class Hello:
     stream: int
     """Counts the sender's dials since its start: of two streams the later one counts."""
     credential: bytes = b""
+    founding: str = ""
+    """Of the sender's log (`coordinator.log.StateMachine.founding`); empty while it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Welcome:
 
     boot: bytes
     credential: bytes = b""
+    founding: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +315,10 @@ def _name(field: object) -> str:
     return field
 
 
+def _founding(field: object) -> str:
+    return "" if field == "" else _name(field)
+
+
 def _sentence(field: object) -> str:
     if type(field) is not str:
         raise BadFrame(f"{field!r:.40} is not text")
@@ -351,8 +358,8 @@ def _unpack_entries(packed: bytes, index: int) -> tuple[Entry, ...]:
 _Check: TypeAlias = Callable[[object], Any]
 _STANDING: Final[tuple[_Check, ...]] = (_integer, _integer, _integer)  # term, round, now_ms
 _SHAPES: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
-    1: (Hello, (_name, _name, _name, _boot, _integer, _bytes)),
-    2: (Welcome, (_boot, _bytes)),
+    1: (Hello, (_name, _name, _name, _boot, _integer, _bytes, _founding)),
+    2: (Welcome, (_boot, _bytes, _founding)),
     3: (Refused, (_sentence,)),
     10: (PreVote, (_integer, _integer, _integer)),
     11: (PreVoteReply, (_integer, _integer, _boolean)),
