@@ -12,14 +12,17 @@ Rules:
   under way means nothing;
 - only to a connected peer whose clock is well within the bound, so that it finds itself sound. If
   there is none it stays: it moves no horizon and says so in /readyz, which costs memory only;
-- after a try it waits, whatever came of it.
+- after a try it waits, whatever came of it;
+- the median does not show a clock that all nodes share, as those on one host do. So it is noticed
+  when a clock was set, that is, when it went on by more or less than time did, and for a while
+  nothing is forgotten for its age (`coordinator.settings.Retention.steady_ms`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from cluster.raft.status import ReplicaStatus
@@ -28,6 +31,8 @@ LOG = logging.getLogger("assent.clocks")
 
 MAX_OFFSET_MS: Final = 5_000
 SUCCESSOR_OFFSET_MS: Final = MAX_OFFSET_MS // 2
+SET_MS: Final = 1_000
+"""Between two looks. A clock that is being slewed gains or loses half a millisecond in a second."""
 LOOK_EVERY_S: Final = 1.0
 LOOKS: Final = 3
 """In a row, before leadership is handed over."""
@@ -50,8 +55,12 @@ class Led(Protocol):
 class ClockWatch:
     """Looks once a second, from `start` to `stop`; `is_sound` may be asked at any time."""
 
-    def __init__(self, replica: Led) -> None:
+    def __init__(self, replica: Led, *, now_ms: Callable[[], int]) -> None:
         self._replica = replica
+        self._now_ms = now_ms
+        self._ahead_ms: float | None = None
+        """The clock less the loop's, which nobody sets; None before the first look."""
+        self._set_at_s = 0.0
         self._wrong_looks = 0
         self._tried_looks_ago = TRY_EVERY
         self._task: asyncio.Task[None] | None = None
@@ -70,6 +79,16 @@ class ClockWatch:
         middle = middle_ms(self._replica.clock_offsets_ms)
         return all(abs(offset) > MAX_OFFSET_MS for offset in middle)
 
+    def steady_s(self) -> float:
+        """For how long this clock has not been set; at most since it was first looked at."""
+        now_s = asyncio.get_running_loop().time()
+        before_ms, self._ahead_ms = self._ahead_ms, self._now_ms() - now_s * 1_000
+        if before_ms is None or abs(self._ahead_ms - before_ms) > SET_MS:
+            self._set_at_s = now_s
+            if before_ms is not None:
+                LOG.warning("this clock was set by %d ms", self._ahead_ms - before_ms)
+        return now_s - self._set_at_s
+
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -87,6 +106,7 @@ class ClockWatch:
 
     async def look(self) -> None:
         """One look; hands leadership over if it is time for that."""
+        self.steady_s()
         self._tried_looks_ago += 1
         if self._replica.epoch is None or not self._is_wrong():
             self._wrong_looks = 0

@@ -170,7 +170,7 @@ class Node:
             steps=Steps(metrics),
         )
         self._gateway.on_answers = metrics.answered
-        self._clocks = ClockWatch(self.replica)
+        self._clocks = ClockWatch(self.replica, now_ms=now_ms)
         self._sweep = Sweep(
             self.replica,
             self.machine,
@@ -178,6 +178,7 @@ class Node:
             now_ms=now_ms,
             retention=settings.retention,
             clock_is_sound=self._clocks.is_sound,
+            clock_is_steady=lambda: self._clocks.steady_s() * 1_000 >= settings.retention.steady_ms,
         )
         self._lag = LoopLag(metrics.lagged)
         metrics.watch(self.driver.figures, self._log_figures)

@@ -126,6 +126,11 @@ class Retention:
     max_remembered: int = 1_000_000
     """Memory is finite: at 15,000 transactions a second a day would be 1.3 billion of them."""
 
+    steady_ms: int = 600_000
+    """So long the leader's clock must have run without being set before it makes anything forgotten
+    for its age. A clock that all nodes of a host share may be wrong for a moment, after a pause of
+    the host for example; what is forgotten by then never comes back."""
+
     def __post_init__(self) -> None:
         _all_at_least(self, 1)
 

@@ -2,7 +2,9 @@
 
 Rules (PROTOCOL, section 9): the horizon moves to now less the retention, or further when more than
 `max_remembered` are remembered; in steps, so that no one command is long; and only by a leader
-whose clock agrees with its peers', for the horizon never moves back.
+whose clock agrees with its peers', for the horizon never moves back. To now less the retention it
+moves only by a clock that was not set for a while: if it was set wrong, all would be forgotten at
+once, every id made by right clocks refused, and work under ids without a time done again.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Sweep:
         now_ms: Callable[[], int],
         retention: Retention,
         clock_is_sound: Callable[[], bool],
+        clock_is_steady: Callable[[], bool],
     ) -> None:
         self._log = log
         self._machine = machine
@@ -53,6 +56,7 @@ class Sweep:
         self._now_ms = now_ms
         self._retention = retention
         self._clock_is_sound = clock_is_sound
+        self._clock_is_steady = clock_is_steady
         self._proposed = False
         self._task: asyncio.Task[None] | None = None
 
@@ -106,6 +110,8 @@ class Sweep:
             wanted_ms = machine.horizon_that_forgets(min(excess, FORGET_AT_ONCE))
             capped_ms = min(wanted_ms, now_ms - LEAST_KEPT_MS)
             return capped_ms if capped_ms > machine.horizon_ms else None
+        if not self._clock_is_steady():
+            return None
         if step_ms and step_ms <= oldest_kept_ms:
             return step_ms
         has_old = 0 < machine.horizon_that_forgets(1) <= oldest_kept_ms

@@ -26,7 +26,7 @@ class World:
         self.leader = next(iter(clocks_ms))
         self.handed_to: list[str] = []
         self.refuses = False
-        self.watches = {name: ClockWatch(Node(self, name)) for name in clocks_ms}
+        self.watches = {name: ClockWatch(Node(self, name), now_ms=lambda: 0) for name in clocks_ms}
 
     def look(self, looks: int = 1) -> None:
         async def each() -> None:
@@ -116,6 +116,41 @@ def test_a_good_leader_stays_though_a_peer_is_wrong() -> None:
     assert world.handed_to == []
 
 
+def test_a_clock_is_steady_since_it_was_last_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        passed_s, clock_ms = 100.0, 1_700_000_000_000.0
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: passed_s)
+        watch = ClockWatch(Node(World(a=0), "a"), now_ms=lambda: int(clock_ms))
+        assert watch.steady_s() == 0, "nobody knows what was before the start"
+        for _ in range(1_000):
+            passed_s += 1
+            clock_ms += 1_000.5  # slewed: in all by half a second, and yet never set
+            assert watch.steady_s() == passed_s - 100
+        for set_by_ms in (26 * 3_600_000, -26 * 3_600_000):
+            clock_ms += set_by_ms
+            assert watch.steady_s() == 0
+            passed_s += 1
+            clock_ms += 1_000
+            await watch.look()
+            assert watch.steady_s() == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_clock_set_between_two_looks_is_noticed_by_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        clock_ms = 0
+        watch = ClockWatch(Node(World(a=0), "a"), now_ms=lambda: clock_ms)
+        await watch.look()
+        clock_ms += 10_000_000
+        await watch.look()
+
+    asyncio.run(scenario())
+    assert "this clock was set by " in caplog.text
+
+
 def test_the_median_of_the_peers_alone_would_flap(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule broken: without its own clock each good node finds itself off, for ever."""
 
@@ -193,14 +228,14 @@ def test_replicas_hand_over_to_the_one_whose_clock_is_right(tmp_path: Path) -> N
                 replica._now_ms = lambda of=of: of  # type: ignore[misc]
                 assert replica._core is not None
                 replica._core.now_ms = replica._now_ms
-            watch = ClockWatch(leader)
+            watch = ClockWatch(leader, now_ms=leader._now_ms)
             await until(lambda: watch.offset_ms == wrong - right)
             await until(lambda: set(leader.clock_offsets_ms.values()) == {right - wrong})
             for _ in range(LOOKS):
                 await watch.look()
             successor = await cluster.leader(other_than=leader.node)
             assert leader.epoch is None
-            after = ClockWatch(successor)
+            after = ClockWatch(successor, now_ms=successor._now_ms)
             await until(lambda: len(successor.clock_offsets_ms) == 2)
             await until(lambda: sorted(successor.clock_offsets_ms.values()) == [0, wrong - right])
             assert after.is_sound()

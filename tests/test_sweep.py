@@ -37,7 +37,11 @@ def driver_of(log: MemoryLog, machine: Machine) -> Driver:
 
 
 def swept(
-    ends_ms: list[tuple[int, int]], retention: Retention, *, sound: bool = True
+    ends_ms: list[tuple[int, int]],
+    retention: Retention,
+    *,
+    sound: bool = True,
+    steady: bool = True,
 ) -> tuple[Machine, list[str]]:
     """Transactions with (time in the id, end) finish; then one sweep and all that follows of it."""
     machine = Machine()
@@ -60,6 +64,7 @@ def swept(
             now_ms=lambda: NOW_MS,
             retention=retention,
             clock_is_sound=lambda: sound,
+            clock_is_steady=lambda: steady,
         )
         sweep.sweep()
         for _ in range(10):
@@ -102,6 +107,16 @@ def test_a_leader_whose_clock_is_not_sound_moves_no_horizon() -> None:
     assert machine.horizon_ms == 0
 
 
+def test_a_clock_that_was_set_just_now_makes_nothing_forgotten_for_its_age() -> None:
+    old = NOW_MS - 2 * DAY_MS
+    ends_ms = [(old + n, old + n) for n in range(3)]
+    machine, ids = swept(ends_ms, Retention(), steady=False)
+    assert remembered(machine, ids) == [True, True, True]
+    assert machine.horizon_ms == 0
+    machine, ids = swept(ends_ms, Retention(max_remembered=2), steady=False)
+    assert remembered(machine, ids) == [False, True, True], "memory has its bound all the same"
+
+
 def test_a_backlog_of_what_is_to_be_forgotten_goes_in_steps_until_none_is_left() -> None:
     old = NOW_MS - 2 * DAY_MS
     machine, ids = swept([(old + n, old + n) for n in range(2_500)], Retention())
@@ -132,6 +147,7 @@ def test_a_sweep_that_fails_is_told_of_and_the_next_one_forgets(
             now_ms=lambda: NOW_MS,
             retention=Retention(),
             clock_is_sound=lambda: True,
+            clock_is_steady=lambda: True,
         )
         sweep.start()
         async with asyncio.timeout(30):
