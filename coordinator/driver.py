@@ -338,6 +338,11 @@ class Driver:
             return
         standing = live.fingerprint if live is not None else transaction and transaction.fingerprint
         if standing != plan.fingerprint:
+            if live is not None and transaction is None:
+                # That `Begin` may be lost, and this content have been begun by a node that was
+                # asked before; "conflict" says that nothing was done.
+                live.when_begun(functools.partial(self._submit_again, plan, wait, future))
+                return
             raise Conflict(f"id {plan.id} was begun with other content: use a new id", id=plan.id)
         if transaction is not None and is_reached(transaction, wait):
             future.set_result(transaction)
@@ -346,6 +351,10 @@ class Driver:
             assert transaction is not None
             live = self._take_up(transaction)
         live.wait(wait, future)
+
+    def _submit_again(self, plan: Plan, wait: Wait, future: Waiting) -> None:
+        if not future.done():
+            self.submit(plan, wait, future)
 
     def _begin(self, plan: Plan, wait: Wait, epoch: int) -> Live:
         if self._draining:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 from coordinator.alarms import NEVER_S
@@ -80,6 +81,17 @@ class Live:
             self._waiting = [each for each in self._waiting if not each[1].done()]
             self._look_at = 16 + 2 * len(self._waiting)
         self._waiting.append((wait, future))
+
+    def when_begun(self, then: Callable[[], None]) -> None:
+        """Call `then` when the `Begin` is applied, or has come to nothing."""
+
+        def told(future: Waiting) -> None:
+            future.exception()  # what came of it `then` finds out by itself
+            then()
+
+        begun: Waiting = asyncio.get_running_loop().create_future()
+        begun.add_done_callback(told)
+        self.wait(_NONE, begun)
 
     def tell(self, transaction: Transaction) -> None:
         """Tell those who waited for as much as the record now says. I5: a quorum holds it."""

@@ -365,7 +365,9 @@ def test_the_same_id_with_other_content_is_a_conflict_at_every_stage() -> None:
         rig.gateway.script = silence
         rig.log.held = True
         rig.driver.submit(plan(), Wait.NONE)
-        for step in (rig.log.release, rig.gateway.answer_all, rig.gateway.answer_all, list):
+        rig.log.release()
+        await rig.settle()
+        for step in (rig.gateway.answer_all, rig.gateway.answer_all, list):
             with pytest.raises(Conflict) as conflict:
                 await rig.driver.submit(plan(fingerprint="f2"), Wait.DECISION)
             assert conflict.value.details == {"id": "t"}
@@ -373,6 +375,56 @@ def test_the_same_id_with_other_content_is_a_conflict_at_every_stage() -> None:
             await rig.settle()
         assert rig.record().finished_ms is not None
         assert kinds(rig).count("Begin") == 1
+
+    play(scene)
+
+
+def test_while_a_begin_is_under_way_nobody_is_told_that_the_id_stands_for_it() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.held = True
+        rig.driver.submit(plan(), Wait.NONE)
+        other = rig.driver.submit(plan(fingerprint="f2"), Wait.DECISION)
+        gone = rig.driver.submit(plan(fingerprint="f3"), Wait.DECISION)
+        await rig.settle()
+        assert not other.done()
+        gone.cancel()
+        rig.log.release()
+        with pytest.raises(Conflict):
+            await other
+        assert kinds(rig).count("Begin") == 1
+
+    play(scene)
+
+
+def test_what_another_node_began_is_no_conflict_with_a_begin_that_is_lost() -> None:
+    """1. Another node leads and begins "t" with content f2; nobody hears of it yet.
+    2. This one believes that it leads still, and is asked for "t" with other content, and by who
+       waits for f2 and asks every node.
+    3. It finds out that it leads no more, and its `Begin` is lost: who asked for f2 must ask on.
+    """
+
+    async def scene(rig: Rig) -> None:
+        rig.log.held = True
+        lost = rig.driver.submit(plan(), Wait.DECISION)
+        asks_on = rig.driver.submit(plan(fingerprint="f2"), Wait.DECISION)
+        await rig.settle()
+        rig.log.stop_leading()
+        with pytest.raises(FateUnknown):
+            await lost
+        with pytest.raises(NotLeader):
+            await asks_on
+
+    play(scene)
+
+
+def test_content_whose_id_another_begin_wanted_in_vain_is_begun() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.too_busy_for = 1
+        lost = rig.driver.submit(plan(), Wait.DECISION)
+        begun = rig.driver.submit(plan(fingerprint="f2"), Wait.DECISION)
+        with pytest.raises(Overloaded):
+            await lost
+        assert (await begun).fingerprint == "f2"
 
     play(scene)
 
