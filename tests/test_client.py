@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +27,15 @@ from cluster.client import (
     Transaction,
     Unavailable,
     UnknownTransaction,
+)
+from cluster.client.calls import (
+    AiohttpExchange,
+    Call,
+    Caller,
+    HttpAnswer,
+    NoAnswer,
+    Nodes,
+    Silence,
 )
 from coordinator.ids import time_of
 from tests.fake_nodes import (
@@ -641,5 +652,93 @@ def test_closing_the_synchronous_twin_ends_the_calls_of_other_threads() -> None:
         assert len(ends) == 2
         with pytest.raises(RuntimeError, match="closed"):
             client.get("a")
+
+    run(test)
+
+
+def test_a_forked_process_is_told_to_make_its_own_sync_client() -> None:
+    with SyncClient("127.0.0.1:1") as client:
+        reads, writes = os.pipe()
+        child = os.fork()
+        if child == 0:  # it must end here, whatever happens: it is a copy of the test run
+            try:
+                signal.alarm(60)  # the default action: a wait without end becomes a failure
+                client._lock.acquire()  # as another thread may have at the fork
+                client.submit(ORDER)
+            except RuntimeError as error:
+                client.close()
+                os.write(writes, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(writes)
+        with os.fdopen(reads) as said:
+            assert said.read() == "this client was made before the fork: make one in each process"
+        assert os.waitpid(child, 0) == (child, 0)
+
+
+# --- patience -------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """An `Exchange` that remembers how long each try might take."""
+
+    def __init__(self, *answers: HttpAnswer | NoAnswer) -> None:
+        self.answers = list(answers)
+        self.timeouts: list[float] = []
+
+    async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpAnswer:
+        del method, url, body
+        self.timeouts.append(timeout)
+        if not self.answers:
+            await asyncio.Event().wait()
+        answer = self.answers.pop(0)
+        if isinstance(answer, NoAnswer):
+            raise answer
+        return answer
+
+    async def close(self) -> None: ...
+
+
+def test_a_try_that_was_met_with_silence_is_followed_by_a_longer_one() -> None:
+    async def test() -> None:
+        refused, silence = NoAnswer("no connection"), Silence("nothing")
+        final = HttpAnswer(200, {}, b"{}")
+        exchange = Scripted(refused, silence, refused, silence, silence, silence, final)
+        nodes = Nodes(["a:1", "b:2"], Random(1))
+        caller = Caller(nodes, exchange, timeout=2.0, random=Random(1))
+        deadline = asyncio.get_running_loop().time() + 1_000
+        assert await caller.call(Call("GET", "/x"), deadline) is final
+        assert exchange.timeouts == [2, 2, 4, 4, 8, 8, 8]
+
+    asyncio.run(test())
+
+
+def test_the_deadline_ends_a_call_that_waits_for_a_free_connection() -> None:
+    async def test() -> None:
+        caller = Caller(Nodes(["a:1"], Random(1)), Scripted(), timeout=2.0, random=Random(1))
+        with pytest.raises(NoAnswer, match="no final answer before the deadline"):
+            await caller.call(Call("GET", "/x"), asyncio.get_running_loop().time() + 0.01)
+
+    asyncio.run(test())
+
+
+def test_waiting_for_a_free_connection_is_no_silence_of_the_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.client.calls._CONNECTIONS", 1)
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = hangs
+        exchange = AiohttpExchange()
+        url = nodes[0].url + "/x"
+        first = asyncio.create_task(exchange.send("GET", url, None, FOREVER))
+        await until(lambda: bool(nodes[0].requests))
+        second = asyncio.create_task(exchange.send("GET", url, None, 0.001))
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        for task in (first, second):
+            task.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        await exchange.close()
 
     run(test)

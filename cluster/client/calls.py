@@ -9,6 +9,10 @@ One request is tried until a node gives a final answer or the deadline passes:
     none, or no connection  perhaps done                ask another node, forget the leader
     anything else           final                       return it; its giver is the leader
 
+A node that says nothing within a try is not asked again with less patience: each try that ended so
+doubles the next one's time, up to four times the first. Else a cluster that needs longer than a try
+for what thousands ask of it at once would be asked again and again by all of them, and answer none.
+
 That is safe because every request that changes something carries the id of its transaction. The
 first repeat follows at once (an idle connection that the other side closed is no more than that),
 later ones after a pause with jitter, doubled up to a quarter of a second: an election takes less
@@ -42,10 +46,17 @@ _MAX_RETRY_AFTER = 60.0
 _CLOSED = "the client was closed before there was an answer"
 _CONNECTIONS = 1_024
 """Of one client to all nodes. Requests beyond it wait for a free connection."""
+_MOST_PATIENCE = 4
+"""Times the first try's time. A leader that hangs is noticed by the first try, two nodes that do so
+one after the other seldom happen."""
 
 
 class NoAnswer(Exception):
     """Nothing usable came back; the text says what did. Whether the request arrived is unknown."""
+
+
+class Silence(NoAnswer):
+    """Nothing came within the time of a try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,8 @@ class Exchange(Protocol):
     """One HTTP request, one answer; the seam at which the network can be replaced."""
 
     async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpAnswer:
-        """Follows no redirect. Raises NoAnswer, also when `timeout` seconds pass."""
+        """Follows no redirect. Raises NoAnswer; Silence when `timeout` seconds have passed since it
+        could be sent."""
 
     async def close(self) -> None: ...
 
@@ -72,11 +84,17 @@ class AiohttpExchange:
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self._free = asyncio.Semaphore(_CONNECTIONS)
+        """Waited for before a try's time begins: it says nothing of the node."""
 
     async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpAnswer:
+        async with self._free:
+            return await self._send(method, url, body, timeout)
+
+    async def _send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpAnswer:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
+                connector=aiohttp.TCPConnector(limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Content-Type": "application/json"},
             )
@@ -90,7 +108,7 @@ class AiohttpExchange:
             ) as response:
                 return HttpAnswer(response.status, response.headers, await response.read())
         except TimeoutError:
-            raise NoAnswer(f"no answer within {timeout:.1f} s") from None
+            raise Silence(f"no answer within {timeout:.1f} s") from None
         except aiohttp.ClientConnectorError as error:
             raise NoAnswer(f"cannot connect: {error.os_error.strerror}") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -205,17 +223,22 @@ class Caller:
     async def _call(self, call: Call, deadline: float) -> HttpAnswer:
         loop = asyncio.get_running_loop()
         node = (self._nodes.leader if call.needs_leader else None) or self._nodes.any()
-        body, hops, failures = call.body, 0, 0
+        body, hops, failures, patience = call.body, 0, 0, 1
         last = "not asked yet"
         while (left := deadline - loop.time()) > 0:
             answer: HttpAnswer | None = None
             try:
-                answer = await self._exchange.send(
-                    call.method, node + call.path, body, min(self._timeout, left)
-                )
+                async with asyncio.timeout_at(deadline):
+                    answer = await self._exchange.send(
+                        call.method, node + call.path, body, min(self._timeout * patience, left)
+                    )
                 last = f"{node} answered {answer.status} {_start_of(answer.body)}"
+            except TimeoutError:
+                break
             except NoAnswer as error:
                 last = f"{node}: {error}"
+                if isinstance(error, Silence):
+                    patience = min(2 * patience, _MOST_PATIENCE)
             if answer is not None:
                 named = _redirect(answer)
                 if named is not None and hops < _HOPS:

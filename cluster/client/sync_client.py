@@ -1,13 +1,15 @@
 """The client without `await`: an asyncio client on an event loop in a thread of its own.
 
 Its methods are made from the asyncio client's, so neither can do what the other does not. Any
-number of threads may use one; each waits for its own calls.
+number of threads may use one; each waits for its own calls. A process that was forked has the
+client but not its thread, so there it says so instead of waiting for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
@@ -36,6 +38,7 @@ class SyncClient:
 
     def __init__(self, nodes: str | Sequence[str], *, timeout: float = TIMEOUT) -> None:
         self._client = Client(nodes, timeout=timeout)
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._closing = False  # what is handed to the loop once this is set might never be run
         self._loop = asyncio.new_event_loop()
@@ -57,7 +60,9 @@ class SyncClient:
 
     def close(self) -> None:
         """End the calls of all threads, as `Client.close` does, and the thread. May be called
-        twice."""
+        twice, and does nothing in a process that was forked."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             first, self._closing = not self._closing, True
         if first:
@@ -89,6 +94,9 @@ class SyncClient:
         return self._client.leader
 
     def _wait_for(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        if os.getpid() != self._process:  # before the lock: a thread may have held it at the fork
+            work.close()
+            raise RuntimeError("this client was made before the fork: make one in each process")
         with self._lock:
             if self._closing:
                 work.close()
