@@ -7,6 +7,9 @@ Rules
 - There are so many at most, and so many to one origin, idle ones included: connections are files,
   and what uses up a node's files keeps its clients and its peers out. Who finds no place waits for
   one, or for a connection that gets free (`coordinator/places.py`).
+- Only some begin in one turn of the loop. A new leader finds thousands of branches, perhaps each at
+  a host of its own; what begins together goes on and fails together, and a turn of that would be
+  longer than followers wait for their leader, and the next one would find the same.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import asyncio
 import functools
 import socket
 import ssl
+from collections import deque
 
 import aiohappyeyeballs
 
@@ -29,6 +33,9 @@ five."""
 
 NEXT_ADDRESS_S = 0.25
 """A name's next address is tried when the one before has been silent for so long (RFC 8305)."""
+
+DIALS_A_TURN = 16
+"""Two or three milliseconds, 0.17 for each that is refused."""
 
 _QUIET_S, _ASK_EVERY_S, _ASK_TIMES, _UNACKNOWLEDGED_MS = 10, 5, 4, 30_000
 """A host that is silent for 10 s is asked for its connections; one that acknowledges nothing for
@@ -50,6 +57,9 @@ class Connections:
         """Those used last at the end."""
         self._open: dict[Connection, Origin] = {}
         self._sweep: asyncio.TimerHandle | None = None
+        self._dials = 0
+        """Begun in this turn of the loop; the next one is asked for if there are any."""
+        self._in_line: deque[asyncio.Future[None]] = deque()
         self._closed = False
 
     def kept(self, origin: Origin) -> Connection | None:
@@ -75,6 +85,7 @@ class Connections:
                 return free
             free.abort()
         try:
+            await self._its_turn()
             connection = await self._dialed(origin)
         except BaseException:
             self._leave(origin)
@@ -84,6 +95,26 @@ class Connections:
         else:  # it has ended already, and said so when it was nobody's
             self._leave(origin)
         return connection
+
+    async def _its_turn(self) -> None:
+        if self._dials == 0:
+            self._loop.call_soon(self._next_turn)
+        if self._dials < DIALS_A_TURN:
+            self._dials += 1
+            return
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._in_line.append(turn)
+        await turn
+
+    def _next_turn(self) -> None:
+        self._dials = 0
+        while self._in_line and self._dials < DIALS_A_TURN:
+            turn = self._in_line.popleft()
+            if not turn.done():  # else who waited has given up
+                turn.set_result(None)
+                self._dials += 1
+        if self._dials:
+            self._loop.call_soon(self._next_turn)
 
     async def _free_one(self, origin: Origin) -> Connection | None:
         """Waits for a connection or a place (None); it is the caller's then."""

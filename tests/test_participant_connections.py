@@ -155,6 +155,40 @@ def test_what_could_not_be_connected_holds_no_place() -> None:
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
+def test_only_so_many_begin_in_a_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        loop, turns = asyncio.get_running_loop(), [0]
+
+        async def dialed(_: Connections, origin: Origin) -> Connection:
+            turns[-1] += 1
+            raise NoConnection(origin.host)
+
+        def turn() -> None:
+            turns.append(0)
+            loop.call_soon(turn)
+
+        monkeypatch.setattr(Connections, "_dialed", dialed)
+        every = connections(most=4_000)
+        turn()
+        origins = [target_of(f"http://127.0.{n // 250}.{n % 250}:1/").origin for n in range(1_000)]
+        for _ in range(2):
+            tasks = [asyncio.create_task(every.made(origin)) for origin in origins]
+            await asyncio.sleep(0)
+            for given_up in tasks[500:600]:
+                given_up.cancel()
+            await asyncio.wait(tasks)
+            assert max(turns) == module.DIALS_A_TURN
+            assert sum(turns) == 900
+            turns[:] = [0]
+        lone = asyncio.create_task(every.made(origins[0]))
+        await asyncio.sleep(0)
+        assert lone.done(), "who is alone waits for nothing"
+        await asyncio.wait([lone])
+        lone.exception()
+
+    asyncio.run(scene())
+
+
 def test_the_kernel_notices_a_machine_that_is_gone() -> None:
     async def scene() -> None:
         every = connections()
