@@ -24,17 +24,18 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Event = Mapping[str, Any]
+from tests.checked import ABORTED, COMMITTED, Event, Nameless, Transaction
 
-COMMITTED, ABORTED = "committed", "aborted"
 PROBE_LIMIT_S = 15.0
 DAMAGE = ("full disk", "rot", "lost write", "misdirected write")
 """Faults after which the node that they hit may stop by itself, in order: it says why."""
+FAILING = "failing syncs"
+"""Another one: but it may stop for nothing else than the operation that failed."""
 EXPIRED = "transaction_id_expired"
 CRASHED = 70
 """The exit code of a program that something surprised which it does not foresee (EX_SOFTWARE)."""
@@ -71,33 +72,6 @@ def check(history: Iterable[Event]) -> list[Violation]:
     return checker.finish()
 
 
-@dataclass(slots=True)
-class _Transaction:
-    """What is known of an id."""
-
-    bodies: dict[str | None, dict[str, Sequence[Any] | None]] = field(default_factory=dict)
-    """By work: what each participant was asked for, None where that is not written down."""
-    told: dict[str, str] = field(default_factory=dict)
-    """Outcome → who said so first."""
-    answered: dict[str | None, str] = field(default_factory=dict)
-    """Work → outcome that a submit with it was answered."""
-    ended: dict[tuple[str, str], str] = field(default_factory=dict)
-    """(participant, work) → who was told, in its name, that this branch of it is over or never was,
-    when it had not committed."""
-    asking: dict[str | None, int] = field(default_factory=dict)
-    """Work → how many submits of it were not refused."""
-    refused: dict[str | None, str] = field(default_factory=dict)
-    """Work → who refused it, when every submit of it was refused."""
-    votes: dict[tuple[str, str], str] = field(default_factory=dict)
-    """(participant, branch) → the best vote it has given."""
-    effects: dict[tuple[str, str], list[Event]] = field(default_factory=dict)
-    rank: int = 0
-    rank_by_client: dict[str, int] = field(default_factory=dict)
-
-    def committed(self) -> list[Event]:
-        return [e for es in self.effects.values() for e in es if e["effect"] == COMMITTED]
-
-
 _NOTHING_SAID: Event = {"participants": {}, "forgets": False, "complete": False, "ordered": False}
 
 
@@ -108,13 +82,15 @@ class Checker:
         self.violations: list[Violation] = []
         self._at = 0.0
         self._run: Event = _NOTHING_SAID
-        self._transactions: dict[str, _Transaction] = {}
+        self._transactions: dict[str, Transaction] = {}
+        self._nameless = Nameless()
         self._calls: dict[tuple[str, int], tuple[Event, int, int]] = {}
         self._leaders: dict[int, str] = {}
         self._led_s = -math.inf  # when a leader began to lead last
         self._entries: dict[int, tuple[int, str]] = {}
         self._applied: dict[tuple[str, int], int] = {}
         self._excused: dict[str, None] = {}
+        self._failing: dict[str, None] = {}
         self._participants: dict[str, Event] = {}
         self._nodes: dict[str, Event] = {}
         self._unsettled = False
@@ -131,6 +107,8 @@ class Checker:
         if self._run["complete"] and not self._unsettled:
             for id, transaction in self._transactions.items():
                 self._check_end_of(id, transaction)
+            for id in self._nameless.too_many():
+                self._found("I16", id, "a participant is asked, nobody began it")
             self._check_money()
             self._check_replicas()
             self._check_all_read()
@@ -139,8 +117,8 @@ class Checker:
     def _found(self, invariant: str, about: str, text: str) -> None:
         self.violations.append(Violation(invariant, about, self._at, text))
 
-    def _of(self, id: str) -> _Transaction:
-        return self._transactions.setdefault(id, _Transaction())
+    def _of(self, id: str) -> Transaction:
+        return self._transactions.setdefault(id, Transaction())
 
     def _on_run(self, event: Event) -> None:
         self._run = {**_NOTHING_SAID, **event}
@@ -148,7 +126,13 @@ class Checker:
     # --- clients
 
     def _on_invoke(self, event: Event) -> None:
+        if event["id"] is None:
+            self._nameless.submitted(event["work"], event["participants"])
+            self._calls[event["client"], event["op"]] = (event, 0, 0)
+            return
         transaction = self._of(event["id"])
+        if event["call"] == "resolve" and event.get("participant") is not None:
+            transaction.resolving[event["participant"]] = None
         if event["call"] == "submit":
             work = event.get("work")
             transaction.bodies[work] = event["participants"]
@@ -161,6 +145,9 @@ class Checker:
         id, outcome, client = event["id"], event.get("outcome"), event["client"]
         transaction = self._of(id)
         invoked, rank, own = self._calls.pop((client, event["op"]), (event, 0, 0))
+        self._claimed(invoked.get("work"), id)
+        if event["call"] == "resolve" and invoked.get("branch") is not None:
+            transaction.resolved.setdefault(invoked["branch"], invoked["effect"])
         if outcome is not None:
             self._told(id, outcome, f"{event['call']} of {client}")
         if event["call"] == "submit" and outcome is not None:
@@ -179,7 +166,7 @@ class Checker:
                 self._found("I11", id, f"{client} reads {event['state']}, told before: rank {rank}")
         self._seen(transaction, client, now)
 
-    def _inquired(self, transaction: _Transaction, invoked: Event, event: Event) -> None:
+    def _inquired(self, transaction: Transaction, invoked: Event, event: Event) -> None:
         """Who is answered "abort" may let go of the branch: it was no part of a commit to come."""
         name, work = invoked.get("participant"), invoked.get("work")
         if event.get("decision") != "abort" or name is None or work is None:
@@ -187,7 +174,7 @@ class Checker:
         if not any(e["participant"] == name and e["work"] == work for e in transaction.committed()):
             transaction.ended[name, work] = f"{event['call']} of {event['client']}"
 
-    def _check_done(self, id: str, transaction: _Transaction, work: str | None) -> None:
+    def _check_done(self, id: str, transaction: Transaction, work: str | None) -> None:
         """It is told to be finished: every participant has done its part."""
         if not self._run["ordered"]:
             return
@@ -197,10 +184,12 @@ class Checker:
             (work,) = transaction.bodies
         done = {event["participant"] for event in transaction.committed()}
         for name, asked in transaction.bodies[work].items():
+            if name in transaction.resolving or transaction.is_by_hand(name):
+                continue  # that it is over somebody else has said
             if name not in done and _changes(asked):
                 self._found("I4", id, f"told to be finished, and {name} has not committed")
 
-    def _seen(self, transaction: _Transaction, client: str, rank: int) -> None:
+    def _seen(self, transaction: Transaction, client: str, rank: int) -> None:
         transaction.rank = max(transaction.rank, rank)
         own = transaction.rank_by_client.get(client, 0)
         transaction.rank_by_client[client] = max(own, rank)
@@ -210,6 +199,10 @@ class Checker:
         invoked, _, _ = self._calls.pop((event["client"], event["op"]), (event, 0, 0))
         if event["call"] != "submit" or event["error"] == EXPIRED:
             return
+        if event["id"] is None:
+            if (id := self._nameless.refused(invoked["work"])) is not None:
+                self._found("I3", id, f"{invoked['work']} was refused ({event['error']}), and runs")
+            return
         transaction, work = self._of(event["id"]), invoked.get("work")
         transaction.asking[work] = transaction.asking.get(work, 1) - 1
         if not transaction.asking[work]:
@@ -218,12 +211,28 @@ class Checker:
             if any(e.get("work") == work for e in transaction.committed()):
                 self._found("I3", event["id"], f"{by}, and {work} has committed")
 
-    def _check_refused(self, event: Event, transaction: _Transaction) -> None:
+    def _on_info(self, event: Event) -> None:
+        invoked, _, _ = self._calls.pop((event["client"], event["op"]), (event, 0, 0))
+        self._claimed(invoked.get("work"), event["id"])
+
+    def _claimed(self, work: str | None, id: str | None) -> None:
+        """This work goes by this id: of what was asked for without one that is news."""
+        if id is None:
+            return
+        asked = self._nameless.claim(work, id)
+        if asked is not None:
+            transaction = self._of(id)
+            transaction.bodies[work] = asked
+            transaction.asking[work] = 1
+        elif (other := self._nameless.other_id(work, id)) is not None:
+            self._found("I12", id, f"{work} was asked for once, without an id, and is {other}, too")
+
+    def _check_refused(self, event: Event, transaction: Transaction) -> None:
         by = transaction.refused.get(event.get("work"))
         if by is not None:
             self._found("I3", event["id"], f"{by}, and {event['participant']} commits it")
 
-    def _answered(self, id: str, transaction: _Transaction, work: str | None, outcome: str) -> None:
+    def _answered(self, id: str, transaction: Transaction, work: str | None, outcome: str) -> None:
         others = [w for w, o in transaction.answered.items() if o == COMMITTED and w != work]
         if outcome == COMMITTED and others:
             self._found("I12", id, f"{work} and {others[0]} are both answered committed")
@@ -240,7 +249,8 @@ class Checker:
     # --- participants
 
     def _on_prepare(self, event: Event) -> None:
-        if not self._of(event["id"]).bodies and self._run["complete"]:
+        self._claimed(event.get("work"), event["id"])
+        if not self._is_begun(event["id"]):
             self._found("I16", event["id"], f"{event['participant']} is asked, nobody began it")
 
     def _on_commit(self, event: Event) -> None:
@@ -261,6 +271,10 @@ class Checker:
         id, name = event["id"], event["participant"]
         transaction = self._of(id)
         key = (name, event["branch"])
+        self._claimed(event.get("work"), id)
+        if event.get("by_hand"):
+            transaction.by_hand[key] = None
+        by_hand = key in transaction.by_hand
         before = transaction.effects.setdefault(key, [])
         ended = [e["effect"] for e in before if e["effect"] != "prepared"]
         match event["effect"]:
@@ -274,24 +288,29 @@ class Checker:
                     self._found("I7", id, f"{name} commits twice")
                 elif not event.get("held", True):
                     self._found("I7", id, f"{name} commits what it does not hold")
-                self._check_begun(event, transaction)
-                self._check_inquiry(event, transaction)
-                self._check_refused(event, transaction)
-                self._check_votes(event, transaction)
+                self._check_begun(event)
+                if not by_hand:
+                    self._check_inquiry(event, transaction)
+                    self._check_refused(event, transaction)
+                    self._check_votes(event, transaction)
         before.append(event)
         self._check_split(event, transaction)
 
-    def _check_begun(self, event: Event, transaction: _Transaction) -> None:
-        if not transaction.bodies and self._run["complete"]:
+    def _is_begun(self, id: str) -> bool:
+        """Whether somebody has asked for it, or may have."""
+        return bool(self._of(id).bodies) or not self._run["complete"] or self._nameless.may_be(id)
+
+    def _check_begun(self, event: Event) -> None:
+        if not self._is_begun(event["id"]):
             self._found("I16", event["id"], f"{event['participant']} commits it, nobody began it")
 
-    def _check_inquiry(self, event: Event, transaction: _Transaction) -> None:
+    def _check_inquiry(self, event: Event, transaction: Transaction) -> None:
         by = transaction.ended.get((event["participant"], event.get("work", "")))
         if by is not None and self._run["ordered"]:
             text = f"{event['participant']} commits it, and {by} was answered abort before"
             self._found("I6", event["id"], text)
 
-    def _check_invented(self, event: Event, transaction: _Transaction) -> None:
+    def _check_invented(self, event: Event, transaction: Transaction) -> None:
         if event.get("work") is None:
             return
         body = transaction.bodies.get(event["work"])
@@ -304,7 +323,7 @@ class Checker:
             what = f"{event['amount']} on {event['account']}"
             self._found("I16", event["id"], f"{event['participant']} does {what}, asked: {asked}")
 
-    def _check_votes(self, event: Event, transaction: _Transaction) -> None:
+    def _check_votes(self, event: Event, transaction: Transaction) -> None:
         body = transaction.bodies.get(event.get("work"))
         if body is None or not self._run["ordered"]:
             return
@@ -314,11 +333,13 @@ class Checker:
             text = f"{event['participant']} commits without the vote of {', '.join(silent)}"
             self._found("I2", event["id"], text)
 
-    def _check_split(self, event: Event, transaction: _Transaction) -> None:
+    def _check_split(self, event: Event, transaction: Transaction) -> None:
         """Of one body: another one's branches under the same id end for themselves (I12)."""
         id, work = event["id"], event.get("work")
         committed, undone = [], []
-        for (name, _), events in transaction.effects.items():
+        for (name, branch), events in transaction.effects.items():
+            if (name, branch) in transaction.by_hand:
+                continue
             ends = [e for e in events if e["effect"] != "prepared" and e.get("held", True)]
             ends = [e for e in ends if e.get("work") == work]
             if any(e["effect"] == COMMITTED for e in ends):
@@ -358,11 +379,17 @@ class Checker:
     def _on_fault(self, event: Event) -> None:
         if event["kind"] in DAMAGE:
             self._excused[event["target"].split()[0]] = None
+        elif event["kind"] == FAILING:
+            self._failing[event["target"]] = None
 
     def _on_exited(self, event: Event) -> None:
-        excused = event["host"] in self._excused and event["code"] != CRASHED
+        host = event["host"]
+        excused = host in self._excused or (
+            host in self._failing and event["why"].startswith("DiskFailed: cannot sync ")
+        )
+        excused &= event["code"] != CRASHED
         if event["code"] and not excused:
-            self._found("I17", event["host"], f"stopped with {event['code']}: {event['why']}")
+            self._found("I17", host, f"stopped with {event['code']}: {event['why']}")
 
     def _on_unhandled(self, event: Event) -> None:
         self._found("I18", "a program", f"{event['message']}: {event['error']}")
@@ -397,7 +424,7 @@ class Checker:
     def _on_node_end(self, event: Event) -> None:
         self._nodes[event["node"]] = event
 
-    def _check_end_of(self, id: str, transaction: _Transaction) -> None:
+    def _check_end_of(self, id: str, transaction: Transaction) -> None:
         for outcome, by in transaction.told.items():
             for node, event in self._nodes.items():
                 known = event["outcomes"].get(id)
@@ -405,6 +432,12 @@ class Checker:
                     self._found("I4", id, f"{by} said {outcome}, {node} knows nothing of it")
                 elif known not in (None, outcome):
                     self._found("I4", id, f"{by} said {outcome}, {node} has {known}")
+        for branch, effect in transaction.resolved.items():
+            for node, event in self._nodes.items():
+                kept = event.get("by_hand", {}).get(id, {}).get(branch)
+                if "by_hand" in event and kept is None:
+                    text = f"branch {branch} was told to be {effect}, {node} knows nothing of it"
+                    self._found("I4", id, text)
         committed = transaction.committed()
         works = sorted({event["work"] for event in committed if event.get("work") is not None})
         if len(works) > 1:
@@ -414,7 +447,7 @@ class Checker:
             self._found("I1", id, f"{by} said aborted, {committed[0]['participant']} committed")
         self._check_complete(id, transaction, committed)
 
-    def _check_complete(self, id: str, transaction: _Transaction, committed: list[Event]) -> None:
+    def _check_complete(self, id: str, transaction: Transaction, committed: list[Event]) -> None:
         """Committed anywhere, or told so: committed everywhere."""
         works = {event.get("work") for event in committed}
         works |= {work for work, outcome in transaction.answered.items() if outcome == COMMITTED}
@@ -423,16 +456,20 @@ class Checker:
         for work in sorted(works, key=str):
             at = {e["participant"] for e in committed if e.get("work") == work}
             for name, asked in transaction.bodies.get(work, {}).items():
+                if transaction.is_by_hand(name):
+                    continue
                 if name not in at and name in self._participants and _changes(asked):
                     self._found("I1", id, f"committed, and has no effect at {name}")
 
     def _check_money(self) -> None:
         moved: dict[tuple[str, str], int] = {}
+        sum_of_all = 0  # but of what somebody has ended in part as he saw fit
         for transaction in self._transactions.values():
-            for event in transaction.committed():
+            for event in transaction.moved():
                 if event.get("account") is not None:
                     key = (event["participant"], event["account"])
                     moved[key] = moved.get(key, 0) + event["amount"]
+                    sum_of_all += 0 if transaction.by_hand else event["amount"]
         for name, event in self._participants.items():
             for account, balance in event.get("balances", {}).items():
                 due = event["opening"] + moved.get((name, account), 0)
@@ -440,8 +477,8 @@ class Checker:
                     self._found("I13", name, f"{account} has {balance}, its history says {due}")
                 if balance < 0:
                     self._found("I13", name, f"{account} is overdrawn: {balance}")
-        if self._participants and sum(moved.values()):
-            self._found("I13", "all", f"{sum(moved.values())} were made of nothing")
+        if self._participants and sum_of_all:
+            self._found("I13", "all", f"{sum_of_all} were made of nothing")
 
     def _check_replicas(self) -> None:
         by_digest: dict[str, str] = {}

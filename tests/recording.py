@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.checker import ABORTED, COMMITTED, check
+from tests.checked import ABORTED, COMMITTED, check
 
 
 class Recording:

@@ -7,6 +7,9 @@ any beginning is there). What a crash leaves:
 - `kill`: everything that was written; no locks.
 - `lose_power`: of every directory the names up to some point after its last sync; of every file
   the synced bytes, with any sectors of what was written since.
+
+A sync that fails loses what it was to make durable: it is read as long as the machine runs, and no
+later sync brings it to the disk, as the system takes those pages for written.
 """
 
 from __future__ import annotations
@@ -231,8 +234,12 @@ class SimFile:
         self._content.pending.append((size, None))
 
     def sync(self) -> None:
-        self._disk._step("sync", self._path)
         content = self._content
+        try:
+            self._disk._step("sync", self._path)
+        except DiskFailed:
+            content.pending = [change for change in content.pending if change[1] is None]
+            raise
         for offset, piece in content.pending:
             _change(content.durable, offset, piece)
         content.pending = []

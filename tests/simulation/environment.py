@@ -6,12 +6,14 @@ hide another.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 
 from cluster.raft.state import CoreLimits
+from tests.simulation.bounds import draw_bounds
+from tests.simulation.manners import Manners
 from tests.simulation.network import Weather
-from tests.simulation.services import Manners
 
 FAULTS = (
     "kill",
@@ -46,6 +48,10 @@ FAULTS = (
     "proposed",
     "voted",
     "syncing",
+    "asleep",
+    "asleep",
+    "contest",
+    "failing syncs",
     "replay",
     "replay",
     "kill participant",
@@ -62,7 +68,10 @@ FAULTS = (
 stands still, not the process alone: nothing reaches it either. "stall": all nodes stand still
 together, as when the machine below them does. "elected", "proposed", "voted" and "syncing": another
 fault, at the moment in which a node begins to lead, the leader has asked for a prepare, a
-participant has voted, or the leader's disk is at work.
+participant has voted, or the leader's disk is at work. "asleep": a leader stands still from the
+moment in which it has spoken to all, hears their answers when others have been at work, and nothing
+else. "contest": two nodes stand for election together, and votes for one of them come late.
+"failing syncs": a disk takes what is written, and does not sync it.
 """
 
 QUICK_FAULTS = (
@@ -135,11 +144,15 @@ class Environment:
     comes_back: float
     """The share of submissions without an answer that are made once more, a while later."""
     operator: float
+    operator_s: float
+    """The mean pause of one who ends branches one by one; 0: there is none."""
     nonsense: float
     burst: float
     """Shares of what clients do: abort by hand, send what is no request, ask for many at once."""
     manners: Manners
     inquiry_after_s: float
+    bounds: Mapping[str, float]
+    """How much is done in a turn, where it is less than in production (`bounds`)."""
     http_in_bytes: bool
     """aiohttp's own client and server talk over the connections; else messages do, which are parsed
     and written by nobody (`light_server`)."""
@@ -175,6 +188,7 @@ def draw_environment(seed: int) -> Environment:
     # Larger jumps are safe, too, but nothing would be settled for as long.
     jumps = (300, 4_000, 20_000)
     slowly = Random(f"working {seed}")
+    fronts = Random(f"fronts {seed}")
     # Everything of Raft scales with it, and nothing costs as much as heartbeats.
     heartbeat_ms = choice((100, 150, 250, 400))
     least_ms = heartbeat_ms * choice((4, 5))
@@ -237,6 +251,7 @@ def draw_environment(seed: int) -> Environment:
         impatient=choice((0.0, 0.1, 0.4)),
         comes_back=choice((0.0, 0.3, 0.8)),
         operator=choice((0.0, 0.0, 0.3)),
+        operator_s=0.0 if calm or brief else Random(f"operator {seed}").choice((0, 0, 0.15, 0.6)),
         nonsense=choice((0.0, 0.0, 0.1)),
         burst=choice((0.0, 0.0, 0.3)),
         manners=Manners()
@@ -252,8 +267,15 @@ def draw_environment(seed: int) -> Environment:
             duplicate_s=choice((0.1, 3.0, 15.0)),
             working=slowly.choice((0.0, 0.3)),
             working_s=slowly.choice((0.3, 2.0)),
+            gave_up=fronts.choice((0.0, 0.0, 0.05, 0.2)),
+            goes_on_s=fronts.choice((0.5, 3.0, 8.0)),
+            refused_end=fronts.choice((0.0, 0.0, 0.03, 0.1)),
+            refuses_s=fronts.choice((0.0, 0.5, 2.0)),
+            twice=fronts.choice((0.0, 0.1)),
+            twice_s=fronts.choice((0.05, 0.5)),
         ),
         inquiry_after_s=choice((0.1, 0.5, 1.5, 3.0, 6.0)),
+        bounds=draw_bounds(Random(f"bounds {seed}")),
         http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,
     )
 

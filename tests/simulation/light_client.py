@@ -39,7 +39,7 @@ class LightConnection(Connection):
             return
         self._begun = True
         fits = len(answer.body) <= self._limit
-        self._spent |= answer.closes or not fits
+        self._spent |= answer.closes or answer.twice or not fits
         self._reply(Reply(answer.status, answer.headers, answer.body if fits else None))
 
     def _write(self, target: Target, traceparent: str | None, body: bytes) -> None:

@@ -25,6 +25,7 @@ from yarl import URL
 from coordinator import api_requests
 from coordinator.api_connection import Common, Connection, Phase
 from coordinator.http_connection import HttpConnection
+from tests.simulation.manners import TWICE
 from tests.simulation.network import Endpoint
 
 LOG = logging.getLogger(__name__)
@@ -44,12 +45,15 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`closes`: no other request is taken on this connection."""
+    """`closes`: no other request is taken on this connection. `twice`: what follows it at once is
+    the same once more.
+    """
 
     status: int
     headers: CIMultiDict[str]
     body: bytes
     closes: bool
+    twice: bool = False
 
 
 def serving(factory: Callable[[], asyncio.BaseProtocol]) -> Callable[[], asyncio.BaseProtocol]:
@@ -129,16 +133,19 @@ class _AppConnection(BaseProtocol):
 
     async def _handle_all(self) -> None:
         while self._waiting:
-            answer = await self._answer(self._waiting.popleft())
+            answer, again_after_s = await self._answer(self._waiting.popleft())
             endpoint = cast("Endpoint | None", self.transport)
             if endpoint is None:
                 break
             endpoint.send(answer)
+            if again_after_s:
+                asyncio.get_running_loop().call_later(again_after_s, endpoint.send, answer)
             if answer.closes:
                 endpoint.close()
         self._handling = None
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request) -> tuple[Answer, float | None]:
+        """And after how many seconds it comes once more, if it does (0: along with it)."""
         server = self._server
         message = RawRequestMessage(
             request.method,
@@ -166,7 +173,9 @@ class _AppConnection(BaseProtocol):
         body = response.body or b""
         assert isinstance(body, bytes)
         closes = response.headers.get("Connection", "").lower() == "close"
-        return Answer(response.status, response.headers, body, closes)
+        again_after_s = response.get(TWICE)
+        twice = again_after_s == 0.0
+        return Answer(response.status, response.headers, body, closes, twice), again_after_s
 
     def _payload(self, body: bytes) -> StreamReader:
         """A body that has come with its head."""

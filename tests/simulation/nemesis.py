@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from random import Random
-from typing import Any
 
 from tests.simulation.babble import babble
+from tests.simulation.moments import Moments
 from tests.simulation.services import MAX_HEARD
+from tests.simulation.strikes import Heal
 from tests.simulation.world import Host, NodeHost, World
-
-Heal = Callable[[], None]
-Pairs = list[tuple[str, str]]
 
 BRIEF_FAULT_S = 1.5
 """The longest fault where tombstones are kept only briefly: no end of a branch may outlive them."""
@@ -59,6 +55,7 @@ async def rage(world: World) -> None:
     world.healing.clear()
     for node in world.nodes:
         node.disk.wrong = None  # what it was still to do wrong
+    world.asleep = None
     for host in world.hosts:
         host.offset_ms, host.rate = 0.0, 1.0
     world.network.weather = replace(world.network.weather, lost=0.0, reset=0.0)
@@ -66,12 +63,8 @@ async def rage(world: World) -> None:
     world.record("healed")
 
 
-class _Nemesis:
+class _Nemesis(Moments):
     """One strike. Each method returns how its fault ends, or None."""
-
-    def __init__(self, world: World, draw: Random) -> None:
-        self._world = world
-        self._draw = draw
 
     def strike(self, kind: str) -> Heal | None:
         self._world.count(kind)
@@ -105,6 +98,9 @@ class _Nemesis:
             "proposed": lambda: self._wait_for("prepare"),
             "voted": lambda: self._wait_for("vote"),
             "syncing": lambda: self._wait_for("sync"),
+            "asleep": self._asleep,
+            "contest": self._contest,
+            "failing syncs": self._failing_syncs,
             "replay": self._replay,
             "nonsense": self._nonsense,
             "kill participant": lambda: self._down(self._any(self._world.services), power=False),
@@ -115,25 +111,6 @@ class _Nemesis:
             "kill client": lambda: self._down(self._any(self._world.clients), power=False),
         }
         return strikes[kind]()
-
-    def _any(self, hosts: Sequence[Host]) -> Host:
-        return self._draw.choice(hosts)
-
-    def _node(self) -> NodeHost:
-        return self._draw.choice(self._world.nodes)
-
-    def _leader(self) -> NodeHost:
-        return self._world.leader() or self._node()
-
-    def _say(self, kind: str, target: str) -> None:
-        self._world.record("fault", kind=kind, target=target)
-
-    def _down(self, host: Host, *, power: bool) -> None:
-        if isinstance(host, NodeHost) and host.damaged:
-            power = False  # more than one damage to a disk is not always told from a power loss
-        if host.runs:
-            self._say("power" if power else "kill", host.name)
-            self._world.down(host, power=power)
 
     def _flap(self, host: NodeHost, times: int) -> None:
         """Killed so many times, each time soon after the program was started."""
@@ -147,30 +124,12 @@ class _Nemesis:
         at = self._world.loop.now + 0.02 + lives_s
         self._world.network.later(at, self._flap, host, times - 1)
 
-    def _all_down(self, *, power: bool) -> None:
-        for host in self._world.nodes:
-            self._down(host, power=power)
-
     def _terminate(self) -> None:
         host = self._node()
         process = host.process
         if host.runs and host.node is not None and process is not None and not process.paused:
             self._say("terminate", host.name)
             host.node.stop()
-
-    def _stop(self, host: Host) -> Heal | None:
-        process = host.process
-        if process is None or not process.alive or process.paused:
-            return None
-        self._say("stop", host.name)
-        process.paused = True
-
-        def go_on() -> None:
-            if process.alive:
-                self._say("continue", host.name)
-                self._world.loop.resume(process)
-
-        return go_on
 
     def _suspend_leader(self) -> Heal | None:
         """When it wakes up, what comes first may be a question, and nothing that tells the time."""
@@ -199,84 +158,7 @@ class _Nemesis:
 
         return go_on
 
-    # --- at a moment
-
-    def _wait_for(self, event: str) -> None:
-        """The next time that this happens, and a little later, one of the faults that hurt then."""
-        world, draw = self._world, self._draw
-        if world.watch is not None:
-            return
-        delay_s = draw.choice((0.0, 0.001, 0.02)) * draw.random()
-        lasts_s = draw.choice((0.5, 2.0, 6.0)) * draw.random()
-
-        def strike(fields: dict[str, Any]) -> None:
-            if not world.faulty:
-                return
-            heal = draw.choice(self._strikes_at(fields))()
-            if heal is not None:
-                world.healing.append(heal)
-                world.network.later(world.loop.now + lasts_s, over, heal)
-
-        def over(heal: Heal) -> None:
-            if heal in world.healing:
-                world.healing.remove(heal)
-                heal()
-
-        def seen(what: str, fields: dict[str, Any]) -> None:
-            if what == event and (event != "sync" or world.leader() is fields["host"]):
-                world.watch = None
-                world.network.later(world.loop.now + delay_s, strike, fields)
-
-        world.watch = seen
-
-    def _strikes_at(self, event: dict[str, Any]) -> list[Callable[[], Heal | None]]:
-        """What hurts now: something with the leader, all nodes, or the participant in question."""
-        draw, leader = self._draw, self._leader()
-        strikes: list[Callable[[], Heal | None]] = [
-            lambda: self._isolate_from_nodes(leader),
-            lambda: self._isolate_from_nodes(leader),
-            lambda: self._stop(leader),
-            lambda: self._down(leader, power=draw.random() < 0.5),
-            lambda: self._all_down(power=draw.random() < 0.5),
-        ]
-        if "host" in event:  # asleep in the middle of a sync it wakes up late to what went on
-            strikes += [lambda: self._stop(leader)] * 5
-        for host in self._world.services:
-            if host.name == event.get("participant"):
-                pairs = self._both([host], self._world.nodes)
-                strikes += [functools.partial(self._cut, "cut", host.name, pairs)] * 2
-        return strikes
-
-    def _isolate_from_nodes(self, host: Host) -> Heal:
-        """Clients and participants still reach it."""
-        others = [node for node in self._world.nodes if node is not host]
-        return self._cut("isolate", host.name, self._both([host], others))
-
     # --- the network
-
-    def _cut(self, kind: str, target: str, pairs: Pairs) -> Heal:
-        self._say(kind, target)
-        network = self._world.network
-        network.cut(pairs)
-        breaks = self._draw.random() < 0.5  # what the cut held up never arrives
-
-        def mend() -> None:
-            self._say("mend", target)
-            network.mend(pairs)
-            if breaks:
-                for endpoint in network.endpoints():
-                    if (endpoint.machine.name, endpoint.peer.machine.name) in pairs:
-                        endpoint.reset()
-                return
-            for host in self._world.services:  # or some of what it held up arrives twice
-                if any(host.name in pair for pair in pairs):
-                    host.replay(5)
-
-        return mend
-
-    def _both(self, some: Sequence[Host], others: Sequence[Host]) -> Pairs:
-        pairs = [(a.name, b.name) for a in some for b in others]
-        return pairs + [(b, a) for a, b in pairs]
 
     def _isolate(self, host: Host) -> Heal:
         everybody = self._world.hosts if self._draw.random() < 0.5 else self._world.nodes
@@ -408,6 +290,28 @@ class _Nemesis:
             host.full = False
 
         return mend
+
+    def _failing_syncs(self) -> Heal | None:
+        """The node stops, again at each of its starts, and perhaps its machine soon after it: what
+        it has acknowledged is there all the same.
+        """
+        host = self._node()
+        if host.sick or host.damaged:
+            return None
+        self._say("failing syncs", host.name)
+        host.sick = True
+        if self._draw.random() < 0.6:
+            at = self._world.loop.now + self._draw.choice((0.3, 1.0, 3.0)) * self._draw.random()
+            self._world.network.later(at, self._lose_power, host)
+
+        def mend() -> None:
+            host.sick = False
+
+        return mend
+
+    def _lose_power(self, host: NodeHost) -> None:
+        if self._world.faulty:
+            self._down(host, power=True)
 
     def _slow_disk(self) -> Heal | None:
         """Every job of one node's threads takes much longer."""

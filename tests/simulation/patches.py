@@ -10,6 +10,8 @@
 | `participant_connections.Connection` | the same | the same |
 | `aiohttp.connector.monotonic` | the loop's clock | idle connections age by it |
 | `cluster.raft.snapshots.time` | a pause that is none | there are no threads to let in |
+| `RaftCore` speaking, standing for election | the same, and the nemesis is told | its moments |
+| bounds of what is done in a turn | small ones, in some seeds (`BOUNDS`) | they are never reached |
 
 Nothing of the project's own logic is among them.
 """
@@ -20,7 +22,7 @@ import functools
 import random
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -30,8 +32,10 @@ import aiohttp
 import cluster.raft.snapshots
 import coordinator.participant_connection
 import coordinator.participant_connections
+import coordinator.table
 from cluster.raft.core import RaftCore
 from cluster.raft.state import Role
+from tests.simulation.bounds import BOUNDS
 from tests.simulation.environment import Environment
 from tests.simulation.light_client import LightConnection, LightConnector, LightSession
 from tests.simulation.light_server import serving
@@ -72,6 +76,7 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
         host, port = addr_infos[0][4][:2]
         return await network.connect(host, port)
 
+    speak = RaftCore.speak
     apply = RaftCore._SyncObj__doApplyCommand
     set_state = RaftCore._SyncObj__setState
 
@@ -85,8 +90,18 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
     def state_set(core: RaftCore, state: int) -> None:
         set_state(core, state)
         process = PROCESS.get()
-        if core.role is Role.LEADER and process is not None:
+        if process is None:
+            return
+        if core.role is Role.LEADER:
             process.owner.world.became_leader(core.node, core.term)
+        elif core.role is Role.CANDIDATE:
+            process.owner.world.happened("stands", process.owner)
+
+    def spoke(core: RaftCore) -> None:
+        speak(core)
+        process = PROCESS.get()
+        assert process is not None
+        process.owner.world.happened("spoke", process.owner)
 
     state_before = random.getstate()
     random.seed(environment.seed)
@@ -99,6 +114,8 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
             patch.object(coordinator.participant_connection, "select", _Select(network)),
             patch.object(RaftCore, "_SyncObj__doApplyCommand", applied),
             patch.object(RaftCore, "_SyncObj__setState", state_set),
+            patch.object(RaftCore, "speak", spoke),
+            _bounded(environment),
         ):
             yield
     finally:
@@ -117,6 +134,17 @@ def _http(network: SimNetwork, *, in_bytes: bool) -> Iterator[None]:
         patch.object(aiohttp, "TCPConnector", LightConnector),
         patch.object(coordinator.participant_connections, "Connection", LightConnection),
     ):
+        yield
+
+
+@contextmanager
+def _bounded(environment: Environment) -> Iterator[None]:
+    """A turn does what the environment says; the same on all nodes."""
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(coordinator.table, "BLOCK", environment.block))
+        for module, name, _ in BOUNDS:
+            if name in environment.bounds:
+                stack.enter_context(patch.object(module, name, environment.bounds[name]))
         yield
 
 

@@ -22,20 +22,19 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
-from unittest.mock import patch
 
 from aiohttp import web_app
 
-import coordinator.table
 from tests.checker import Violation, check
 from tests.simulation.environment import Environment, draw_environment
 from tests.simulation.ledger import OPENING_BALANCE
 from tests.simulation.loop import Stuck
 from tests.simulation.nemesis import rage
+from tests.simulation.operators import Operator
 from tests.simulation.patches import patched
 from tests.simulation.services import ACCOUNTS
 from tests.simulation.workload import Load, User
-from tests.simulation.world import ClientHost, World
+from tests.simulation.world import ClientHost, Host, World
 
 PROBES = 3
 PROBE_S = 15.0
@@ -77,10 +76,7 @@ def run_seed(
         world = World(environment, verbose=verbose)
         if change is not None:
             change(world)
-        with (
-            patched(world.network, environment),
-            patch.object(coordinator.table, "BLOCK", environment.block),
-        ):
+        with patched(world.network, environment):
             _run(world)
         result = _result(world, keeps=keep_history)
         with _unheard():
@@ -171,6 +167,12 @@ async def _whole(world: World) -> None:
     for host in world.hosts:
         host.start()
     await world.led.wait()
+    if world.environment.operator_s:
+        operator = ClientHost(world, "operator", "127.0.3.201", Operator(load).program)
+        world.network.add(operator)
+        operator.start()
+    if world.environment.bounds:
+        world.count("seeds with small bounds")
     await rage(world)
     for host in world.hosts:
         host.start()
@@ -284,11 +286,22 @@ async def _finish(world: World, load: Load) -> None:
         for chunk in machine.chunks(machine.view()):
             digest.update(chunk)
         outcomes = {}
+        by_hand = {}
         for id in load.bodies:
             transaction = machine.get(id)
-            if transaction is not None and transaction.outcome is not None:
-                outcomes[id] = "committed" if transaction.outcome.value == "commit" else "aborted"
-        world.record("node_end", node=host.name, digest=digest.hexdigest(), outcomes=outcomes)
+            if transaction is None or transaction.outcome is None:
+                continue
+            outcomes[id] = "committed" if transaction.outcome.value == "commit" else "aborted"
+            said = {r.branch_id: r.effect for r in transaction.resolutions if r.branch_id}
+            if said:
+                by_hand[id] = said
+        world.record(
+            "node_end",
+            node=host.name,
+            digest=digest.hexdigest(),
+            outcomes=outcomes,
+            by_hand=by_hand,
+        )
 
 
 @contextmanager
@@ -308,8 +321,8 @@ def _quiet() -> Iterator[None]:
 
 def _bury(world: World) -> None:
     """Let go of everything; what then still wants to speak is not listened to."""
-    for host in world.hosts:
-        if host.process is not None:
+    for host in world.network.machines.values():
+        if isinstance(host, Host) and host.process is not None:
             host.process.alive = False
     world.record = _deaf  # type: ignore[method-assign]
     world._kept.clear()

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 from typing import Any, TypeVar
 
@@ -24,10 +24,18 @@ from participants.branch import End, State
 from participants.contract import Operation, Vote
 from participants.endpoints import Reply
 from participants.memory_store import MemoryStore, MemoryTable
-from participants.messages import Prepare, Received, read_end, read_prepare, read_time_ms
+from participants.messages import (
+    EndBranch,
+    Prepare,
+    Received,
+    read_end,
+    read_prepare,
+    read_time_ms,
+)
 from participants.sdk import Participant, ParticipantSettings, Refused
 from participants.store import BranchRecord, LocalTransaction
 from tests.simulation.ledger import Ledger, hold, open_accounts, settle
+from tests.simulation.manners import Manners
 
 R = TypeVar("R")
 Note = Callable[..., None]
@@ -38,23 +46,6 @@ ACCOUNTS = ("a", "b", "c", "d", "probe")
 MAX_HEARD = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Manners:
-    """How a service behaves beside its contract; shares of its calls."""
-
-    slow: float = 0.0
-    slow_s: float = 0.0
-    error: float = 0.0
-    lost_answer: float = 0.0
-    garbage: float = 0.0
-    hanging: float = 0.0
-    duplicate: float = 0.0
-    duplicate_s: float = 0.0
-    working: float = 0.0
-    working_s: float = 0.0
-    """A plain one answers a prepare "still working", and has done it so long after at most."""
-
-
 class SimStore(MemoryStore):
     """A memory that outlives its process. See the file's docstring."""
 
@@ -63,7 +54,10 @@ class SimStore(MemoryStore):
         self.note: Note = _ignore
         self.heard: deque[tuple[float, Any]] = deque(maxlen=MAX_HEARD)
         """Messages that were received, and when: what a network may bring once more."""
+        self.deeds: dict[tuple[str, str], str] = {}
+        """(id, branch) → its effect, of those that were ended by hand."""
         self._noted: list[dict[str, Any]] = []
+        self._is_by_hand = False
 
     def hear(self, message: Any) -> None:
         self.heard.append((asyncio.get_running_loop().time(), message))
@@ -125,7 +119,19 @@ class SimStore(MemoryStore):
         fields: dict[str, Any] = {"id": id, "branch": branch, "effect": state.value, "held": held}
         for name in ("account", "amount", "work"):
             fields[name] = None if payload is None else payload.get(name)
+        if self._is_by_hand:
+            self.deeds[id, branch] = state.value
+            fields["by_hand"] = True
         self._noted.append(fields)
+
+    @contextmanager
+    def by_hand(self) -> Iterator[None]:
+        """What happens meanwhile is somebody's own doing."""
+        self._is_by_hand = True
+        try:
+            yield
+        finally:
+            self._is_by_hand = False
 
     def in_doubt_now(self) -> list[str]:
         """Branches prepared, of either kind of service: `id/branch`."""
@@ -190,10 +196,24 @@ class SdkService(Participant[MemoryTable]):
         for message in self._heard.once_more(draw, count, youngest_s):
             await self._receive([message])
 
+    async def end_by_hand(self, id: str, branch: str, *, commit: bool) -> None:
+        """Somebody ends a prepared branch who is no coordinator."""
+        message = EndBranch(id, branch, End.COMMIT if commit else End.ROLLBACK)
+
+        def work(local: LocalTransaction[MemoryTable]) -> None:
+            if f"{id}/{branch}" in self._heard.in_doubt_now():
+                with self._heard.by_hand():
+                    self._end(message, local)
+
+        await self._heard.perform([work])
+
     async def _receive(self, messages: Sequence[Received]) -> list[Reply]:
         for message in messages:
-            what = "prepare" if isinstance(message, Prepare) else message.end.name.lower()
-            self._note(what, id=message.transaction_id, branch=message.branch_id)
+            if isinstance(message, Prepare):
+                what, work = "prepare", {"work": message.payload["work"]}
+            else:
+                what, work = message.end.name.lower(), {}
+            self._note(what, id=message.transaction_id, branch=message.branch_id, **work)
         replies = await super().receive(messages)
         for message, reply in zip(messages, replies, strict=True):
             if isinstance(message, Prepare) and "vote" in reply.body:
@@ -222,6 +242,7 @@ class PlainService:
         random: Random,
         manners: Manners,
         faulty: Callable[[], bool],
+        count: Callable[[str], None],
     ) -> None:
         self._store = store
         self._now_ms = now_ms
@@ -229,7 +250,9 @@ class PlainService:
         self._draw = random
         self._manners = manners
         self._faulty = faulty
+        self._count = count
         self._working: dict[str, asyncio.Task[None]] = {}
+        self._again: set[asyncio.Task[None]] = set()
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -246,10 +269,34 @@ class PlainService:
         message = await request.json()
         if operation is not Operation.PREPARE:  # which is sent once: it promises no more
             self._store.hear((operation, message))
+            share = self._manners.duplicate
+            if share and self._draw.random() < share:
+                self._do_twice(operation, message)
         elif self._is_still_working(message):
             return web.Response(status=202)
         answer = await self._carry_out(operation, message)
         return web.Response(body=answer, content_type="application/json")
+
+    def _do_twice(self, operation: Operation, message: Any) -> None:
+        """An end that came once is carried out again later."""
+        self._count("ends done twice by a plain service")
+        again = asyncio.create_task(self._carry_out_late(operation, message))
+        self._again.add(again)
+        again.add_done_callback(self._again.discard)
+
+    async def _carry_out_late(self, operation: Operation, message: Any) -> None:
+        await asyncio.sleep(self._draw.random() * self._manners.duplicate_s)
+        await self._carry_out(operation, message)
+
+    async def end_by_hand(self, id: str, branch: str, *, commit: bool) -> None:
+        """As `SdkService.end_by_hand`."""
+
+        def work(_: LocalTransaction[MemoryTable]) -> None:
+            if f"branch {id}/{branch}" in self._store.table:
+                with self._store.by_hand():
+                    self._end(id, branch, commit=commit)
+
+        await self._store.perform([work])
 
     def _is_still_working(self, message: Any) -> bool:
         """Whether this prepare is being done; it may begin to be."""
@@ -257,7 +304,7 @@ class PlainService:
         key, share = f"{id}/{branch}", self._manners.working
         begun = key in self._working
         if begun or (share and self._faulty() and self._draw.random() < share):
-            self._store.note("prepare", id=id, branch=branch)
+            self._note(Operation.PREPARE, message)
             if not begun:
                 work = self._work(message, self._draw.random() * self._manners.working_s)
                 self._working[key] = asyncio.create_task(work)
@@ -272,7 +319,7 @@ class PlainService:
     async def _carry_out(self, operation: Operation, message: Any) -> bytes:
         id, branch = read_end(message)
         store = self._store
-        store.note(str(operation), id=id, branch=branch)
+        self._note(operation, message)
 
         def work(_: LocalTransaction[MemoryTable]) -> bytes:
             if operation is Operation.PREPARE:
@@ -286,6 +333,12 @@ class PlainService:
             vote = Vote.YES if answer == b"true" else Vote.NO
             store.note("vote", id=id, branch=branch, vote=vote.value)
         return answer
+
+    def _note(self, operation: Operation, message: Any) -> None:
+        id, branch = read_end(message)
+        prepares = operation is Operation.PREPARE
+        work = {"work": message["payload"]["work"]} if prepares else {}
+        self._store.note(str(operation), id=id, branch=branch, **work)
 
     async def replay(self, draw: Random, count: int, youngest_s: float) -> None:
         """As `SdkService.replay`."""
@@ -322,68 +375,3 @@ class PlainService:
         if self._remembers:
             table[f"ended {key}"] = True
         return b""
-
-
-# --- what gets in between -------------------------------------------------------------------------
-
-HANGS_S = 30.0
-_STATUSES = (200, 202, 302, 307, 400, 403, 404, 418, 425, 429, 500, 503, 599)
-_BODIES = (
-    b"",
-    b"<html>ok</html>",
-    b'{"vote": "y',
-    b"[]",
-    b"null",
-    b'"yes"',
-    b"\xff\xfe\x00",
-    b'{"vote": ["yes"]}',
-    b'{"vote": "yes", "transaction_id": "another"}',
-    b'{"transaction_id": 7, "state": "committed"}',
-    b'{"results": [{}, 1]}',
-    b"[" * 3_000,
-    b"x" * 100_000,
-)
-"""None of them says yes or no to a prepare: a participant that lies about that breaks the contract.
-
-A 2xx acknowledges an end, whatever its body is; it was carried out before this came in its place.
-"""
-
-
-def _nonsense(draw: Random) -> web.Response:
-    return web.Response(
-        status=draw.choice(_STATUSES),
-        body=draw.choice(_BODIES),
-        content_type=draw.choice(("application/json", "text/html")),
-    )
-
-
-def with_manners(
-    application: web.Application, manners: Manners, draw: Random, faulty: Callable[[], bool]
-) -> web.Application:
-    """The application behind something that, while `faulty`, is slow, fails and garbles answers."""
-
-    @web.middleware
-    async def between(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        if not faulty():
-            return await handler(request)
-        if manners.slow and draw.random() < manners.slow:
-            await asyncio.sleep(draw.random() * manners.slow_s)
-        if manners.error and draw.random() < manners.error:
-            return web.Response(status=draw.choice((500, 502, 503, 504)), text="no")
-        response = await handler(request)
-        if manners.hanging and draw.random() < manners.hanging:
-            await asyncio.sleep(HANGS_S)
-        if manners.lost_answer and draw.random() < manners.lost_answer:
-            if request.transport is not None:
-                request.transport.abort()
-        elif response.status == 202:
-            return response  # an error in its place would say that the work is over
-        elif manners.garbage and draw.random() < manners.garbage:
-            return _nonsense(draw)
-        return response
-
-    if manners != Manners():
-        application.middlewares.append(between)
-    return application

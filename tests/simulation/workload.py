@@ -7,51 +7,20 @@ done) or `info` (perhaps done, perhaps still to be done).
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable
 from random import Random
 from typing import Any
 
 from cluster.client.answers import ClientError, Expired, Refused, Transaction, UnknownTransaction
 from cluster.client.async_client import Client
-from cluster.client.calls import HttpAnswer, NoAnswer
 from coordinator.api_shapes import read_submission
+from tests.simulation.raw_requests import RawRequests
 from tests.simulation.services import ACCOUNTS
+from tests.simulation.sessions import Body, told_of
 from tests.simulation.world import EPOCH_MS, ClientHost, ServiceHost, World
 
 MAX_PARALLEL = 4
 MAX_READS = 6
-READ_S = 20.0
-"""How long a direct read waits: longer than a node that was stopped sleeps."""
-Body = dict[str, Any]
-
-
-NONSENSE: tuple[tuple[str, str, bytes | None], ...] = (
-    ("POST", "/v1/transactions", b"{"),
-    ("POST", "/v1/transactions", b"\xff\x00"),
-    ("POST", "/v1/transactions", b"[]"),
-    ("POST", "/v1/transactions", b"null"),
-    ("POST", "/v1/transactions", b"[" * 20_000),
-    ("POST", "/v1/transactions", b'{"participants": [], "id": "x"}'),
-    ("POST", "/v1/transactions", b'{"participants": {"name": 1}, "id": "x"}'),
-    (
-        "POST",
-        "/v1/transactions",
-        b'{"participants": [{"name": "a", "url": "file:///"}], "id": "x"}',
-    ),
-    ("POST", "/v1/transactions", b'{"id": 7, "participants": [{"name": "a"}]}'),
-    ("POST", "/v1/transactions", b'{"id": "x", "timeout_ms": 1e400, "participants": []}'),
-    ("POST", "/v1/transactions", b'{"transactions": 7}'),
-    ("POST", "/v1/transactions/x/resolve", b'{"outcome": "commit"}'),
-    ("POST", "/v1/transactions/x/resolve", b'{"outcome": ["abort"], "actor": 1, "reason": null}'),
-    ("POST", "/v1/transactions/x/commit", b"{}"),
-    ("GET", "/v1/transactions/x?wait_ms=-1", None),
-    ("GET", "/v1/transactions/x/decision", None),
-    ("GET", "/v1/transactions?limit=abc", None),
-    ("GET", "/v1/nothing", None),
-    ("DELETE", "/v1/transactions/x", None),
-)
-"""Method, path and body of requests without sense."""
 
 
 class Load:
@@ -155,26 +124,18 @@ class Load:
         return [{"name": service.name, "url": service.url, "payload": payload}]
 
 
-class User:
+class User(RawRequests):
     """Whoever asks, at one client."""
-
-    def __init__(self, load: Load, host: ClientHost, library: Client, draw: Random) -> None:
-        self._load = load
-        self._world = load.world
-        self._host = host
-        self._library = library
-        self._draw = draw
-        self._session = f"{host.name}.{host.starts}"
 
     async def act(self) -> None:
         """One thing that clients do."""
-        draw, environment = self._draw, self._world.environment
-        known = list(self._load.bodies)
+        draw, environment = self._draw, self.world.environment
+        known = list(self.load.bodies)
         kind = draw.random()
         if draw.random() < environment.nonsense:
             await self.nonsense()
-        elif draw.random() < environment.other_body and self._load.unknown:
-            await self.use_again(draw.choice(self._load.unknown[-3:]))
+        elif draw.random() < environment.other_body and self.load.unknown:
+            await self.use_again(draw.choice(self.load.unknown[-3:]))
         elif draw.random() < environment.burst:
             await asyncio.gather(*(self.submit(self.new_body()) for _ in range(8)))
         elif kind < 0.15 and known:
@@ -187,35 +148,37 @@ class User:
             await self.submit_many([self.new_body() for _ in range(draw.randint(2, 4))])
         elif kind < 0.33:
             await self.list()
+        elif kind < 0.38:
+            await self.submit_nameless()
         else:
             await self.transfer()
 
     async def transfer(self) -> None:
         """A new transaction; perhaps asked for twice, perhaps with another body beside it."""
-        draw, environment = self._draw, self._world.environment
+        draw, environment = self._draw, self.world.environment
         body = self.new_body()
         calls: list[Awaitable[Any]] = [self.submit_and_come_back(body)]
         if draw.random() < environment.repeat:
             calls.append(self.submit({**body, "wait": "decision"}, after_s=draw.random()))
         if draw.random() < environment.other_body:
-            other = self._load.new_body(draw, body["id"])
+            other = self.load.new_body(draw, body["id"])
             calls.append(self.submit(other, after_s=draw.random() / 5))
         if draw.random() < environment.operator:
             after_s = draw.choice((0.01, 0.1, 1.0)) * draw.random()
             calls.append(self.abort_by_hand(body["id"], after_s=after_s))
-            after_s *= 2 * self._world.draw("retry").random()
+            after_s *= 2 * self.world.draw("retry").random()
             calls.append(self.retry(body["id"], after_s=after_s))
         await asyncio.gather(*calls)
 
     def new_body(self) -> Body:
-        body = self._load.new_body(self._draw, self.new_id())
-        self._load.bodies[body["id"]] = body
+        body = self.load.new_body(self._draw, self.new_id())
+        self.load.bodies[body["id"]] = body
         return body
 
     def new_id(self) -> str:
-        if not self._world.environment.forgets and self._draw.random() < 0.2:
+        if not self.world.environment.forgets and self._draw.random() < 0.2:
             return f"own-{self._draw.getrandbits(40):x}"
-        return self._library._new_id()
+        return self.library._new_id()
 
     # --- calls
 
@@ -224,10 +187,10 @@ class User:
     ) -> Transaction | None:
         if after_s:
             await asyncio.sleep(after_s)
-        call = self._invoke("submit", body["id"], **_told(body))
+        call = self.invoke("submit", body["id"], **told_of(body))
         try:
             deadline_s = deadline_s or self._deadline_s()
-            answer = await self._library.submit_body(body, deadline=deadline_s)
+            answer = await self.library.submit_body(body, deadline=deadline_s)
         except Refused as error:
             call.failed(error)
         except ClientError as error:
@@ -238,10 +201,10 @@ class User:
         return None
 
     async def submit_many(self, bodies: list[Body]) -> None:
-        calls = [self._invoke("submit", body["id"], **_told(body)) for body in bodies]
+        calls = [self.invoke("submit", body["id"], **told_of(body)) for body in bodies]
         entries = [{k: v for k, v in body.items() if k != "wait"} for body in bodies]
         try:
-            answers = await self._library.submit_many(entries, deadline=self._deadline_s())
+            answers = await self.library.submit_many(entries, deadline=self._deadline_s())
         except ClientError as error:
             for call in calls:
                 call.unknown(error)
@@ -256,10 +219,10 @@ class User:
 
     async def ask(self, id: str, *, stale: bool = False) -> Transaction | None:
         stale = stale or self._draw.random() < 0.2
-        call = self._invoke("get", id, stale=stale)
+        call = self.invoke("get", id, stale=stale)
         try:
             wait_ms = self._draw.choice((None, None, 300))
-            answer = await self._library.get(id, wait_ms=wait_ms, stale=stale, deadline=5.0)
+            answer = await self.library.get(id, wait_ms=wait_ms, stale=stale, deadline=5.0)
         except (UnknownTransaction, Expired):
             call.unheard_of()
         except ClientError as error:
@@ -269,38 +232,14 @@ class User:
             return answer
         return None
 
-    async def read(self) -> None:
-        """Ask one node, rather another than the leader, and wait for its own answer: about one
-        transaction as it is, or as it is when it has ended or a while is over, or for the latest.
-
-        One that was asleep, or cut off, and believes that it leads, must not answer from the past.
-        """
-        told, known = self._load.told, list(self._load.bodies)
-        if not told:
-            return
-        id = self._draw.choice(told[-3:] if self._draw.random() < 0.5 else known[-6:])
-        nodes = self._world.nodes
-        if self._draw.random() < 0.7:
-            nodes = [node for node in nodes if node.settings.api.url != self._library.leader]
-        node = self._draw.choice(nodes)
-        call = self._invoke("get", id, stale=False, node=node.name)
-        how = self._world.draw("how to read").choice((f"/{id}", f"/{id}?wait_ms=300", "?limit=20"))
-        url = f"{node.settings.api.url}/v1/transactions{how}"
-        try:
-            answer = await self._library._exchange.send("GET", url, None, READ_S)
-        except NoAnswer as error:
-            call.end("info", error=str(error)[:80])
-            return
-        call.read(answer)
-
     async def submit_and_come_back(self, body: Body) -> None:
         """Hears nothing, and comes back: with the same, as it should, or with something else."""
-        draw, environment = self._draw, self._world.environment
+        draw, environment = self._draw, self.world.environment
         answer = await self.submit(body)
         if answer is None and draw.random() < environment.other_body:
             await asyncio.sleep(draw.random() * 3.0)
             await self.use_again(body["id"])
-        while answer is None and self._world.faulty and draw.random() < environment.comes_back:
+        while answer is None and self.world.faulty and draw.random() < environment.comes_back:
             # When others come, too: a new leader is there, or participants ask what they are to do.
             after_s = draw.choice((0.1, 1.0, 2.0 * environment.inquiry_after_s)) * draw.random()
             answer = await self.submit(body, after_s=after_s)
@@ -309,28 +248,28 @@ class User:
         """Ask for other work under an id of which nothing was heard, perhaps of the same ones."""
         chosen: list[ServiceHost] | None = None
         if self._draw.random() < 0.7:
-            before = [entry["name"] for entry in self._load.bodies[id]["participants"]]
-            services = {service.name: service for service in self._world.services}
+            before = [entry["name"] for entry in self.load.bodies[id]["participants"]]
+            services = {service.name: service for service in self.world.services}
             chosen = [services[name] for name in before]
-        await self.submit(self._load.new_body(self._draw, id, chosen))
+        await self.submit(self.load.new_body(self._draw, id, chosen))
 
     async def ask_again(self, id: str) -> None:
         """What was asked for long ago: the same body once more, or what a participant would ask."""
         if self._draw.random() < 0.6:
-            await self.submit(self._load.bodies[id])
+            await self.submit(self.load.bodies[id])
             return
-        await self.inquire(self._load.bodies[id])
+        await self.inquire(self.load.bodies[id])
         await self.ask(id)
 
     async def inquire(self, body: Body) -> str | None:
         """Ask what a participant that holds its branch prepared would ask; the answer, if any."""
         number, entry = self._draw.choice(list(enumerate(body["participants"], 1)))
-        call = self._invoke(
+        call = self.invoke(
             "decision", body["id"], participant=entry["name"], work=entry["payload"]["work"]
         )
         try:
-            decision = await self._library.decision(
-                body["id"], str(number), self._load.fingerprint(body), deadline=5.0
+            decision = await self.library.decision(
+                body["id"], str(number), self.load.fingerprint(body), deadline=5.0
             )
         except ClientError as error:
             call.unknown(error)
@@ -341,9 +280,9 @@ class User:
     async def abort_by_hand(self, id: str, *, after_s: float = 0.0) -> None:
         """An operator loses patience."""
         await asyncio.sleep(after_s)
-        call = self._invoke("resolve", id)
+        call = self.invoke("resolve", id)
         try:
-            answer = await self._library.resolve(
+            answer = await self.library.resolve(
                 id, actor=self._session, reason="it takes too long", outcome="abort", deadline=5.0
             )
         except Refused as error:
@@ -356,30 +295,15 @@ class User:
     async def retry(self, id: str, *, after_s: float) -> None:
         """An operator has participants called at once, before and after somebody aborts it."""
         await asyncio.sleep(after_s)
-        call = self._invoke("retry", id)
+        call = self.invoke("retry", id)
         try:
-            answer = await self._library.retry(id, deadline=5.0)
+            answer = await self.library.retry(id, deadline=5.0)
         except UnknownTransaction:
             call.unheard_of()
         except ClientError as error:
             call.unknown(error)
         else:
             call.answered(answer)
-
-    async def nonsense(self) -> None:
-        """A request that no node can obey (I18)."""
-        draw = self._draw
-        node = draw.choice(self._world.nodes)
-        method, path, body = draw.choice(NONSENSE)
-        url = node.settings.api.url + path
-        try:
-            answer = await self._library._exchange.send(method, url, body, 5.0)
-        except NoAnswer:
-            return
-        # Who does not lead may send everything on to who does, looked at or not.
-        if answer.status not in (307, 503):
-            where = f"{method} {path}"
-            self.record("bad_input", node=node.name, to=where, status=answer.status, alive=True)
 
     async def inquire_and_begin(self) -> None:
         """Presumed abort: what was answered "abort" because nobody knew it never commits.
@@ -397,78 +321,11 @@ class User:
 
     async def list(self) -> None:
         try:
-            await self._library.list(limit=5, deadline=3.0)
+            await self.library.list(limit=5, deadline=3.0)
         except ClientError:
             return
 
     def _deadline_s(self) -> float:
-        if self._draw.random() < self._world.environment.impatient:
+        if self._draw.random() < self.world.environment.impatient:
             return self._draw.choice((0.05, 0.2, 0.5))
         return self._draw.choice((3.0, 10.0, 20.0))
-
-    def _invoke(self, call: str, id: str, **fields: Any) -> _Call:
-        self._load.operations += 1
-        return _Call(self, self._load.operations, call, id, fields)
-
-    def record(self, event: str, **fields: Any) -> None:
-        process = self._host.process
-        if process is not None and process.alive:
-            self._world.record(event, client=self._session, **fields)
-
-
-class _Call:
-    """One call in the history."""
-
-    def __init__(self, user: User, number: int, call: str, id: str, fields: Body) -> None:
-        self._user = user
-        self._number = number
-        self._id = id
-        self._call = call
-        user.record("invoke", op=number, call=call, id=id, **fields)
-
-    def answered(self, answer: Transaction) -> None:
-        self.end("ok", outcome=answer.outcome, state=answer.state)
-        if self._call == "submit" and answer.outcome is not None:
-            self._user._world.count(answer.outcome)
-            self._user._load.told.append(self._id)
-
-    def failed(self, error: Refused) -> None:
-        self.end("fail", error=error.code)
-        self._user._world.count("refused")
-
-    def unknown(self, error: ClientError) -> None:
-        self.end("info", error=type(error).__name__)
-        if self._call == "submit":
-            self._user._world.count("unknown")
-            self._user._load.unknown.append(self._id)
-
-    def read(self, answer: HttpAnswer) -> None:
-        """What one node said by itself; only 200 and 404 say anything."""
-        if answer.status == 404:
-            self.unheard_of()
-        elif answer.status == 200:
-            told = json.loads(answer.body)
-            listed = {row["id"]: row for row in told.get("transactions", [told])}
-            row = listed.get(self._id)
-            if row is None:
-                self.end("info", error="not on this page")
-            else:
-                self.end("ok", outcome=row["outcome"], state=row["state"])
-        else:
-            self.end("info", error=str(answer.status))
-
-    def unheard_of(self) -> None:
-        self.end("ok", outcome=None, state="unknown")
-
-    def end(self, event: str, **fields: Any) -> None:
-        self._user.record(event, op=self._number, call=self._call, id=self._id, **fields)
-
-
-def _told(body: Body) -> Body:
-    """What history keeps of a body."""
-    participants = {
-        entry["name"]: [entry["payload"][k] for k in ("account", "amount", "vote")]
-        for entry in body["participants"]
-    }
-    work = body["participants"][0]["payload"]["work"]
-    return {"participants": participants, "work": work}

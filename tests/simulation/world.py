@@ -12,7 +12,7 @@ import hashlib
 import math
 import traceback
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +43,9 @@ from participants.sdk import ParticipantSettings
 from tests.simulation.disk import SimDisk
 from tests.simulation.environment import Environment
 from tests.simulation.loop import PROCESS, Process, SimLoop
+from tests.simulation.manners import Front
 from tests.simulation.network import Machine, SimNetwork
-from tests.simulation.services import PlainService, SdkService, SimStore, with_manners
+from tests.simulation.services import PlainService, SdkService, SimStore
 
 EPOCH_MS = 1_750_000_000_000
 """The wall clock at the beginning of every run."""
@@ -139,6 +140,8 @@ class NodeHost(Host):
         self.node: Node | None = None
         self.bootstrapped = False
         self.full = False
+        self.sick = False
+        """Its disk takes what is written, and does not sync it."""
         self.slow_s = 0.0
         self.rotten = ""
         """What is wrong with its disk, since a fault made it so."""
@@ -210,8 +213,11 @@ class NodeHost(Host):
         world = self.world
         if self.full and operation in ("write", "create", "make"):
             raise DiskFailed(operation, path, "No space left on device")
-        if operation == "sync" and world.watch is not None:
-            world.watch(operation, {"host": self})
+        if operation == "sync":
+            if self.sick:
+                world.count("syncs that failed")
+                raise DiskFailed(operation, path, "Input/output error")
+            world.happened(operation, self)
         point = world.environment.crash_point
         if point and world.faulty and world.draw("crash point").random() < point:
             power = world.draw("crash point").random() < 0.5
@@ -265,10 +271,17 @@ class ServiceHost(Host):
                 random=Random(f"working {environment.seed} {self.name} {process.number}"),
                 manners=environment.manners,
                 faulty=lambda: world.faulty,
+                count=world.count,
             )
         application = self.program.application()
-        draw = Random(random.getrandbits(48))
-        with_manners(application, environment.manners, draw, lambda: world.faulty)
+        front = Front(
+            environment.manners,
+            Random(random.getrandbits(48)),
+            is_plain=self.kind != "sdk",
+            faulty=lambda: world.faulty,
+            count=world.count,
+        )
+        front.stand_before(application)
         runner = web.AppRunner(application, access_log=None, handle_signals=False)
         await runner.setup()
         await web.TCPSite(runner, self.address, SERVICE_PORT).start()
@@ -277,14 +290,22 @@ class ServiceHost(Host):
 
     def replay(self, count: int) -> None:
         """Let some of what it has received come again."""
-        environment, program = self.world.environment, self.program
-        if self.process is None or not self.process.alive or program is None:
+        youngest_s = self.world.environment.tombstones_ms / 4_000
+        if self.program is not None:
+            self._let(self.program.replay, self.world.draw("replay"), count, youngest_s)
+
+    def end_by_hand(self, id: str, branch: str, *, commit: bool) -> None:
+        """Somebody ends a prepared branch here, and is not the coordinator."""
+        if self.program is not None:
+            self._let(self.program.end_by_hand, id, branch, commit=commit)
+
+    def _let(self, do: Callable[..., Coroutine[Any, Any, None]], *what: Any, **named: Any) -> None:
+        """Let its program, if it runs, do something that no call has asked for."""
+        if self.process is None or not self.process.alive:
             return
         context = copy_context()
         context.run(PROCESS.set, self.process)
-        youngest_s = environment.tombstones_ms / 4_000
-        coming = program.replay(self.world.draw("replay"), count, youngest_s)
-        self.world.keep(self.world.loop.create_task(coming, context=context))
+        self.world.keep(self.world.loop.create_task(do(*what, **named), context=context))
 
 
 class ClientHost(Host):
@@ -340,6 +361,8 @@ class World:
         self.clients: list[ClientHost] = []
         self.watch: Callable[[str, dict[str, Any]], None] | None = None
         """Told of every event of history: for faults that wait for their moment."""
+        self.asleep: NodeHost | None = None
+        """A leader that was put to sleep, and has just woken up or soon will: one to ask."""
         self.healing: list[Callable[[], None]] = []
         """What ends the faults that such a moment began, those that go on."""
         self.settings = ClusterSettings(
@@ -415,6 +438,11 @@ class World:
             print(f"{self.loop.now:10.4f} {event:10} {rest}")
         if self.watch is not None:
             self.watch(event, line)
+
+    def happened(self, what: str, host: Host) -> None:
+        """Something that is no event of history: for faults that wait for it."""
+        if self.watch is not None:
+            self.watch(what, {"host": host})
 
     def count(self, what: str, by: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + by

@@ -1,0 +1,102 @@
+"""What the checker keeps: of a transaction, and of what was asked for without an id. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Event = Mapping[str, Any]
+Asked = dict[str, Sequence[Any] | None]
+"""What each participant was asked for, None where that is not written down."""
+
+COMMITTED, ABORTED = "committed", "aborted"
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What is known of an id."""
+
+    bodies: dict[str | None, Asked] = field(default_factory=dict)
+    """By work."""
+    told: dict[str, str] = field(default_factory=dict)
+    """Outcome → who said so first."""
+    answered: dict[str | None, str] = field(default_factory=dict)
+    """Work → outcome that a submit with it was answered."""
+    ended: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(participant, work) → who was told, in its name, that this branch of it is over or never was,
+    when it had not committed."""
+    asking: dict[str | None, int] = field(default_factory=dict)
+    """Work → how many submits of it were not refused."""
+    refused: dict[str | None, str] = field(default_factory=dict)
+    """Work → who refused it, when every submit of it was refused."""
+    votes: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(participant, branch) → the best vote it has given."""
+    effects: dict[tuple[str, str], list[Event]] = field(default_factory=dict)
+    by_hand: dict[tuple[str, str], None] = field(default_factory=dict)
+    """(participant, branch) that somebody ended at the participant himself: he answers for it."""
+    resolving: dict[str, None] = field(default_factory=dict)
+    """Participants of whose branch somebody says, or is about to, that it is over."""
+    resolved: dict[str, str] = field(default_factory=dict)
+    """Branch → the effect that somebody told of it, which was taken down."""
+    rank: int = 0
+    rank_by_client: dict[str, int] = field(default_factory=dict)
+
+    def committed(self) -> list[Event]:
+        """What the coordinator had committed."""
+        return [
+            event
+            for key, events in self.effects.items()
+            if key not in self.by_hand
+            for event in events
+            if event["effect"] == COMMITTED
+        ]
+
+    def moved(self) -> list[Event]:
+        """What was committed, by whomever."""
+        return [e for es in self.effects.values() for e in es if e["effect"] == COMMITTED]
+
+    def is_by_hand(self, participant: str) -> bool:
+        return any(name == participant for name, _ in self.by_hand)
+
+
+class Nameless:
+    """Submits without an id: each may become one transaction, whose id is seen later, or none."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, Asked] = {}
+        """By work, those of which no transaction is known."""
+        self._ids: dict[str, str] = {}
+        self._unexplained: dict[str, None] = {}
+        """Ids that nobody has begun, as far as is known."""
+
+    def submitted(self, work: str, asked: Asked) -> None:
+        self._asked[work] = asked
+
+    def refused(self, work: str) -> str | None:
+        """It is none, surely; the id under which it was seen all the same."""
+        self._asked.pop(work, None)
+        return self._ids.get(work)
+
+    def claim(self, work: str | None, id: str) -> Asked | None:
+        """The body of this work, if it was asked for without an id and is seen under one now."""
+        if work is None or work not in self._asked:
+            return None
+        self._ids[work] = id
+        self._unexplained.pop(id, None)
+        return self._asked.pop(work)
+
+    def other_id(self, work: str | None, id: str) -> str | None:
+        """Under which other id this work was seen before, if it was."""
+        before = None if work is None else self._ids.get(work)
+        return None if before == id else before
+
+    def may_be(self, id: str) -> bool:
+        """Whether an id that nobody has begun may be of one of these."""
+        if self._asked:
+            self._unexplained[id] = None
+        return id in self._unexplained
+
+    def too_many(self) -> list[str]:
+        """Ids in the end that cannot all be of these."""
+        return list(self._unexplained)[len(self._asked) :]
