@@ -180,7 +180,10 @@ class MemoryFile:
 
     def sync(self) -> None:
         self._disk.step("sync", self._path)
-        self._content.durable = bytes(self._content.now)
+        durable = bytearray(self._content.durable)
+        for offset, piece in self._content.pending:
+            _change(durable, offset, piece)
+        self._content.durable = bytes(durable)
         self._content.pending = []
 
     def size(self) -> int:

@@ -299,18 +299,47 @@ def test_s15_a_write_that_fails_half_way_is_cut_off_at_once_or_by_the_restart(
     assert len(open_journal(disk)) == 2
 
 
-def test_after_a_failed_sync_nothing_is_believed_that_the_disk_may_not_have() -> None:
-    disk = FailsAt("sync")
-    journal = open_journal(disk)
+class LosesWhatItFailsToSync(FailsAt):
+    """Its system takes for written what a sync has failed to write."""
+
+    def __init__(self) -> None:
+        super().__init__("sync")
+
+    def step(self, operation: str, path: Path) -> None:
+        try:
+            super().step(operation, path)
+        except DiskFailed:
+            for content in self.files.values():
+                content.pending.clear()
+            raise
+
+
+@pytest.mark.parametrize("segment_bytes", [700, 1 << 20])
+@pytest.mark.parametrize("fails_at_the_start", [False, True])
+def test_after_a_failed_sync_nothing_is_promised_that_the_disk_may_not_have(
+    segment_bytes: int, fails_at_the_start: bool
+) -> None:
+    disk = LosesWhatItFailsToSync()
+    journal = open_journal(disk, segment_bytes=segment_bytes)
     append(journal, 3)
     sync(journal)
-    append(journal, 3)
-    disk.armed = True
+    for _ in range(20):
+        append(journal, 3)
+        journal.write()
+    disk.armed = not fails_at_the_start
     job = journal.start_sync()
     assert job is not None
-    with pytest.raises(DiskFailed, match="Input/output error"):
-        job()
-    with pytest.raises(DiskFailed):
-        journal.after_sync()
-    journal.close()
-    assert len(open_journal(disk.after_kill())) == 3
+    if not fails_at_the_start:
+        with pytest.raises(DiskFailed, match="Input/output error"):
+            job()
+        with pytest.raises(DiskFailed):
+            journal.after_sync()
+        journal.close()
+    else:
+        disk.armed = True
+        with pytest.raises(DiskFailed, match="Input/output error"):
+            open_journal(disk, segment_bytes=segment_bytes)
+    disk.armed = False
+    promised = state_of(open_journal(disk, segment_bytes=segment_bytes))
+    for seed in range(20):
+        assert state_of(open_journal(disk.after_power_loss(random.Random(seed)))) == promised

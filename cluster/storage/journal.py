@@ -2,7 +2,8 @@
 
 Rules:
 - nothing is modified in place; the only file that is overwritten is the watermark
-  (`cluster/storage/watermark.py`);
+  (`cluster/storage/watermark.py`). `open` writes again, unchanged, what stands behind the last
+  sync, for a failed sync leaves behind it what only seems to be on the disk;
 - one `write` is one group: after a crash it is there wholly or not at all;
 - nothing that depends on a change leaves the process before the change is written (it survives
   kill -9) and, unless the journal runs without sync, synced (it survives a power loss);

@@ -28,7 +28,7 @@ from cluster.storage.journal_format import (
     encode_group,
     encode_header,
 )
-from cluster.storage.journal_recovery import Recovered, recover, segment_path
+from cluster.storage.journal_recovery import Recovered, Segment, recover, segment_path
 from cluster.storage.records import encode_record
 from cluster.storage.watermark import Watermark, read_watermark
 
@@ -250,7 +250,6 @@ class Segments:
                 self._disk.sync_directory(self._directory)
         except DiskFailed as error:
             self._fail(error)
-            self._forget_unsynced(sync)
             raise
         try:
             self._watermark.advance(sync.position)
@@ -262,17 +261,6 @@ class Segments:
             self._fail(error)
             raise
         sync.done = True
-
-    def _forget_unsynced(self, sync: _Sync) -> None:
-        """After a failed sync the system may count pages as clean that the disk does not have.
-
-        A restart would read them and take them for durable. Nothing behind the last sync was
-        promised, so it is cut where it stands in the same segment. Not where the journal runs
-        without sync: there all that was written was promised.
-        """
-        if self._sync_on and sync.current.number == self._synced[0]:
-            with suppress(DiskFailed):
-                sync.current.file.truncate(self._synced[1])
 
     def _close_files(self) -> None:
         files = [*self._left_behind, self._current.file]
@@ -319,17 +307,29 @@ class Segments:
         self._disk.rename(aside, path)
 
     def _continue(self, found: Recovered, mark: Position, on_failure: ExitStack) -> None:
-        """Sync what was read and perhaps never synced, before anyone builds on it."""
+        """Make durable what was read and perhaps never was, before anyone builds on it."""
         *older, last = found.segments
         for segment in older:
             if segment.number >= mark[0]:
                 file = self._disk.open(segment_path(self._directory, segment.number))
                 try:
-                    file.sync()
+                    _write_again(file, segment, mark)
                 finally:
                     file.close()
         file = self._disk.open(segment_path(self._directory, last.number))
         on_failure.callback(file.close)
-        file.sync()
+        _write_again(file, last, mark)
         self._current = _Segment(last.number, file, last.size, last.highest)
         self._older = [(segment.number, segment.highest) for segment in older]
+
+
+def _write_again(file: File, segment: Segment, mark: Position) -> None:
+    """Write what stands behind the last sync once more, as it is, and sync it.
+
+    After a failed sync the system may take pages for written that the disk does not have: it shows
+    them as long as it runs, and another sync of them alone succeeds without a word to the disk.
+    """
+    start = mark[1] if segment.number == mark[0] else 0
+    if start < segment.size:
+        file.write(start, file.read(start, segment.size - start))
+    file.sync()
