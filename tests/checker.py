@@ -146,7 +146,7 @@ class Checker:
         transaction = self._of(id)
         invoked, rank, own = self._calls.pop((client, event["op"]), (event, 0, 0))
         self._claimed(invoked.get("work"), id)
-        if event["call"] == "resolve" and invoked.get("branch") is not None:
+        if event["call"] == "resolve" and event.get("kept"):
             transaction.resolved.setdefault(invoked["branch"], invoked["effect"])
         if outcome is not None:
             self._told(id, outcome, f"{event['call']} of {client}")

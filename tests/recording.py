@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.checked import ABORTED, COMMITTED, check
+from tests.checked import ABORTED, COMMITTED
+from tests.checker import check
 
 
 class Recording:

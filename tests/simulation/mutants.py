@@ -12,19 +12,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import cluster.raft.snapshots
+import cluster.storage.journal_segments
+import coordinator.inquiry
 import coordinator.machine
 import coordinator.records
+import participants.contract
 from cluster.client.async_client import Client
 from cluster.client.submission import Submission
 from cluster.node import Node
 from cluster.raft.core import RaftCore
-from cluster.raft.proposals import Proposals
+from cluster.raft.proposals import Barriers, Proposals
 from cluster.raft.replica import Replica
 from cluster.raft.replication import Replication
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import _Reading
 from cluster.storage.journal_segments import Segments
 from cluster.storage.snapshots import SnapshotStore
+from coordinator.api_transactions import Transactions
 from coordinator.conversation import Conversation
 from coordinator.driver import Driver
 from coordinator.machine import Restoring
@@ -35,6 +39,7 @@ from participants.sdk import Participant
 from tests.model import mutants as model
 from tests.model.broken_rules import Taken, replaced, together
 from tests.simulation import broken_disk as disk
+from tests.simulation import broken_fronts as fronts
 from tests.simulation import broken_rules as rules
 from tests.simulation.cli import results
 from tests.simulation.run import Result, run_seed
@@ -294,6 +299,81 @@ MUTANTS = {
             "batch-answers-mixed-up",
             "each of a batch gets its own answer",
             replaced(Client, "submit_many", rules.answers_in_another_order),
+        ),
+        # What stands before participants.
+        Mutant(
+            "proxies-are-participants",
+            "of a call that a proxy gives up nothing is known",
+            fronts.proxies_are_participants,
+        ),
+        Mutant(
+            "missing-is-committed",
+            "a 404 acknowledges no commit",
+            fronts.acknowledged_with(404),
+        ),
+        Mutant(
+            "conflict-is-committed",
+            "a 409 acknowledges no commit",
+            fronts.acknowledged_with(409),
+        ),
+        Mutant(
+            "answer-of-another",
+            "an answer counts for the transaction that it names",
+            replaced(participants.contract, "_another_transaction", fronts.of_whichever),
+        ),
+        # Operators, and who gives no id.
+        Mutant(
+            "one-branch-ends-all",
+            "a branch ended by hand is one branch",
+            replaced(coordinator.machine, "branch_ended_by_hand", fronts.ended_all),
+        ),
+        Mutant(
+            "by-hand-answered-abort",
+            "a branch ended by hand still learns the outcome",
+            replaced(coordinator.inquiry, "is_ended_by_hand", fronts.not_by_hand),
+        ),
+        Mutant(
+            "by-hand-forgotten",
+            "what was ended by hand is kept for ever",
+            replaced(coordinator.machine, "_forgettable_at", fronts.forgotten_like_any),
+        ),
+        Mutant(
+            "begun-and-handed-on",
+            "what was given its id here is not sent on without it",
+            replaced(Transactions, "_submitted", fronts.handed_on),
+        ),
+        # Failing disks.
+        Mutant(
+            "failed-sync-is-one",
+            "a sync that fails ends the node",
+            replaced(Segments, "_make_durable", fronts.failed_sync_is_one),
+        ),
+        Mutant(
+            "failed-sync-tried-again",
+            "what a sync has failed to make durable is written again",
+            replaced(cluster.storage.journal_segments, "_write_again", fronts.synced_as_it_is),
+        ),
+        # Bounds.
+        Mutant(
+            "one-portion-called",
+            "what a turn has no room for comes in the next",
+            replaced(Conversation, "_make_due_calls", fronts.one_portion_called),
+        ),
+        Mutant(
+            "one-portion-taken-up",
+            "a new leader takes up all that is unfinished, piece by piece",
+            fronts.ONE_PORTION_TAKEN_UP,
+        ),
+        # Moments.
+        Mutant(
+            "old-votes-count",
+            "a vote counts in its own term",
+            replaced(RaftCore, "on_vote_reply", fronts.old_votes_count),
+        ),
+        Mutant(
+            "round-before-counts",
+            "a read is confirmed by a round that began after it came",
+            replaced(Barriers, "round_begun", fronts.the_round_before_counts),
         ),
     )
 }

@@ -81,8 +81,11 @@ class Operator:
         except ClientError as error:
             call.unknown(error)
             return False
-        self._world.count("branches resolved by hand")
-        call.answered(answer)
+        states = {each.branch_id: each.state for each in answer.branches}
+        kept = states.get(branch) == "resolved"
+        if kept:
+            self._world.count("branches resolved by hand")
+        call.end("ok", outcome=answer.outcome, state=answer.state, kept=kept)
         return True
 
     async def _is_finished(self, id: str) -> bool:

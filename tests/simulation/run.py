@@ -269,6 +269,8 @@ async def _nothing_to_do(_: ClientHost) -> None:
 
 async def _finish(world: World, load: Load) -> None:
     """What everybody has in the end."""
+    ids = dict.fromkeys(load.bodies)
+    ids |= dict.fromkeys(e["id"] for e in world.history if e.get("id") is not None)
     for service in world.services:
         world.record(
             "participant_end",
@@ -287,7 +289,7 @@ async def _finish(world: World, load: Load) -> None:
             digest.update(chunk)
         outcomes = {}
         by_hand = {}
-        for id in load.bodies:
+        for id in ids:
             transaction = machine.get(id)
             if transaction is None or transaction.outcome is None:
                 continue
