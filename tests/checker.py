@@ -385,7 +385,7 @@ class Checker:
     def _on_exited(self, event: Event) -> None:
         host = event["host"]
         excused = host in self._excused or (
-            host in self._failing and event["why"].startswith("DiskFailed: cannot sync ")
+            host in self._failing and "cannot sync " in event["why"]
         )
         excused &= event["code"] != CRASHED
         if event["code"] and not excused:

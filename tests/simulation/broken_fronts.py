@@ -11,7 +11,8 @@ import coordinator.courier
 import participants.contract
 from cluster.errors import DiskFailed
 from cluster.raft.core import RaftCore
-from cluster.raft.proposals import Barriers
+from cluster.raft.proposals import _Asked
+from cluster.raft.replica import Replica
 from cluster.raft.state import Role
 from cluster.raft.wire import VoteReply
 from cluster.storage.disk import File
@@ -127,9 +128,14 @@ def old_votes_count(_original: Any, core: RaftCore, peer: str, message: VoteRepl
             core.become_leader()
 
 
-def the_round_before_counts(original: Any, barriers: Barriers, number: int, commit: int) -> None:
-    """A read is confirmed by answers to what was sent before it came."""
-    original(barriers, number - 1, commit)
+def the_last_round_counts(original: Any, replica: Replica) -> Any:
+    """A read waits for answers to what was said last, though that was before it came."""
+    future = original(replica)
+    barriers, core = replica._barriers, replica._core
+    if not future.done() and core is not None:
+        barriers._new.remove(future)
+        barriers._asked.append(_Asked(core.round, core.commit, [future]))
+    return future
 
 
 ONE_PORTION_TAKEN_UP: Taken = together(

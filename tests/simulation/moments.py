@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any
 
 from tests.simulation.loop import PROCESS
 from tests.simulation.strikes import Heal, Strikes
 from tests.simulation.world import Host, NodeHost
-
-CONTESTS = 4
-"""Elections in a row that two nodes stand for together."""
 
 
 class Moments(Strikes):
@@ -67,9 +64,9 @@ class Moments(Strikes):
     # --- a leader that sleeps through its end
 
     def _asleep(self) -> None:
-        """The next time that a leader has spoken to all it falls asleep, and is cut off when the
-        answers are there. Others lead meanwhile. It wakes up with questions of clients and with
-        answers that confirm it: both are old, but for the questions.
+        """The next time that a leader has spoken to all it falls asleep. Others lead meanwhile, and
+        clients ask it. What comes to it last, before it wakes up, are answers to what it has said:
+        they are older than the questions, and confirm nothing.
         """
         world = self._world
         if world.watch is not None:
@@ -77,7 +74,7 @@ class Moments(Strikes):
 
         def seen(what: str, fields: dict[str, Any]) -> None:
             host = fields.get("host")
-            if what == "spoke" and isinstance(host, NodeHost) and host is world.leader():
+            if what == "spoke" and isinstance(host, NodeHost) and _has_heard_all(host):
                 world.watch = None
                 wake = self._stop(host)
                 if wake is not None:
@@ -87,11 +84,16 @@ class Moments(Strikes):
 
     def _sleeps(self, host: NodeHost, wake: Heal) -> None:
         world, draw, environment = self._world, self._draw, self._world.environment
-        now = world.loop.now
-        answered_s = 8 * (environment.weather.least_s + environment.weather.mean_s)
-        sleeps_s = environment.election_max_ms / 1000 + environment.client_timeout_s
-        sleeps_s += draw.choice((0.3, 1.0, 2.5)) * draw.random() + answered_s
-        due: list[Heal] = [wake]  # what is still to be ended
+        others = [node for node in world.nodes if node is not host]
+        late = draw.sample(others, len(world.nodes) // 2)  # with it a majority
+        silent = [node for node in others if node not in late]
+        answers_s = environment.election_max_ms / 1000 + environment.client_timeout_s
+        answers_s += draw.choice((0.5, 2.0, 5.0)) * (0.5 + draw.random())
+        due: list[Heal] = [
+            wake,
+            self._cut("cut", host.name, self._both([host], silent)),
+            self._late(late, [host], answers_s),
+        ]
         world.asleep = host
 
         def cut_off() -> None:
@@ -103,56 +105,59 @@ class Moments(Strikes):
                 due.pop(0)()
 
         def over() -> None:
-            if over in world.healing:
-                world.healing.remove(over)
-                world.asleep = None
-                while due:
-                    due.pop(0)()
+            if over not in world.healing:
+                return
+            world.healing.remove(over)
+            world.asleep = None
+            while due:
+                due.pop(0)()
 
         world.healing.append(over)
-        world.network.later(now + answered_s, cut_off)
-        world.network.later(now + sleeps_s, woken)  # and is cut off for a while longer
-        world.network.later(now + sleeps_s + 0.1 + draw.random(), over)
+        # Whoever stands for election says so after the answer, by an election timeout at least.
+        answered_at = world.loop.now + answers_s + 0.7 * environment.election_min_ms / 1000
+        world.network.later(answered_at, cut_off)
+        world.network.later(answered_at + 0.001, woken)
+        world.network.later(answered_at + 0.2 + draw.random(), over)
 
     # --- elections
 
     def _contest(self) -> None:
-        """The leader dies, and two nodes stand for election together, again and again: election
-        timeouts may be so. Votes for one of them come late, and it hears late that the other won.
+        """The leader dies, and two nodes stand for election together, twice: election timeouts may
+        be so. First the others hear the one alone, and their votes for it come late; then they hear
+        the other one alone, which wins, and the first does not hear of that when the votes come.
         """
-        world, draw, environment = self._world, self._draw, self._world.environment
-        nodes = list(world.nodes)
-        draw.shuffle(nodes)
-        late, other, *rest = nodes
-        voters = rest[: len(nodes) // 2]
-        pause_s = environment.election_min_ms / 1000 * (1.0 + draw.random() / 2)
-        delays = world.network.delays
-        slow = [(voter.name, late.name) for voter in voters]
+        world, draw = self._world, self._draw
+        least_s = world.environment.election_min_ms / 1000
+        nodes = draw.sample(world.nodes, len(world.nodes))
+        late, other, voters = nodes[0], nodes[1], nodes[2 : 2 + len(nodes) // 2]
+        again_s = least_s * (0.6 + draw.random() / 2)
+        leader = self._leader()
+        if not leader.runs or world.watch is not None:
+            return
         self._say("contest", f"{late.name} {other.name}")
-        self._down(self._leader(), power=False)
-        for pair in slow:
-            delays[pair] = 2.5 * pause_s
-        mends: list[Heal] = []
+        world.count("kills")
+        leader.die(power=False, again_s=0.02)
+        mends = [
+            self._late(voters, [late], again_s * (1.2 + draw.random() / 2)),
+            self._late([other], voters, again_s / 3),
+        ]
 
-        def stand(number: int) -> None:
-            if over not in world.healing:
-                return
-            for node in (late, other):
-                _stand_for_election(node)
-            if number and world.watch is None:
+        def stand() -> None:
+            if over in world.healing:
+                _stand_for_election(late)
+                _stand_for_election(other)
+
+        def stand_again() -> None:
+            if over in world.healing:
+                mends.pop()()
+                mends.append(self._late([late], voters, again_s / 3))
                 world.watch = stands
+                stand()
 
         def stands(what: str, fields: dict[str, Any]) -> None:
             if what == "stands" and fields["host"] is late:
                 world.watch = None
-                mends.append(
-                    self._cut("cut", f"{other.name} {late.name}", [(other.name, late.name)])
-                )
-                world.network.later(world.loop.now + pause_s, mend)
-
-        def mend() -> None:
-            while mends:
-                mends.pop()()
+                mends.append(self._cut("cut", other.name, [(other.name, late.name)]))
 
         def over() -> None:
             if over not in world.healing:
@@ -160,15 +165,34 @@ class Moments(Strikes):
             world.healing.remove(over)
             if world.watch is stands:
                 world.watch = None
-            mend()
-            for pair in slow:
-                delays.pop(pair, None)
+            for mend in mends:
+                mend()
 
         world.healing.append(over)
-        now = world.loop.now
-        for number in range(CONTESTS):
-            world.network.later(now + (1 + number) * pause_s, stand, number)
-        world.network.later(now + (2 + CONTESTS) * pause_s, over)
+        first = world.loop.now + least_s - draw.random() * world.environment.heartbeat_ms / 1000
+        world.network.later(first, stand)
+        world.network.later(first + again_s, stand_again)
+        world.network.later(first + 2 * again_s, over)
+
+    def _late(self, some: Sequence[Host], others: Sequence[Host], by_s: float) -> Heal:
+        """What those say to these is so much later."""
+        delays = self._world.network.delays
+        pairs = [(a.name, b.name) for a in some for b in others]
+        delays.update(dict.fromkeys(pairs, (by_s, 0.0)))
+
+        def mend() -> None:
+            for pair in pairs:
+                delays.pop(pair, None)
+
+        return mend
+
+
+def _has_heard_all(host: NodeHost) -> bool:
+    """Whether this leader has the answers to all that it said before."""
+    core = host.node.replica._core if host.node is not None else None
+    return core is not None and all(
+        core.confirmed.get(peer, 0) >= core.round - 1 for peer in core.peers
+    )
 
 
 def _stand_for_election(host: Host) -> None:

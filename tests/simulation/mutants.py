@@ -21,7 +21,7 @@ from cluster.client.async_client import Client
 from cluster.client.submission import Submission
 from cluster.node import Node
 from cluster.raft.core import RaftCore
-from cluster.raft.proposals import Barriers, Proposals
+from cluster.raft.proposals import Proposals
 from cluster.raft.replica import Replica
 from cluster.raft.replication import Replication
 from cluster.storage.journal import Journal
@@ -371,9 +371,9 @@ MUTANTS = {
             replaced(RaftCore, "on_vote_reply", fronts.old_votes_count),
         ),
         Mutant(
-            "round-before-counts",
+            "last-round-counts",
             "a read is confirmed by a round that began after it came",
-            replaced(Barriers, "round_begun", fronts.the_round_before_counts),
+            replaced(Replica, "barrier", fronts.the_last_round_counts),
         ),
     )
 }

@@ -216,7 +216,7 @@ class _Nemesis(Moments):
         a, b = self._draw.sample(self._world.hosts, 2)
         delays = self._world.network.delays
         self._say("slow link", f"{a.name} {b.name}")
-        delays[a.name, b.name] = self._draw.choice((0.05, 0.3, 2.0))
+        delays[a.name, b.name] = 0.0, self._draw.choice((0.05, 0.3, 2.0))
 
         def mend() -> None:
             delays.pop((a.name, b.name), None)

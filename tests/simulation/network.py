@@ -84,7 +84,8 @@ class SimNetwork:
         self.machines: dict[str, Machine] = {}
         self.cuts: dict[tuple[str, str], int] = {}
         """(from, to) → how many faults cut this direction now."""
-        self.delays: dict[tuple[str, str], float] = {}
+        self.delays: dict[tuple[str, str], tuple[float, float]] = {}
+        """(from, to) → by how much everything is later at least, and by how much more at most."""
         self.connections = self.resets = 0
         self.serving: Callable[[Factory], Factory] = lambda factory: factory
         """What listens in the place of a factory of protocols."""
@@ -113,7 +114,8 @@ class SimNetwork:
         weather = self.weather
         late = weather.least_s + draw.expovariate(1.0) * weather.mean_s
         if self.delays:
-            late += self.delays.get((source.name, target.name), 0.0) * draw.random()
+            least_s, more_s = self.delays.get((source.name, target.name), (0.0, 0.0))
+            late += least_s + more_s * draw.random()
         if weather.lost and draw.random() < weather.lost:
             late += FIRST_TIMEOUT_S
         return late

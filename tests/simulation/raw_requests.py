@@ -58,7 +58,7 @@ class RawRequests(Session):
             nodes = [node for node in nodes if node.settings.api.url != self.library.leader]
         node = self._draw.choice(nodes)
         if self.world.asleep is not None and self._draw.random() < 0.7:
-            node = self.world.asleep
+            id, node = told[-1], self.world.asleep
         call = self.invoke("get", id, stale=False, node=node.name)
         how = self.world.draw("how to read").choice((f"/{id}", f"/{id}?wait_ms=300", "?limit=20"))
         url = f"{node.settings.api.url}/v1/transactions{how}"
