@@ -89,6 +89,7 @@ def test_a_seed_is_the_same_run_in_every_process(in_bytes: bool) -> None:
         done = simulate("replay", "--seed", str(seed), hash_seed=hash_seed)
         found = re.search(r"trace ([0-9a-f]{16})", done.stdout)
         assert found, done.stdout + done.stderr
+        assert not done.stderr  # what the dead would still say is nobody's
         traces.add(found[1])
     assert len(traces) == 1
 

@@ -8,6 +8,7 @@
 | `random.seed`, the module's generator | one seeded by the run | aiohttp shuffles who waits |
 | `aiohttp.ClientSession`, `TCPConnector` | messages for bytes, in most seeds | see `light_client` |
 | `participant_connections.Connection` | the same | the same |
+| the clock of `pysyncobj` | the loop's | else the last world would live on in it |
 | `aiohttp.connector.monotonic` | the loop's clock | idle connections age by it |
 | `cluster.raft.snapshots.time` | a pause that is none | there are no threads to let in |
 | `RaftCore` speaking, standing for election | the same, and the nemesis is told | its moments |
@@ -29,6 +30,7 @@ from unittest.mock import patch
 import aiohappyeyeballs
 import aiohttp
 
+import cluster.raft.core
 import cluster.raft.snapshots
 import coordinator.participant_connection
 import coordinator.participant_connections
@@ -108,6 +110,7 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
     try:
         with (
             _http(network, in_bytes=environment.http_in_bytes),
+            patch.object(cluster.raft.core._Clock, "now", network.loop.time),
             patch.object(aiohttp.connector, "monotonic", network.loop.time),
             patch.object(cluster.raft.snapshots, "time", types.SimpleNamespace(sleep=_nothing)),
             patch.object(aiohappyeyeballs, "start_connection", start_connection),

@@ -72,7 +72,7 @@ def run_seed(
     if verbose:
         print(environment)
     started = time.process_time()
-    with _quiet():
+    with _quiet() as collects:
         world = World(environment, verbose=verbose)
         if change is not None:
             change(world)
@@ -82,9 +82,8 @@ def run_seed(
         with _unheard():
             _bury(world)
             del world
-    if gc.isenabled():
-        with _unheard():
-            gc.collect()  # a process that runs on must not keep every world (`cli.results`)
+            if collects:
+                gc.collect()  # a process that runs on must not keep every world (`cli.results`)
     return replace(result, cpu_s=time.process_time() - started)
 
 
@@ -307,14 +306,16 @@ async def _finish(world: World, load: Load) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No logging, and no garbage collection, which would run dead programs' `finally`s."""
+def _quiet() -> Iterator[bool]:
+    """No logging, and no garbage collection, which would run dead programs' `finally`s. Gives
+    whether there is one otherwise.
+    """
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     collects = gc.isenabled()
     gc.disable()
     try:
-        yield
+        yield collects
     finally:
         if collects:
             gc.enable()
