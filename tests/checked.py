@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,33 @@ class Transaction:
 
     def is_by_hand(self, participant: str) -> bool:
         return any(name == participant for name, _ in self.by_hand)
+
+
+def wrong_money(
+    transactions: Iterable[Transaction], participants: Mapping[str, Event]
+) -> Iterator[tuple[str, str]]:
+    """(about, what is wrong): balances against effects, and the sum of these.
+
+    `participants`: each one's `participant_end`. Of what somebody has ended in part as he saw fit
+    the sum may be anything.
+    """
+    moved: dict[tuple[str, str], int] = {}
+    made = 0
+    for transaction in transactions:
+        for event in transaction.moved():
+            if event.get("account") is not None:
+                key = (event["participant"], event["account"])
+                moved[key] = moved.get(key, 0) + event["amount"]
+                made += 0 if transaction.by_hand else event["amount"]
+    for name, event in participants.items():
+        for account, balance in event.get("balances", {}).items():
+            due = event["opening"] + moved.get((name, account), 0)
+            if balance != due:
+                yield name, f"{account} has {balance}, its history says {due}"
+            if balance < 0:
+                yield name, f"{account} is overdrawn: {balance}"
+    if participants and made:
+        yield "all", f"{made} were made of nothing"
 
 
 class Nameless:

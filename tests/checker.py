@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.checked import ABORTED, COMMITTED, Event, Nameless, Transaction
+from tests.checked import ABORTED, COMMITTED, Event, Nameless, Transaction, wrong_money
 
 PROBE_LIMIT_S = 15.0
 DAMAGE = ("full disk", "rot", "lost write", "misdirected write")
@@ -462,23 +462,8 @@ class Checker:
                     self._found("I1", id, f"committed, and has no effect at {name}")
 
     def _check_money(self) -> None:
-        moved: dict[tuple[str, str], int] = {}
-        sum_of_all = 0  # but of what somebody has ended in part as he saw fit
-        for transaction in self._transactions.values():
-            for event in transaction.moved():
-                if event.get("account") is not None:
-                    key = (event["participant"], event["account"])
-                    moved[key] = moved.get(key, 0) + event["amount"]
-                    sum_of_all += 0 if transaction.by_hand else event["amount"]
-        for name, event in self._participants.items():
-            for account, balance in event.get("balances", {}).items():
-                due = event["opening"] + moved.get((name, account), 0)
-                if balance != due:
-                    self._found("I13", name, f"{account} has {balance}, its history says {due}")
-                if balance < 0:
-                    self._found("I13", name, f"{account} is overdrawn: {balance}")
-        if self._participants and sum_of_all:
-            self._found("I13", "all", f"{sum_of_all} were made of nothing")
+        for about, text in wrong_money(self._transactions.values(), self._participants):
+            self._found("I13", about, text)
 
     def _check_replicas(self) -> None:
         by_digest: dict[str, str] = {}

@@ -22,6 +22,7 @@ import pytest
 from aiohttp import web
 
 from cluster.errors import DiskFailed, InUse
+from tests.simulation.bounds import BOUNDS
 from tests.simulation.disk import SimDisk
 from tests.simulation.environment import draw_environment
 from tests.simulation.loop import MAX_AT_ONCE, PROCESS, Process, SimLoop, Stuck
@@ -45,6 +46,20 @@ def simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProce
     )
 
 
+RARE = (
+    "answers that came twice",
+    "asleep",
+    "branches resolved by hand",
+    "calls done behind a proxy",
+    "contest",
+    "ends done twice by a plain service",
+    "ends that were refused",
+    "seeds with small bounds",
+    "submits without an id",
+    "syncs that failed",
+)
+
+
 # --- whole runs -----------------------------------------------------------------------------------
 
 
@@ -56,6 +71,8 @@ def test_nothing_is_violated_in_the_first_seeds() -> None:
     for what in ("committed", " aborted", " kills", " power losses", " leaderships"):
         name = next(name for name in counts if name.strip() == what.strip())
         assert int(counts[name]) > 20, f"too little of it to mean anything: {what}"
+    for what in RARE:
+        assert int(counts.get(f" {what}", 0)) > 0, f"none of it in these seeds: {what}"
 
 
 @pytest.mark.timeout(LIMIT_S)
@@ -122,6 +139,14 @@ def test_seeds_draw_different_worlds() -> None:
     assert {world.http_in_bytes for world in worlds} == {True, False}
     assert len({world.faults for world in worlds}) > 40
     assert draw_environment(7) == draw_environment(7)
+
+
+def test_small_bounds_are_smaller_than_those_of_production() -> None:
+    for module, name, small in BOUNDS:
+        assert max(small) < getattr(module, name), name
+    drawn = [draw_environment(seed).bounds for seed in range(200)]
+    assert 0 < sum(map(bool, drawn)) < 100
+    assert {name for bounds in drawn for name in bounds} == {name for _, name, _ in BOUNDS}
 
 
 # --- what nobody catches --------------------------------------------------------------------------
@@ -469,6 +494,29 @@ def test_a_kill_keeps_everything_and_frees_the_lock() -> None:
     with pytest.raises(InUse):
         disk.lock(Path("/d/LOCK"))
     assert disk.open(Path("/d/f")).read(0, 10) == b"written"
+
+
+def test_what_a_sync_has_failed_to_write_no_later_one_writes() -> None:
+    disk = SimDisk()
+    disk.make_directory(Path("/d"))
+    file = disk.create(Path("/d/f"))
+    disk.sync_directory(Path("/d"))
+    file.write(0, b"lost")
+
+    def sick(operation: str, path: Path) -> None:
+        if operation == "sync":
+            raise DiskFailed(operation, path, "Input/output error")
+
+    disk.before, well = sick, disk.before
+    with pytest.raises(DiskFailed):
+        file.sync()
+    disk.before = well
+    file.sync()
+    assert file.read(0, 9) == b"lost", "it is shown as long as the machine runs"
+    file.write(4, b"kept")
+    file.sync()
+    disk.lose_power(Random(1))
+    assert disk.open(Path("/d/f")).read(0, 9) == bytes(4) + b"kept"
 
 
 def test_a_full_disk_takes_a_part() -> None:
