@@ -26,8 +26,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 HANGS_S = 30.0
-TWICE = "comes again after so many seconds"
-"""Under this key of a response; `light_server` sends it so."""
+TWICE = web.ResponseKey("comes again after so many seconds", float)
+"""Set in a response; `light_server` sends it so."""
 
 
 @dataclass(frozen=True, slots=True)
