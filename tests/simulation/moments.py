@@ -169,7 +169,7 @@ class Moments(Strikes):
                 mend()
 
         world.healing.append(over)
-        first = world.loop.now + least_s - draw.random() * world.environment.heartbeat_ms / 1000
+        first = world.loop.now + least_s + 2 * world.environment.weather.mean_s  # none earlier wins
         world.network.later(first, stand)
         world.network.later(first + again_s, stand_again)
         world.network.later(first + 2 * again_s, over)
