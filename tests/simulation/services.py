@@ -289,12 +289,15 @@ class PlainService:
         await self._carry_out(operation, message)
 
     async def end_by_hand(self, id: str, branch: str, *, commit: bool) -> None:
-        """As `SdkService.end_by_hand`."""
+        """As `SdkService.end_by_hand`. What a person has ended is remembered in any case: a service
+        that has not voted yet may be asked for its vote again.
+        """
 
         def work(_: LocalTransaction[MemoryTable]) -> None:
             if f"branch {id}/{branch}" in self._store.table:
                 with self._store.by_hand():
                     self._end(id, branch, commit=commit)
+                self._store.table[f"ended {id}/{branch}"] = True
 
         await self._store.perform([work])
 
