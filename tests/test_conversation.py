@@ -201,6 +201,24 @@ def test_acknowledgements_wait_for_the_calls_that_are_due_and_not_sent() -> None
     assert talk.ended(HUGE - 1) == [ProposeAcknowledgement((1 << HUGE) - 1)]
 
 
+def test_acknowledgements_wait_between_the_turns_in_which_the_others_are_called() -> None:
+    talk = Talk(*branches(HUGE))
+    calls_by_turn(talk, talk.started)
+    for position in range(HUGE):
+        actions = talk.prepared(position, YES)
+    talk.log_applies(actions)
+    for position in range(CALLS_AT_ONCE):
+        talk.ended(position)
+    left = set(range(CALLS_AT_ONCE, HUGE))
+    while left:
+        proposed: list[Action] = []
+        for action in talk.woken(talk.now_s):
+            assert isinstance(action, SendEnd)
+            left.remove(action.position)
+            proposed = talk.ended(action.position)
+        assert proposed == ([] if left else [ProposeAcknowledgement((1 << HUGE) - 1)])
+
+
 def test_a_branch_that_was_not_called_yet_when_another_refused_hears_nothing() -> None:
     talk = Talk(*branches(HUGE, plain=True))
     proposal = decision(talk.prepared(0, NO))

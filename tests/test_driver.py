@@ -42,7 +42,7 @@ from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
 from coordinator.plan import Wait
 from coordinator.settings import Limits
 from participants.contract import PLAIN, Acknowledged, Failed, Operation, Vote, Voted
-from tests.builders import BEGAN_MS, branch, plan, uuid7
+from tests.builders import BEGAN_MS, begin, branch, plan, uuid7
 from tests.driver_rig import CLOCK_STARTS_S, SDK, Rig, down, play, silence, yes_to_all
 
 PREPARE, COMMIT, ROLLBACK = Operation.PREPARE, Operation.COMMIT, Operation.ROLLBACK
@@ -115,6 +115,16 @@ def test_a_call_says_whether_it_may_go_twice_and_whether_it_may_share_a_request(
     play(scene)
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_every_call_carries_the_trace_that_the_client_began(plain: bool) -> None:
+    async def scene(rig: Rig) -> None:
+        asked = plan()._replace(traceparent="00-1-2-01")
+        await rig.driver.submit(asked, Wait.COMPLETION)
+        assert [call.traceparent for call in rig.gateway.calls] == ["00-1-2-01"] * 4
+
+    play(scene, plain=plain)
+
+
 def test_votes_that_come_before_begin_is_applied_decide_after_it() -> None:
     async def scene(rig: Rig) -> None:
         rig.log.held = True
@@ -127,6 +137,20 @@ def test_votes_that_come_before_begin_is_applied_decide_after_it() -> None:
         assert kinds(rig)[:3] == ["Epoch", "Begin", "Decide"]
 
     play(scene)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_participant_that_refuses_connections_ends_the_transaction_at_once(plain: bool) -> None:
+    """Also where its prepare leaves with `Begin`: it is the only one that anybody ever sent."""
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: down() if call.branch_id == "2" else yes_to_all(call)
+        wait = rig.driver.submit(plan(), Wait.COMPLETION)
+        assert (await wait).votes == (Vote.YES, Vote.UNSENT)
+        assert asyncio.get_running_loop().time() < CLOCK_STARTS_S + 1
+        assert rig.gateway.sent(ROLLBACK) == ["1"], "nothing was ever prepared at the other"
+
+    play(scene, plain=plain)
 
 
 def test_a_log_that_is_too_busy_for_begin_sends_no_prepare() -> None:
@@ -929,6 +953,18 @@ def test_a_begin_that_loses_the_race_against_a_refuse_gives_the_abort() -> None:
     play(scene)
 
 
+def test_a_refuse_that_loses_the_race_is_answered_from_the_record() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.held = True
+        asked = asyncio.create_task(rig.driver.inquire("t", "1", "f1"))
+        await rig.settle()
+        rig.machine.step(begin(epoch=rig.machine.epoch, now_ms=NOW_MS))
+        rig.log.release()
+        assert await asked is Decision.PENDING
+
+    play(scene)
+
+
 def test_an_id_whose_begin_is_under_way_is_pending_and_is_not_refused() -> None:
     async def scene(rig: Rig) -> None:
         rig.log.held = True
@@ -1030,7 +1066,9 @@ def test_an_operator_may_abort_what_is_undecided_and_whoever_waits_is_told() -> 
     play(scene)
 
 
-def test_an_operator_may_end_a_branch_that_will_never_answer() -> None:
+def test_an_operator_may_end_a_branch_that_will_never_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = lambda call: (
             None if (call.operation, call.branch_id) == (COMMIT, "2") else yes_to_all(call)
@@ -1041,6 +1079,7 @@ def test_an_operator_may_end_a_branch_that_will_never_answer() -> None:
         await resolve(rig, branch_id="2", effect=Effect.UNKNOWN)
         assert (await wait).outcome is Outcome.COMMIT
         assert rig.driver.live_count == 0
+        assert "t branch 2 ended (unknown) by hand by ann: disk lost" in caplog.text
 
     play(scene)
 
@@ -1054,6 +1093,25 @@ def test_a_branch_that_was_ended_by_hand_is_not_ended_otherwise() -> None:
         assert len(again.resolutions) == 1, "asking again is safe"
         with pytest.raises(NotAllowed, match="already, as unknown"):
             await resolve(rig, branch_id="2", effect=Effect.COMMITTED)
+
+    play(scene)
+
+
+def test_what_was_applied_right_behind_a_branch_ended_by_hand_is_not_forgotten_again() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = votes_only
+        await rig.driver.submit(plan(of=3), Wait.DECISION)
+        rig.log.held = True
+        by_hand = asyncio.ensure_future(resolve(rig, branch_id="2", effect=Effect.UNKNOWN))
+        await rig.settle()
+        rig.gateway.answer(rig.gateway.under_way[0], Acknowledged())
+        await asyncio.sleep(0.3)
+        rig.log.release()  # both are applied before whoever resolved is resumed
+        await by_hand
+        assert rig.record().acknowledged == 0b001
+        conversation = rig.driver._talks.lives["t"].conversation
+        assert conversation is not None
+        assert conversation.transaction == rig.record()
 
     play(scene)
 
@@ -1113,6 +1171,7 @@ def test_an_operator_may_have_whoever_waits_called_now() -> None:
         assert asyncio.get_running_loop().time() - before_s < 0.01
         assert rig.gateway.woken == ["http://participant-1"]
         assert rig.driver.retry_now("t").finished_ms is not None
+        assert rig.driver.live_count == 0, "nobody takes up what is finished"
         with pytest.raises(UnknownTransaction):
             rig.driver.retry_now("stranger")
         rig.log.stop_leading()
@@ -1154,6 +1213,10 @@ def test_waiting_for_the_end_finds_the_transaction_wherever_it_is() -> None:
         assert await early == await rig.driver.wait_for_end("t") == rig.record()
         with pytest.raises(UnknownTransaction):
             await rig.driver.wait_for_end("stranger")
+        rig.machine.step(begin("not taken up yet", epoch=rig.machine.epoch, now_ms=NOW_MS))
+        rig.gateway.script = yes_to_all
+        assert (await rig.driver.wait_for_end("not taken up yet")).outcome is Outcome.COMMIT
+        rig.gateway.script = silence
         await rig.driver.submit(plan("u"), Wait.NONE)
         rig.log.stop_leading()
         assert await rig.driver.wait_for_end("t") == rig.record()
