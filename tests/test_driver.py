@@ -17,6 +17,7 @@ from coordinator.commands import (
     Begin,
     Command,
     Decide,
+    Epoch,
     Forget,
     Refuse,
     Resolve,
@@ -965,6 +966,65 @@ def test_a_refuse_that_loses_the_race_is_answered_from_the_record() -> None:
     play(scene)
 
 
+def another_leads(rig: Rig) -> None:
+    """What the log brings first is another node's epoch, of which this one has not heard yet."""
+    rig.machine.step(Epoch(rig.machine.epoch + 1, NOW_MS, "n2"))
+    rig.log.release()
+
+
+def test_what_another_epoch_overtook_is_refused_and_never_answered_as_done() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.everybody_is = PLAIN
+        await rig.driver.submit(plan("decided"), Wait.COMPLETION)
+        rig.log.held = True
+        asked = asyncio.create_task(rig.driver.inquire("stranger", "1", "f1"))
+        by_hand = asyncio.create_task(resolve(rig, "decided", branch_id="1"))
+        await rig.settle()
+        begun = rig.driver.submit(plan("begun"), Wait.NONE)
+        another_leads(rig)
+        with pytest.raises(NotLeader):
+            await asked
+        with pytest.raises(FateUnknown):
+            await by_hand
+        with pytest.raises(NotLeader):
+            await begun
+        assert rig.driver.live_count == 0
+        assert not [call for call in rig.gateway.calls if call.transaction_id == "begun"]
+
+    play(scene)
+
+
+def test_a_begin_that_finds_other_content_under_its_id_is_a_conflict() -> None:
+    """Another epoch's, that was not applied yet when this one was proposed."""
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.everybody_is = PLAIN
+        rig.log.held = True
+        wait = rig.driver.submit(plan(), Wait.DECISION)
+        rig.machine.step(begin(fingerprint="f2", epoch=rig.machine.epoch, now_ms=NOW_MS))
+        rig.log.release()
+        with pytest.raises(Conflict):
+            await wait
+        assert rig.gateway.calls == []
+        assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+def test_an_inquired_id_that_expires_while_its_refuse_is_under_way_is_aborted() -> None:
+    async def scene(rig: Rig) -> None:
+        old = uuid7(NOW_MS - 1, Random(1))
+        rig.log.held = True
+        asked = asyncio.create_task(rig.driver.inquire(old, "1", "f1"))
+        await rig.settle()
+        rig.machine.step(Forget(rig.machine.epoch, NOW_MS, NOW_MS))
+        rig.log.release()
+        assert await asked is Decision.ABORT
+        assert rig.machine.get(old) is None
+
+    play(scene)
+
+
 def test_an_id_whose_begin_is_under_way_is_pending_and_is_not_refused() -> None:
     async def scene(rig: Rig) -> None:
         rig.log.held = True
@@ -1198,6 +1258,27 @@ def test_the_figures_say_what_is_under_way() -> None:
         rig.log.stop_leading()
         figures = rig.driver.figures()
         assert (figures.leading, figures.unfinished, figures.conversations) == (False, 1, 0)
+
+    play(scene)
+
+
+def test_undecided_is_what_waits_for_its_begin_for_votes_or_for_its_decision() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.gateway.declared = {"http://participant-1": PLAIN}
+        rig.log.held = True
+        rig.driver.submit(plan(), Wait.NONE)
+        counts = [rig.driver.undecided_count]
+        rig.log.release()
+        await rig.settle()
+        counts.append(rig.driver.undecided_count)
+        rig.log.held = True
+        rig.gateway.answer_all()
+        counts.append(rig.driver.undecided_count)
+        rig.log.release()
+        await rig.settle()
+        assert (counts, rig.driver.undecided_count) == ([1, 1, 1], 0)
+        assert rig.driver.live_count == 1, "its branches have not acknowledged"
 
     play(scene)
 
