@@ -208,6 +208,8 @@ def change(kind: bytes, payload: bytes = b"") -> bytes:
         group(append_change(b"", 9, 1)),
         group(append_change(b"", 3, 1)),
         group(truncate_change(5)),
+        group(change(b"R") + start_change(2)),
+        group(change(b"R") + truncate_change(1)),
         group(start_change(0)),
         group(start_change(4)),
         group(vote_change(1, None)),

@@ -161,6 +161,22 @@ def test_l6_a_follower_that_is_sent_a_snapshot_keeps_answering(tmp_path: Path) -
     assert follower.lines == leader.lines
 
 
+def test_l6_the_answers_alone_carry_a_snapshot_to_its_end(tmp_path: Path) -> None:
+    """However many windows it fills: no piece waits for time to pass."""
+    world, leader = lagging(tmp_path, lines=300)
+    follower = world.nodes["B"]
+    world.now += 0.11
+    leader.step()
+    pieces = 0
+    while not follower.core.snapshot_index:
+        assert world.link("L", "B"), "nothing is on its way"
+        world.deliver("L", "B")
+        follower.step()
+        world.deliver("B", "L")
+        pieces += sum(isinstance(message, SnapshotPiece) for message in leader.step())
+    assert pieces > 3 * 4
+
+
 def test_l6_what_is_sent_at_once_is_bounded(tmp_path: Path) -> None:
     world = World(tmp_path, "LAB", limits=CoreLimits(append_bytes=1000))
     leader = world.elect("L", "A")
