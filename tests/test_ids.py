@@ -28,7 +28,7 @@ def test_a_made_id_is_a_uuid_of_version_7_and_carries_its_time() -> None:
 @pytest.mark.parametrize("bit", range(74))
 def test_every_random_bit_has_its_place_in_the_id(bit: int) -> None:
     class OneBit(Random):
-        def getrandbits(self, count: int, /) -> int:
+        def getrandbits(self, _count: int, /) -> int:
             return 1 << bit
 
     number = uuid.UUID(IdMaker(lambda: NOW_MS, OneBit())()).int

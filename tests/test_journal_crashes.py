@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -327,6 +328,41 @@ def test_a_failed_sync_takes_nothing_back_where_nothing_is_promised_to_be_synced
     with pytest.raises(DiskFailed):
         journal.close()
     assert len(open_journal(disk.after_kill())) == 3
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda journal: journal.write(),
+        lambda journal: journal.start_sync(),
+        lambda journal: journal.append(b"", 5, 1),
+        lambda journal: journal.truncate_from(1),
+        lambda journal: journal.compact_to(2),
+        lambda journal: journal.reset([]),
+        lambda journal: journal.set_vote(9, None),
+        lambda journal: journal.last_index,
+        lambda journal: journal[:],
+        lambda journal: journal.vote,
+        lambda journal: journal.dirty,
+    ],
+)
+def test_after_a_failure_nothing_is_written_and_every_call_says_so(
+    call: Callable[[Journal], object],
+) -> None:
+    disk = FailsAt("sync")
+    journal = open_journal(disk)
+    append(journal, 3)
+    job = journal.start_sync()
+    assert job is not None
+    append(journal, 1)  # meanwhile, and not written yet
+    disk.armed = True
+    with pytest.raises(DiskFailed):
+        job()
+    disk.armed = False
+    operations = disk.operations
+    with pytest.raises(DiskFailed, match="it could not sync"):
+        call(journal)
+    assert disk.operations == operations
 
 
 @pytest.mark.parametrize("seed", range(8))
