@@ -572,7 +572,12 @@ def test_the_name_of_a_new_file_is_synced_before_anything_is_answered(
     """No test can cut the power, so the call to the system is held itself."""
     synced: list[int] = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), real(fd)))
+
+    def spy(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
     directory = tmp_path.stat().st_ino
 
     async def scenario() -> None:

@@ -198,7 +198,11 @@ def test_l6_the_answers_alone_carry_a_snapshot_to_its_end(
     world, leader = lagging(tmp_path, lines=300)
     follower = world.nodes["B"]
     closed: list[Sending] = []
-    monkeypatch.setattr(Sending, "close", lambda sending: closed.append(sending))
+
+    def spy(sending: Sending) -> None:
+        closed.append(sending)
+
+    monkeypatch.setattr(Sending, "close", spy)
     world.now += 0.11
     leader.step()
     pieces = 0
