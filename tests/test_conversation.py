@@ -230,6 +230,35 @@ def test_a_branch_that_was_not_called_yet_when_another_refused_hears_nothing() -
     assert told == set(range(1, CALLS_AT_ONCE))
 
 
+def test_acknowledgements_do_not_wait_for_calls_that_the_decision_made_needless() -> None:
+    talk = Talk(*branches(HUGE))
+    talk.woken(talk.now_s)  # more are due than this turn has room for
+    for position in range(1, 10):
+        talk.prepared(position, READ_ONLY)
+    told = [
+        action.position
+        for action in talk.log_applies(talk.prepared(0, NO))
+        if isinstance(action, SendEnd)
+    ]
+    for position in told[:-1]:
+        assert talk.ended(position) == []
+    assert talk.ended(told[-1]) == [ProposeAcknowledgement(sum(1 << n for n in told))]
+
+
+@pytest.mark.parametrize(("answer", "counts"), [(ANSWERED_500, True), (SILENT, False)])
+def test_after_a_failed_prepare_a_rollback_counts_at_once_only_if_the_prepare_was_answered(
+    answer: Failed, counts: bool
+) -> None:
+    talk = Talk(branch(1, plain=True), branch(2))
+    assert talk.log_applies(talk.prepared(0, answer))[0] == rollbacks(0)[0]
+    talk.ended(1)
+    heard = talk.ended(0)
+    if counts:
+        assert heard == [ProposeAcknowledgement(0b11)]
+    else:
+        assert talk.conversation.legs[0].called_again_s == COUNTS_S
+
+
 def test_the_decision_is_proposed_at_the_last_vote_and_nothing_irrevocable_leaves_before_it() -> (
     None
 ):
@@ -565,6 +594,7 @@ def test_a_rollback_under_way_when_the_prepare_is_answered_does_not_count_and_is
     talk.now_s = 3.0
     assert talk.prepared(0, YES) == [], "one call at a time"
     assert talk.ended(0, sent_s=1.0) == []
+    assert talk.due_s == talk.now_s, "at once, and not after the grace"
     assert talk.woken() == rollbacks(0)
     assert talk.ended(0) == [ProposeAcknowledgement(0b1)]
 
