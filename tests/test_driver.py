@@ -318,6 +318,28 @@ def test_a_prepare_still_in_its_queue_at_the_decision_never_leaves_and_leaves_no
     play(scene, plain=True)
 
 
+def test_a_prepare_that_perhaps_arrived_is_not_done_with_because_it_was_withdrawn() -> None:
+    """It waited for another try. What its first one began is to be rolled back."""
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.queueing = True
+        wait = rig.driver.submit(plan(), Wait.DECISION)
+        await rig.settle()
+        rig.gateway.queueing = False
+        rig.gateway.script = silence
+        one, two = rig.gateway.queued
+        one.perhaps_arrived = True
+        rig.gateway.queued.remove(two)
+        two.done(Voted(Vote.NO, "sold out"))
+        assert (await wait).outcome is Outcome.ABORT
+        await asyncio.sleep(1)
+        assert rig.gateway.queued == []
+        assert rig.gateway.sent(ROLLBACK) == ["1"]
+        assert rig.record().finished_ms is None, "the rollback is not answered"
+
+    play(scene, plain=True)
+
+
 def test_what_is_known_of_a_participant_is_recorded_at_begin() -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.declared = {"http://participant-2": SDK}
