@@ -19,7 +19,7 @@ from cluster.raft import replica as replica_module
 from cluster.raft.proposals import ProposalLimits
 from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import CoreLimits, Role
-from cluster.raft.wire import Append, RaftMessage
+from cluster.raft.wire import Append, RaftMessage, SnapshotPiece
 from cluster.settings import RaftTimings
 from cluster.storage.disk import PosixDisk
 from cluster.storage.journal import Journal
@@ -755,6 +755,34 @@ def test_a_leader_does_not_count_itself_before_its_own_sync(
             gate.open()
             await asyncio.wait([pending])
             await nodes.put("d")
+
+    run(scenario())
+
+
+def test_while_a_leader_syncs_only_its_entries_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it may have said as a follower, in the same step, claims what is being synced."""
+
+    async def scenario() -> None:
+        async with cluster(tmp_path, 1) as nodes:
+            leader = await nodes.put("a")
+            gate = hold_syncs(monkeypatch, nodes, but="")
+            flushed: list[object] = []
+            flush = leader.transport.flush
+
+            def spy(only: tuple[type[RaftMessage], ...] | None = None) -> None:
+                flushed.append((gate.held, gate.is_open, only))
+                flush(only)
+
+            monkeypatch.setattr(leader.transport, "flush", spy)
+            pending = propose(leader, "b")
+            await until(lambda: gate.held == 1)
+            await asyncio.sleep(0)
+            assert flushed[-1] == (1, False, (Append, SnapshotPiece))
+            assert [each for each in flushed if each[:2] == (1, False)] == flushed[-1:]
+            gate.open()
+            assert isinstance(await pending, int)
 
     run(scenario())
 
