@@ -768,7 +768,7 @@ def test_while_a_leader_syncs_only_its_entries_leave(
         async with cluster(tmp_path, 1) as nodes:
             leader = await nodes.put("a")
             gate = hold_syncs(monkeypatch, nodes, but="")
-            flushed: list[object] = []
+            flushed: list[tuple[int, bool, object]] = []
             flush = leader.transport.flush
 
             def spy(only: tuple[type[RaftMessage], ...] | None = None) -> None:
