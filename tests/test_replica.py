@@ -332,6 +332,27 @@ def test_a_barrier_waits_for_what_was_acknowledged_before_it(tmp_path: Path) -> 
     run(scenario())
 
 
+def test_a_read_waits_for_all_that_was_committed_when_its_round_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path, 1) as nodes:
+            leader = await nodes.put("a")
+            begun: list[tuple[int, int]] = []
+            real = leader._barriers.round_begun
+
+            def spy(number: int, commit: int) -> None:
+                begun.append((commit, leader.status().committed))
+                real(number, commit)
+
+            monkeypatch.setattr(leader._barriers, "round_begun", spy)
+            await leader.barrier()
+            (commit, committed), *_ = begun
+            assert commit == committed >= 3, "the first entry, the epoch and the line"
+
+    run(scenario())
+
+
 def test_an_epoch_that_is_over_is_refused(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:
