@@ -37,6 +37,7 @@ from cluster.client.calls import (
     Nodes,
     Silence,
 )
+from cluster.client.submission import Open, element_answer, elements
 from coordinator.ids import time_of
 from tests.fake_nodes import (
     FOREVER,
@@ -742,3 +743,35 @@ def test_waiting_for_a_free_connection_is_no_silence_of_the_node(
         await exchange.close()
 
     run(test)
+
+
+# --- answers that are none ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer", [None, [], {}, {"transactions": {}}, {"transactions": []}, {"transactions": [1, 2]}]
+)
+def test_a_batch_that_is_not_answered_element_by_element_has_no_answer(answer: Any) -> None:
+    with pytest.raises(BadAnswer):
+        elements(answer, 1)
+
+
+def test_an_element_whose_id_is_refused_is_not_sent_again() -> None:
+    told = element_answer(shown("order-17", None, state="refused"), {"id": "order-17"})
+    assert isinstance(told, OutcomeUnknown)
+    assert told.for_good
+    assert isinstance(element_answer(shown("another", "committed"), {"id": "order-17"}), Open)
+
+
+@pytest.mark.parametrize("answer", [{}, {"decision": "maybe"}, {"decision": None}, ["commit"]])
+def test_only_a_decision_answers_an_inquiry(answer: Any) -> None:
+    async def says(_: web.Request, __: Any) -> web.StreamResponse:
+        return web.json_response(answer)
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = says
+        async with asking(nodes[0]) as client:
+            with pytest.raises(BadAnswer):
+                await client.decision("order-17", "1", "f")
+
+    run(test, nodes=1)

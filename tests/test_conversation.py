@@ -201,6 +201,24 @@ def test_acknowledgements_wait_for_the_calls_that_are_due_and_not_sent() -> None
     assert talk.ended(HUGE - 1) == [ProposeAcknowledgement((1 << HUGE) - 1)]
 
 
+def test_acknowledgements_wait_between_the_turns_in_which_the_others_are_called() -> None:
+    talk = Talk(*branches(HUGE))
+    calls_by_turn(talk, talk.started)
+    for position in range(HUGE):
+        actions = talk.prepared(position, YES)
+    talk.log_applies(actions)
+    for position in range(CALLS_AT_ONCE):
+        talk.ended(position)
+    left = set(range(CALLS_AT_ONCE, HUGE))
+    while left:
+        proposed: list[Action] = []
+        for action in talk.woken(talk.now_s):
+            assert isinstance(action, SendEnd)
+            left.remove(action.position)
+            proposed = talk.ended(action.position)
+        assert proposed == ([] if left else [ProposeAcknowledgement((1 << HUGE) - 1)])
+
+
 def test_a_branch_that_was_not_called_yet_when_another_refused_hears_nothing() -> None:
     talk = Talk(*branches(HUGE, plain=True))
     proposal = decision(talk.prepared(0, NO))
@@ -210,6 +228,35 @@ def test_a_branch_that_was_not_called_yet_when_another_refused_hears_nothing() -
     turns = calls_by_turn(talk, actions)
     told = {action.position for action in flat(turns) if isinstance(action, SendEnd)}
     assert told == set(range(1, CALLS_AT_ONCE))
+
+
+def test_acknowledgements_do_not_wait_for_calls_that_the_decision_made_needless() -> None:
+    talk = Talk(*branches(HUGE))
+    talk.woken(talk.now_s)  # more are due than this turn has room for
+    for position in range(1, 10):
+        talk.prepared(position, READ_ONLY)
+    told = [
+        action.position
+        for action in talk.log_applies(talk.prepared(0, NO))
+        if isinstance(action, SendEnd)
+    ]
+    for position in told[:-1]:
+        assert talk.ended(position) == []
+    assert talk.ended(told[-1]) == [ProposeAcknowledgement(sum(1 << n for n in told))]
+
+
+@pytest.mark.parametrize(("answer", "counts"), [(ANSWERED_500, True), (SILENT, False)])
+def test_after_a_failed_prepare_a_rollback_counts_at_once_only_if_the_prepare_was_answered(
+    answer: Failed, counts: bool
+) -> None:
+    talk = Talk(branch(1, plain=True), branch(2))
+    assert talk.log_applies(talk.prepared(0, answer))[0] == rollbacks(0)[0]
+    talk.ended(1)
+    heard = talk.ended(0)
+    if counts:
+        assert heard == [ProposeAcknowledgement(0b11)]
+    else:
+        assert talk.conversation.legs[0].called_again_s == COUNTS_S
 
 
 def test_the_decision_is_proposed_at_the_last_vote_and_nothing_irrevocable_leaves_before_it() -> (
@@ -547,6 +594,7 @@ def test_a_rollback_under_way_when_the_prepare_is_answered_does_not_count_and_is
     talk.now_s = 3.0
     assert talk.prepared(0, YES) == [], "one call at a time"
     assert talk.ended(0, sent_s=1.0) == []
+    assert talk.due_s == talk.now_s, "at once, and not after the grace"
     assert talk.woken() == rollbacks(0)
     assert talk.ended(0) == [ProposeAcknowledgement(0b1)]
 

@@ -493,3 +493,27 @@ def test_two_answers_in_one_packet_are_not_two_votes() -> None:
             assert given.vote is Vote.NO
 
     run(scenario)
+
+
+def test_a_message_that_was_given_up_while_its_connection_was_made_never_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was said not to have arrived: a prepare that came after that would be rolled back by
+    nobody."""
+    real = Connections.made
+
+    async def scenario(gateway: Gateway) -> None:
+        may_go = asyncio.Event()
+
+        async def slowly(connections: Connections, origin: Origin) -> Connection:
+            await may_go.wait()
+            return await real(connections, origin)
+
+        monkeypatch.setattr(Connections, "made", slowly)
+        async with Stub(YES) as stub:
+            assert not failed(await ask(gateway, stub.url, within=0.02)).arrived
+            may_go.set()
+            assert await ask(gateway, stub.url) == Voted(Vote.YES)
+            assert len(stub.received) == 1
+
+    run(scenario)

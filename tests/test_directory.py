@@ -163,6 +163,18 @@ def test_a_journal_without_an_identity_is_refused_even_with_bootstrap() -> None:
             start(disk, bootstrap=bootstrap)
 
 
+def test_one_entry_in_a_journal_is_more_than_an_interrupted_bootstrap_leaves() -> None:
+    disk = MemoryDisk()
+    directory = start(disk, bootstrap=True)
+    journal = Journal.open(directory.journal, cluster="c", node="n1", disk=disk)
+    journal.append(b"", 1, 0)
+    journal.close()
+    directory.close()
+    del disk.files[HOME / "identity"]
+    with pytest.raises(Damaged, match="missing"):
+        start(disk, bootstrap=True)
+
+
 def test_a_snapshot_without_an_identity_is_refused_even_with_bootstrap() -> None:
     disk = MemoryDisk()
     directory = start(disk, bootstrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,38 @@ def test_names_are_made_renamed_removed_and_listed_in_order(tmp_path: Path) -> N
     assert DISK.names(home) == ["c"]
     assert read_file(DISK, home / "c") == b"a"
     assert DISK.exists(home / "c")
+
+
+def test_a_sync_asks_the_kernel_for_this_very_file_or_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test can cut the power: without these calls nothing else here would fail."""
+    synced: list[tuple[str, int]] = []
+    for name in ("fsync", "fdatasync"):
+        real = getattr(os, name)
+
+        def spy(descriptor: int, name: str = name, real: Callable[[int], None] = real) -> None:
+            synced.append((name, os.fstat(descriptor).st_ino))
+            real(descriptor)
+
+        monkeypatch.setattr(os, name, spy)
+    file = make(tmp_path / "f", b"x")
+    file.sync()
+    DISK.sync_directory(tmp_path)
+    file.close()
+    inodes = [(tmp_path / "f").stat().st_ino, tmp_path.stat().st_ino]
+    assert synced == list(zip(["fdatasync", "fsync"], inodes, strict=True))
+
+
+def test_what_the_system_took_only_in_part_is_written_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, piece, at: real(fd, piece[:3], at))
+    file = make(tmp_path / "f", b"....")
+    file.write(2, b"0123456789")
+    file.close()
+    assert read_file(DISK, tmp_path / "f") == b"..0123456789"
 
 
 def test_an_open_file_outlives_its_name(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from coordinator.commands import (
     Begin,
     Command,
     Decide,
+    Epoch,
     Forget,
     Refuse,
     Resolve,
@@ -42,7 +43,7 @@ from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
 from coordinator.plan import Wait
 from coordinator.settings import Limits
 from participants.contract import PLAIN, Acknowledged, Failed, Operation, Vote, Voted
-from tests.builders import BEGAN_MS, branch, plan, uuid7
+from tests.builders import BEGAN_MS, begin, branch, plan, uuid7
 from tests.driver_rig import CLOCK_STARTS_S, SDK, Rig, down, play, silence, yes_to_all
 
 PREPARE, COMMIT, ROLLBACK = Operation.PREPARE, Operation.COMMIT, Operation.ROLLBACK
@@ -115,6 +116,16 @@ def test_a_call_says_whether_it_may_go_twice_and_whether_it_may_share_a_request(
     play(scene)
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_every_call_carries_the_trace_that_the_client_began(plain: bool) -> None:
+    async def scene(rig: Rig) -> None:
+        asked = plan()._replace(traceparent="00-1-2-01")
+        await rig.driver.submit(asked, Wait.COMPLETION)
+        assert [call.traceparent for call in rig.gateway.calls] == ["00-1-2-01"] * 4
+
+    play(scene, plain=plain)
+
+
 def test_votes_that_come_before_begin_is_applied_decide_after_it() -> None:
     async def scene(rig: Rig) -> None:
         rig.log.held = True
@@ -127,6 +138,20 @@ def test_votes_that_come_before_begin_is_applied_decide_after_it() -> None:
         assert kinds(rig)[:3] == ["Epoch", "Begin", "Decide"]
 
     play(scene)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_participant_that_refuses_connections_ends_the_transaction_at_once(plain: bool) -> None:
+    """Also where its prepare leaves with `Begin`: it is the only one that anybody ever sent."""
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: down() if call.branch_id == "2" else yes_to_all(call)
+        wait = rig.driver.submit(plan(), Wait.COMPLETION)
+        assert (await wait).votes == (Vote.YES, Vote.UNSENT)
+        assert asyncio.get_running_loop().time() < CLOCK_STARTS_S + 1
+        assert rig.gateway.sent(ROLLBACK) == ["1"], "nothing was ever prepared at the other"
+
+    play(scene, plain=plain)
 
 
 def test_a_log_that_is_too_busy_for_begin_sends_no_prepare() -> None:
@@ -289,6 +314,28 @@ def test_a_prepare_still_in_its_queue_at_the_decision_never_leaves_and_leaves_no
         assert rig.gateway.queued == []
         assert one.sent_at is None
         assert asyncio.get_running_loop().time() < CLOCK_STARTS_S + 1, "no grace to be waited for"
+
+    play(scene, plain=True)
+
+
+def test_a_prepare_that_perhaps_arrived_is_not_done_with_because_it_was_withdrawn() -> None:
+    """It waited for another try. What its first one began is to be rolled back."""
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.queueing = True
+        wait = rig.driver.submit(plan(), Wait.DECISION)
+        await rig.settle()
+        rig.gateway.queueing = False
+        rig.gateway.script = silence
+        one, two = rig.gateway.queued
+        one.perhaps_arrived = True
+        rig.gateway.queued.remove(two)
+        two.done(Voted(Vote.NO, "sold out"))
+        assert (await wait).outcome is Outcome.ABORT
+        await asyncio.sleep(1)
+        assert rig.gateway.queued == []
+        assert rig.gateway.sent(ROLLBACK) == ["1"]
+        assert rig.record().finished_ms is None, "the rollback is not answered"
 
     play(scene, plain=True)
 
@@ -929,6 +976,77 @@ def test_a_begin_that_loses_the_race_against_a_refuse_gives_the_abort() -> None:
     play(scene)
 
 
+def test_a_refuse_that_loses_the_race_is_answered_from_the_record() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.log.held = True
+        asked = asyncio.create_task(rig.driver.inquire("t", "1", "f1"))
+        await rig.settle()
+        rig.machine.step(begin(epoch=rig.machine.epoch, now_ms=NOW_MS))
+        rig.log.release()
+        assert await asked is Decision.PENDING
+
+    play(scene)
+
+
+def another_leads(rig: Rig) -> None:
+    """What the log brings first is another node's epoch, of which this one has not heard yet."""
+    rig.machine.step(Epoch(rig.machine.epoch + 1, NOW_MS, "n2"))
+    rig.log.release()
+
+
+def test_what_another_epoch_overtook_is_refused_and_never_answered_as_done() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.everybody_is = PLAIN
+        await rig.driver.submit(plan("decided"), Wait.COMPLETION)
+        rig.log.held = True
+        asked = asyncio.create_task(rig.driver.inquire("stranger", "1", "f1"))
+        by_hand = asyncio.create_task(resolve(rig, "decided", branch_id="1"))
+        await rig.settle()
+        begun = rig.driver.submit(plan("begun"), Wait.NONE)
+        another_leads(rig)
+        with pytest.raises(NotLeader):
+            await asked
+        with pytest.raises(FateUnknown):
+            await by_hand
+        with pytest.raises(NotLeader):
+            await begun
+        assert rig.driver.live_count == 0
+        assert not [call for call in rig.gateway.calls if call.transaction_id == "begun"]
+
+    play(scene)
+
+
+def test_a_begin_that_finds_other_content_under_its_id_is_a_conflict() -> None:
+    """Another epoch's, that was not applied yet when this one was proposed."""
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.everybody_is = PLAIN
+        rig.log.held = True
+        wait = rig.driver.submit(plan(), Wait.DECISION)
+        rig.machine.step(begin(fingerprint="f2", epoch=rig.machine.epoch, now_ms=NOW_MS))
+        rig.log.release()
+        with pytest.raises(Conflict):
+            await wait
+        assert rig.gateway.calls == []
+        assert rig.driver.live_count == 0
+
+    play(scene)
+
+
+def test_an_inquired_id_that_expires_while_its_refuse_is_under_way_is_aborted() -> None:
+    async def scene(rig: Rig) -> None:
+        old = uuid7(NOW_MS - 1, Random(1))
+        rig.log.held = True
+        asked = asyncio.create_task(rig.driver.inquire(old, "1", "f1"))
+        await rig.settle()
+        rig.machine.step(Forget(rig.machine.epoch, NOW_MS, NOW_MS))
+        rig.log.release()
+        assert await asked is Decision.ABORT
+        assert rig.machine.get(old) is None
+
+    play(scene)
+
+
 def test_an_id_whose_begin_is_under_way_is_pending_and_is_not_refused() -> None:
     async def scene(rig: Rig) -> None:
         rig.log.held = True
@@ -1030,7 +1148,9 @@ def test_an_operator_may_abort_what_is_undecided_and_whoever_waits_is_told() -> 
     play(scene)
 
 
-def test_an_operator_may_end_a_branch_that_will_never_answer() -> None:
+def test_an_operator_may_end_a_branch_that_will_never_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = lambda call: (
             None if (call.operation, call.branch_id) == (COMMIT, "2") else yes_to_all(call)
@@ -1041,6 +1161,7 @@ def test_an_operator_may_end_a_branch_that_will_never_answer() -> None:
         await resolve(rig, branch_id="2", effect=Effect.UNKNOWN)
         assert (await wait).outcome is Outcome.COMMIT
         assert rig.driver.live_count == 0
+        assert "t branch 2 ended (unknown) by hand by ann: disk lost" in caplog.text
 
     play(scene)
 
@@ -1054,6 +1175,25 @@ def test_a_branch_that_was_ended_by_hand_is_not_ended_otherwise() -> None:
         assert len(again.resolutions) == 1, "asking again is safe"
         with pytest.raises(NotAllowed, match="already, as unknown"):
             await resolve(rig, branch_id="2", effect=Effect.COMMITTED)
+
+    play(scene)
+
+
+def test_what_was_applied_right_behind_a_branch_ended_by_hand_is_not_forgotten_again() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = votes_only
+        await rig.driver.submit(plan(of=3), Wait.DECISION)
+        rig.log.held = True
+        by_hand = asyncio.ensure_future(resolve(rig, branch_id="2", effect=Effect.UNKNOWN))
+        await rig.settle()
+        rig.gateway.answer(rig.gateway.under_way[0], Acknowledged())
+        await asyncio.sleep(0.3)
+        rig.log.release()  # both are applied before whoever resolved is resumed
+        await by_hand
+        assert rig.record().acknowledged == 0b001
+        conversation = rig.driver._talks.lives["t"].conversation
+        assert conversation is not None
+        assert conversation.transaction == rig.record()
 
     play(scene)
 
@@ -1113,6 +1253,7 @@ def test_an_operator_may_have_whoever_waits_called_now() -> None:
         assert asyncio.get_running_loop().time() - before_s < 0.01
         assert rig.gateway.woken == ["http://participant-1"]
         assert rig.driver.retry_now("t").finished_ms is not None
+        assert rig.driver.live_count == 0, "nobody takes up what is finished"
         with pytest.raises(UnknownTransaction):
             rig.driver.retry_now("stranger")
         rig.log.stop_leading()
@@ -1143,6 +1284,27 @@ def test_the_figures_say_what_is_under_way() -> None:
     play(scene)
 
 
+def test_undecided_is_what_waits_for_its_begin_for_votes_or_for_its_decision() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.gateway.declared = {"http://participant-1": PLAIN}
+        rig.log.held = True
+        rig.driver.submit(plan(), Wait.NONE)
+        counts = [rig.driver.undecided_count]
+        rig.log.release()
+        await rig.settle()
+        counts.append(rig.driver.undecided_count)
+        rig.log.held = True
+        rig.gateway.answer_all()
+        counts.append(rig.driver.undecided_count)
+        rig.log.release()
+        await rig.settle()
+        assert (counts, rig.driver.undecided_count) == ([1, 1, 1], 0)
+        assert rig.driver.live_count == 1, "its branches have not acknowledged"
+
+    play(scene)
+
+
 def test_waiting_for_the_end_finds_the_transaction_wherever_it_is() -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = silence
@@ -1154,6 +1316,10 @@ def test_waiting_for_the_end_finds_the_transaction_wherever_it_is() -> None:
         assert await early == await rig.driver.wait_for_end("t") == rig.record()
         with pytest.raises(UnknownTransaction):
             await rig.driver.wait_for_end("stranger")
+        rig.machine.step(begin("not taken up yet", epoch=rig.machine.epoch, now_ms=NOW_MS))
+        rig.gateway.script = yes_to_all
+        assert (await rig.driver.wait_for_end("not taken up yet")).outcome is Outcome.COMMIT
+        rig.gateway.script = silence
         await rig.driver.submit(plan("u"), Wait.NONE)
         rig.log.stop_leading()
         assert await rig.driver.wait_for_end("t") == rig.record()

@@ -10,7 +10,8 @@ import pytest
 
 from coordinator.courier import Answer
 from coordinator.gateway import Gateway
-from coordinator.settings import Limits
+from coordinator.lane import Backoff
+from coordinator.settings import Limits, Timings
 from participants.contract import (
     DECLARATION_HEADER,
     PLAIN,
@@ -500,3 +501,13 @@ def test_a_call_whose_carrying_fails_in_an_unforeseen_way_has_failed_and_frees_i
 
     run(scenario, limits=Limits(calls_per_participant=1))
     assert "what is this answer" in caplog.text
+
+
+def test_a_closed_lane_pauses_as_long_as_the_settings_say() -> None:
+    async def main() -> None:
+        timings = Timings(retry_initial_ms=200, retry_max_ms=30_000)
+        gateway = Gateway(limits=Limits(), timings=timings)
+        assert gateway._new_door(("http://p", False, True)).lane._backoff == Backoff(0.2, 30.0)
+        assert gateway._new_door(("http://p", True, True)).lane._backoff is None
+
+    asyncio.run(main())

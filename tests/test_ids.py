@@ -25,6 +25,17 @@ def test_a_made_id_is_a_uuid_of_version_7_and_carries_its_time() -> None:
         assert is_valid_id(made)
 
 
+@pytest.mark.parametrize("bit", range(74))
+def test_every_random_bit_has_its_place_in_the_id(bit: int) -> None:
+    class OneBit(Random):
+        def getrandbits(self, _count: int, /) -> int:
+            return 1 << bit
+
+    number = uuid.UUID(IdMaker(lambda: NOW_MS, OneBit())()).int
+    random_bits = (number >> 64 & 0xFFF) << 62 | number & ((1 << 62) - 1)
+    assert random_bits == 1 << bit
+
+
 def test_the_same_seed_makes_the_same_ids() -> None:
     assert uuid7(NOW_MS, Random(1)) == uuid7(NOW_MS, Random(1))
     assert uuid7(NOW_MS, Random(1)) != uuid7(NOW_MS, Random(2))

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from cluster.storage.disk import PosixDisk
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import segment_numbers, segment_path
 from cluster.storage.records import OVERHEAD, decode_record
+from cluster.storage.snapshots import SnapshotStore
+from cluster.storage.watermark import read_watermark
 from tests.journal_histories import (
     HOME,
     History,
@@ -343,3 +346,128 @@ def test_after_a_failed_sync_nothing_is_promised_that_the_disk_may_not_have(
     promised = state_of(open_journal(disk, segment_bytes=segment_bytes))
     for seed in range(20):
         assert state_of(open_journal(disk.after_power_loss(random.Random(seed)))) == promised
+
+
+def test_a_failed_sync_takes_nothing_back_where_nothing_is_promised_to_be_synced() -> None:
+    """Without sync all that was written counts: it survives kill -9."""
+    disk = FailsAt("sync")
+    journal = open_journal(disk, sync=False)
+    append(journal, 3)
+    disk.armed = True
+    with pytest.raises(DiskFailed):
+        journal.close()
+    assert len(open_journal(disk.after_kill())) == 3
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda journal: journal.write(),
+        lambda journal: journal.start_sync(),
+        lambda journal: journal.append(b"", 5, 1),
+        lambda journal: journal.truncate_from(1),
+        lambda journal: journal.compact_to(2),
+        lambda journal: journal.reset([]),
+        lambda journal: journal.set_vote(9, None),
+        lambda journal: journal.last_index,
+        lambda journal: journal[:],
+        lambda journal: journal.vote,
+        lambda journal: journal.dirty,
+    ],
+)
+def test_after_a_failure_nothing_is_written_and_every_call_says_so(
+    call: Callable[[Journal], object],
+) -> None:
+    disk = FailsAt("sync")
+    journal = open_journal(disk)
+    append(journal, 3)
+    job = journal.start_sync()
+    assert job is not None
+    append(journal, 1)  # meanwhile, and not written yet
+    disk.armed = True
+    with pytest.raises(DiskFailed):
+        job()
+    disk.armed = False
+    operations = disk.operations
+    with pytest.raises(DiskFailed, match="it could not sync"):
+        call(journal)
+    assert disk.operations == operations
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_s9_closing_before_the_job_of_a_sync_ran_syncs_the_segments_left_behind_too(
+    seed: int,
+) -> None:
+    disk = MemoryDisk()
+    journal = open_journal(disk, segment_bytes=300)
+    while len(segment_numbers(HOME, disk)) < 3:
+        append(journal, 2)
+        journal.write()
+    append(journal, 2)
+    job = journal.start_sync()
+    assert job is not None
+    expected = state_of(journal)
+    journal.close()
+    assert state_of(open_journal(disk.after_power_loss(random.Random(seed)))) == expected
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_s9_after_a_clean_stop_or_an_opening_the_watermark_is_exact_also_after_a_power_loss(
+    seed: int,
+) -> None:
+    def exact(disk: MemoryDisk) -> bool:
+        lost = disk.after_power_loss(random.Random(seed))
+        end = (1, len(disk.files[segment_path(HOME, 1)].now))
+        return read_watermark(HOME / "watermark", lost)[1] == end
+
+    disk = MemoryDisk()
+    journal = open_journal(disk)
+    append(journal, 3)
+    journal.write()
+    killed = disk.after_kill()
+    journal.close()
+    assert exact(disk)
+    open_journal(killed)
+    assert exact(killed)
+
+
+class NotesDirectories(MemoryDisk):
+    def __init__(self) -> None:
+        super().__init__()
+        self.synced: list[Path] = []
+
+    def sync_directory(self, path: Path) -> None:
+        super().sync_directory(path)
+        self.synced.append(path)
+
+
+def test_a_directory_that_is_made_is_durable_in_its_parent() -> None:
+    for begin in (open_journal, lambda disk: SnapshotStore(HOME, disk=disk)):
+        disk = NotesDirectories()
+        begin(disk)
+        assert HOME.parent in disk.synced
+        disk.synced.clear()
+        begin(disk)
+        assert HOME.parent not in disk.synced, "it was there"
+
+
+def test_files_of_other_names_are_none_of_the_journals() -> None:
+    disk = MemoryDisk()
+    journal = open_journal(disk)
+    append(journal, 1)
+    journal.close()
+    for name in ("segment-000000000002.old", "segment-2x.log", "other-000000000002.log"):
+        disk.create(HOME / name).write(0, b"x" * 100)
+    assert len(open_journal(disk)) == 1
+
+
+def test_of_a_log_that_was_replaced_as_a_whole_no_older_segment_is_kept() -> None:
+    disk = MemoryDisk()
+    journal = open_journal(disk, segment_bytes=300)
+    while len(segment_numbers(HOME, disk)) < 3:
+        append(journal, 2)
+        journal.write()
+    journal.reset([(b"", 3, 1), (b"", 4, 1)])
+    sync(journal)
+    assert segment_numbers(HOME, disk) == [3, 4], "the one that the new log is in, and the next"
+    assert [index for _, index, _ in open_journal(disk.after_kill())[:]] == [3, 4]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from typing import Any
 
 import pytest
 
 from cluster.errors import Damaged, Foreign, StorageError
 from cluster.storage.journal import Journal
-from cluster.storage.journal_format import decode_body, encode_header
+from cluster.storage.journal_format import (
+    Header,
+    append_change,
+    decode_body,
+    encode_group,
+    encode_header,
+    start_change,
+    truncate_change,
+    vote_change,
+)
 from cluster.storage.journal_recovery import segment_numbers, segment_path
 from cluster.storage.records import decode_record, encode_record
 from cluster.storage.watermark import Watermark, read_watermark
@@ -160,6 +171,107 @@ def test_another_format_version_is_refused_as_foreign_not_as_damaged() -> None:
     with pytest.raises(Foreign, match="format 2"):
         open_journal(disk)
     assert encode_header(header) == body  # type: ignore[arg-type]
+
+
+def header_of(disk: MemoryDisk, number: int) -> Header:
+    body = decode_record(bytes(disk.files[segment_path(HOME, number)].now), number, 0)
+    assert body is not None
+    header = decode_body(body)
+    assert isinstance(header, Header)
+    return header
+
+
+def group(changes: bytes) -> bytes:
+    return encode_group(changes, (1, 0), without_sync=False)
+
+
+def change(kind: bytes, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(4, "little") + kind + payload
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"?",
+        b"G",
+        b"H\xc1",
+        b"H\x90",
+        encode_header(Header(1, "c", "n1", 1, 1, 0, (0, 0), False, None, None, 0, None, 0)),
+        group(b"\x00"),
+        group(change(b"R")[:-1]),
+        group(change(b"C", bytes(8))[:-1]),
+        group(change(b"Z")),
+        group(change(b"A", bytes(15))),
+        group(change(b"T", bytes(7))),
+        group(change(b"C", bytes(9))),
+        group(change(b"V", bytes(8) + b"\x01\xff")),
+        group(append_change(b"", 9, 1)),
+        group(append_change(b"", 3, 1)),
+        group(truncate_change(5)),
+        group(change(b"R") + start_change(2)),
+        group(change(b"R") + truncate_change(1)),
+        group(start_change(0)),
+        group(start_change(4)),
+        group(vote_change(1, None)),
+        group(vote_change(2, "n2")),
+    ],
+)
+def test_a_whole_record_that_no_journal_writes_is_refused_and_not_cut(body: bytes) -> None:
+    disk = MemoryDisk()
+    journal = open_journal(disk)
+    append(journal, 3)
+    journal.set_vote(2, "n1")
+    journal.close()
+    content = disk.files[segment_path(HOME, 1)].now
+    content += encode_record(1, len(content), body)
+    operations = disk.operations
+    with pytest.raises(Damaged):
+        open_journal(disk)
+    assert disk.operations == operations
+
+
+def test_a_segment_begins_with_a_header_that_can_be_read() -> None:
+    for body in (group(b""), b"H\x90", b"?"):
+        disk = MemoryDisk()
+        open_journal(disk).close()
+        disk.files[segment_path(HOME, 1)].now[:] = encode_record(1, 0, body)
+        with pytest.raises(Damaged):
+            open_journal(disk)
+
+
+@pytest.mark.parametrize(
+    "false",
+    [
+        {"start": 0},
+        {"next_index": 40},
+        {"term": 9},
+        {"vote": "n3"},
+        {"previous_end": 100},
+    ],
+)
+def test_a_segment_that_does_not_continue_the_one_before_is_refused(false: dict[str, Any]) -> None:
+    disk = MemoryDisk()
+    journal = open_journal(disk, segment_bytes=500)
+    journal.set_vote(2, "n1")
+    while len(segment_numbers(HOME, disk)) < 2:
+        append(journal, 1, term=2)
+        sync(journal)
+    journal.close()
+    open_journal(disk).close()
+    told = dataclasses.replace(header_of(disk, 2), **false)
+    disk.files[segment_path(HOME, 2)].now[:] = encode_record(2, 0, encode_header(told))
+    with pytest.raises(Damaged):
+        open_journal(disk)
+
+
+def test_a_journal_whose_first_entries_are_in_no_segment_is_refused() -> None:
+    disk = MemoryDisk()
+    open_journal(disk).close()
+    content = disk.files[segment_path(HOME, 1)].now
+    told = dataclasses.replace(header_of(disk, 1), start=1, next_index=4)
+    content[:] = encode_record(1, 0, encode_header(told))
+    with pytest.raises(Damaged, match="this entry is missing"):
+        open_journal(disk)
 
 
 def test_random_bytes_never_get_past_the_checks() -> None:

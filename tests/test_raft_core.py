@@ -17,6 +17,8 @@ from cluster.raft.members import Configurations, decode_members, encode_members,
 from cluster.raft.proposals import Barriers, ProposalLimits, Proposals
 from cluster.raft.state import CoreLimits, Role
 from cluster.raft.wire import Append, AppendReply, PreVote, PreVoteReply, RequestVote, VoteReply
+from cluster.storage.disk import PosixDisk
+from cluster.storage.journal import Journal
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from tests.ledger import LedgerRestoring
 from tests.raft_world import TIMINGS, Node, World, append, lagging
@@ -312,6 +314,44 @@ def test_what_replaces_a_conflict_is_not_durable_because_the_old_was(tmp_path: P
     follower.write()
     follower.core.tick()
     assert follower.core.applied == 4
+
+
+def test_a_sync_of_what_was_replaced_meanwhile_makes_nothing_durable(tmp_path: Path) -> None:
+    follower = World(tmp_path, "LAB").nodes["A"]
+    follower.hear("L", append(1, (1, 0), [(2, 1), (3, 1), (4, 1)], 1))
+    follower.core.sync_started()
+    follower.hear("B", append(2, (2, 1), [(3, 2), (4, 2)], 1))
+    follower.core.sync_ended()
+    assert follower.core.durable_index == 2
+
+
+def test_a_sync_of_what_a_snapshot_replaced_meanwhile_makes_nothing_durable(
+    tmp_path: Path,
+) -> None:
+    world, leader = lagging(tmp_path)
+    follower = world.nodes["B"]
+    follower.jobs_run_at_once = False
+    while not follower.jobs:
+        world.pass_rounds("L", "B", rounds=1)
+    last, term = follower.log[-1]
+    behind = [(index, term) for index in range(last + 1, 60)]
+    follower.hear("L", append(leader.core.term, (last, term), behind, follower.core.commit))
+    follower.core.sync_started()
+    follower.run_jobs()
+    assert follower.core.snapshot_index == leader.core.snapshot_index
+    follower.core.sync_ended()
+    assert follower.core.durable_index < leader.core.snapshot_index
+
+
+def test_a_vote_of_an_older_term_than_the_logs_is_none_in_that_of_the_log(tmp_path: Path) -> None:
+    (tmp_path / "A").mkdir()
+    journal = Journal.open(tmp_path / "A" / "journal", cluster="test", node="A", disk=PosixDisk())
+    for index, term in ((1, 0), (2, 5)):
+        journal.append(b"\x01", index, term)
+    journal.set_vote(3, "B")
+    journal.close()
+    core = World(tmp_path, "AB").nodes["A"].core
+    assert (core.term, core.vote) == (5, None)
 
 
 def test_no_vote_for_a_log_that_lacks_entries(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from cluster.errors import Damaged, DiskFailed, Foreign
@@ -189,6 +190,50 @@ def test_a_damaged_header_stops_the_start() -> None:
     disk.files[HOME / "snapshot"].now[20] ^= 1
     with pytest.raises(Damaged):
         store(disk)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"C" + bytes(60), Damaged),
+        (b"M\xc1", Damaged),
+        (b"M\x91\x01", Damaged),
+        (b"M" + msgpack.packb({"format": 1, "cluster": "c"}), Damaged),
+        (b"M" + msgpack.packb({"format": 2, "cluster": "c"}), Foreign),
+    ],
+)
+def test_a_header_that_no_node_of_this_version_writes_is_refused(
+    body: bytes, error: type[Exception]
+) -> None:
+    disk = MemoryDisk()
+    snapshots = store(disk)
+    snapshots.write(meta(), chunks())
+    disk.files[HOME / "snapshot"].now[:] = encode_record(0, 0, body)
+    for look in (lambda: loaded(snapshots), snapshots.send, lambda: store(disk)):
+        with pytest.raises(error):
+            look()
+
+
+@pytest.mark.parametrize("stop_after", range(1, 20))
+def test_s9_a_power_loss_while_a_snapshot_is_received_leaves_the_old_or_the_new_one(
+    stop_after: int,
+) -> None:
+    source, disk = store(MemoryDisk()), MemoryDisk()
+    source.write(meta(200), chunks(seed=1))
+    target = store(disk)
+    target.write(meta(100), chunks(seed=2))
+    disk.stop_at = disk.operations + stop_after
+    adopted = False
+    try:
+        receiving = target.receive(KEY)
+        ship(source, receiving)
+        received(receiving)
+        adopted = receiving.adopt()
+    except PowerCut:
+        pass
+    found = loaded(store(disk.after_power_loss(random.Random(stop_after))))
+    new = meta(200), chunks(seed=1)
+    assert found == new if adopted else found in (new, (meta(100), chunks(seed=2)))
 
 
 def test_s18_the_snapshot_of_another_cluster_is_refused() -> None:

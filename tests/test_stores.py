@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import sys
 import threading
@@ -500,6 +501,23 @@ def test_a_resource_that_would_end_the_process_fails_alone(store: Store) -> None
     asyncio.run(scenario())
 
 
+def test_a_failure_that_undid_the_work_of_others_is_never_their_success(tmp_path: Path) -> None:
+    """As SQLite does when the disk is full: the whole local transaction is gone."""
+
+    def undoes_all(local: Local) -> None:
+        local.resource.execute("ROLLBACK")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            before, undone, after = await store.perform([put("a", 1), undoes_all, put("c", 3)])
+            assert isinstance(undone, StoreUnavailable)
+            kept = {key for key, result in (("a", before), ("c", after)) if result is None}
+            assert set(await own(store)) == kept == {"a", "c"}, "they are carried out again, alone"
+
+    asyncio.run(scenario())
+
+
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     path.write_bytes(b"this is a diary, and no database at all" * 100)
@@ -544,6 +562,27 @@ def test_a_newer_file_and_another_services_file_are_refused(
             file.execute(change)
         with pytest.raises(StoreRefused, match=match):
             await sqlite(tmp_path).open(create)
+
+    asyncio.run(scenario())
+
+
+def test_the_name_of_a_new_file_is_synced_before_anything_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test can cut the power, so the call to the system is held itself."""
+    synced: list[int] = []
+    real = os.fsync
+
+    def spy(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    directory = tmp_path.stat().st_ino
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)):
+            assert synced == [directory]
 
     asyncio.run(scenario())
 

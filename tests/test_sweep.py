@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -13,7 +14,7 @@ from coordinator.driver import Driver
 from coordinator.gateway import Gateway
 from coordinator.machine import Machine
 from coordinator.settings import Limits, Retention, Timings
-from coordinator.sweep import LEAST_KEPT_MS, Sweep
+from coordinator.sweep import FORGET_AT_ONCE, LEAST_KEPT_MS, Sweep
 from participants.contract import Vote
 from tests.builders import begin, uuid7
 from tests.memory_log import MemoryLog
@@ -40,14 +41,19 @@ def swept(
     ends_ms: list[tuple[int, int]],
     retention: Retention,
     *,
-    sound: bool = True,
+    clock_is_sound: Callable[[], bool] = lambda: True,
     steady: bool = True,
+    machine: Machine | None = None,
 ) -> tuple[Machine, list[str]]:
     """Transactions with (time in the id, end) finish; then one sweep and all that follows of it."""
-    machine = Machine()
+    machine = machine or Machine()
     ids: list[str] = []
 
     async def scenario() -> None:
+        errors: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, context: errors.append(repr(context))
+        )
         log = MemoryLog(machine)
         log.lead(NOW_MS)
         driver = driver_of(log, machine)
@@ -63,12 +69,13 @@ def swept(
             driver,
             now_ms=lambda: NOW_MS,
             retention=retention,
-            clock_is_sound=lambda: sound,
+            clock_is_sound=clock_is_sound,
             clock_is_steady=lambda: steady,
         )
         sweep.sweep()
         for _ in range(10):
             await asyncio.sleep(0)
+        assert not errors, "what the sweep proposes can be applied"
 
     asyncio.run(scenario())
     return machine, ids
@@ -102,7 +109,7 @@ def test_the_horizon_never_reaches_what_is_new_however_far_ahead_ids_are() -> No
 
 def test_a_leader_whose_clock_is_not_sound_moves_no_horizon() -> None:
     old = NOW_MS - 2 * DAY_MS
-    machine, ids = swept([(old, old)], Retention(), sound=False)
+    machine, ids = swept([(old, old)], Retention(), clock_is_sound=lambda: False)
     assert remembered(machine, ids) == [True]
     assert machine.horizon_ms == 0
 
@@ -117,10 +124,85 @@ def test_a_clock_that_was_set_just_now_makes_nothing_forgotten_for_its_age() -> 
     assert remembered(machine, ids) == [False, True, True], "memory has its bound all the same"
 
 
+def test_the_one_that_has_just_become_too_old_goes_soon_after_the_horizon_moved() -> None:
+    """However little the horizon moves for it: less than is worth an entry of its own."""
+    oldest_kept_ms = NOW_MS - DAY_MS
+    machine = Machine()
+    old, young = oldest_kept_ms - 5_000, NOW_MS - DAY_MS // 2
+    machine.horizon_ms = oldest_kept_ms - 10_000
+    machine, ids = swept([(old, old), (young, young)], Retention(), machine=machine)
+    assert remembered(machine, ids) == [False, True]
+
+
+def test_after_one_sweep_has_forgotten_the_next_one_forgets_more() -> None:
+    machine, clock_ms = Machine(), NOW_MS
+
+    async def scenario() -> None:
+        nonlocal clock_ms
+        log = MemoryLog(machine)
+        log.lead(NOW_MS)
+        sweep = Sweep(
+            log,
+            machine,
+            driver_of(log, machine),
+            now_ms=lambda: clock_ms,
+            retention=Retention(),
+            clock_is_sound=lambda: True,
+            clock_is_steady=lambda: True,
+        )
+        for _ in range(3):
+            sweep.sweep()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert machine.horizon_ms == clock_ms - DAY_MS
+            clock_ms += DAY_MS
+
+    asyncio.run(scenario())
+
+
+def test_of_forgetting_one_proposal_is_under_way_at_a_time_and_none_where_nobody_leads() -> None:
+    machine, old = Machine(), NOW_MS - 2 * DAY_MS
+    proposed: list[bytes] = []
+
+    async def scenario() -> None:
+        log = MemoryLog(machine)
+        driver = driver_of(log, machine)
+        sweep = Sweep(
+            log,
+            machine,
+            driver,
+            now_ms=lambda: NOW_MS,
+            retention=Retention(),
+            clock_is_sound=lambda: True,
+            clock_is_steady=lambda: True,
+        )
+        log.propose = lambda command, *_args: proposed.append(command)  # type: ignore
+        sweep.sweep()
+        assert proposed == [], "it does not lead"
+        for _ in range(2):
+            log.lead(NOW_MS)
+            sweep.sweep()
+            sweep.sweep()
+            log.stop_leading()
+            sweep.sweep()
+
+    machine.horizon_ms = old
+    asyncio.run(scenario())
+    assert len(proposed) == 2, "one in each leadership"
+
+
 def test_a_backlog_of_what_is_to_be_forgotten_goes_in_steps_until_none_is_left() -> None:
     old = NOW_MS - 2 * DAY_MS
     machine, ids = swept([(old + n, old + n) for n in range(2_500)], Retention())
     assert not any(remembered(machine, ids))
+
+
+def test_no_further_step_is_taken_once_the_clock_is_not_sound_any_more() -> None:
+    old = NOW_MS - 2 * DAY_MS
+    judgements = iter([True, False])
+    ends_ms = [(old + n, old + n) for n in range(2 * FORGET_AT_ONCE)]
+    machine, ids = swept(ends_ms, Retention(), clock_is_sound=lambda: next(judgements))
+    assert remembered(machine, ids) == [False] * FORGET_AT_ONCE + [True] * FORGET_AT_ONCE
 
 
 def test_a_sweep_that_fails_is_told_of_and_the_next_one_forgets(
@@ -154,6 +236,7 @@ def test_a_sweep_that_fails_is_told_of_and_the_next_one_forgets(
             while not machine.horizon_ms:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         await sweep.stop()
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "it has stopped"
 
     asyncio.run(scenario())
     assert "a sweep failed" in caplog.text

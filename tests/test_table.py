@@ -146,6 +146,18 @@ def test_an_id_that_is_there_twice_makes_a_table_that_is_not_whole() -> None:
     assert not again.is_whole()
 
 
+def test_a_block_that_is_there_twice_or_is_too_short_is_refused() -> None:
+    block = filled(3).view()[0]
+    table = Table()
+    table.load(0, block)
+    with pytest.raises(ValueError, match="block 0"):
+        table.load(0, ((), (None,) * BLOCK, (None,) * BLOCK))
+    branches, ids, records = block
+    for short in ((branches, ids[:-1], records[:-1]), (branches, ids, records[:-1])):
+        with pytest.raises(ValueError, match="block 0"):
+            Table().load(0, short)
+
+
 def test_the_collector_has_next_to_nothing_to_walk_over() -> None:
     gc.collect()
     before = len(gc.get_objects())

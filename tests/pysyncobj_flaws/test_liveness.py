@@ -22,7 +22,9 @@ from cluster.raft.wire import (
     RequestVote,
     SnapshotPiece,
     TimeoutNow,
+    VoteReply,
 )
+from cluster.storage.snapshots import Sending
 from tests.ledger import put
 from tests.pysyncobj_flaws.test_safety import led
 from tests.raft_world import TIMINGS, World, append, lagging, pre_vote
@@ -59,6 +61,34 @@ def test_l1_a_vote_of_a_huge_term_is_ignored_while_the_leader_lives(tmp_path: Pa
     world.now += TIMINGS.election_min_ms / 1000 + 0.01
     world.nodes["A"].hear("B", ask)
     assert world.nodes["A"].core.term == 40, "and is not ignored for ever"
+
+
+def test_l1_a_leader_that_stands_again_is_heard_by_those_who_follow_it(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    follower, term = world.nodes["A"], leader.core.term
+    last = (leader.journal.last_index, leader.journal.last_term)
+    follower.hear("L", RequestVote(term + 1, *last, False))
+    assert follower.step() == [VoteReply(term + 1, True)]
+
+
+def test_l1_who_voted_gives_the_candidate_a_whole_election_timeout(tmp_path: Path) -> None:
+    voter = World(tmp_path, "LAB").nodes["A"]
+    voter.core.set_deadline(voter.world.now + 0.001)
+    voter.hear("B", RequestVote(7, 99, 6, False))
+    assert voter.core.deadline >= voter.world.now + TIMINGS.election_min_ms / 1000
+
+
+def test_a_pre_vote_counts_for_the_term_only_that_was_asked_for(tmp_path: Path) -> None:
+    world = World(tmp_path, "ABCDE")
+    core = world.nodes["A"].core
+    core.set_term(4, None)
+    core.set_deadline(0.0)
+    world.nodes["A"].step()
+    for voter, asked in (("B", 4), ("C", 6)):
+        world.nodes["A"].hear(voter, PreVoteReply(4, asked, True))
+    assert core.pre_votes == {"A"}
+    world.nodes["A"].hear("B", PreVoteReply(4, 5, True))
+    assert core.pre_votes == {"A", "B"}
 
 
 def test_l1_an_election_follows_when_the_leader_is_gone(tmp_path: Path) -> None:
@@ -159,6 +189,33 @@ def test_l6_a_follower_that_is_sent_a_snapshot_keeps_answering(tmp_path: Path) -
         assert leader.core.role is Role.LEADER
     world.pass_rounds("L", "B")
     assert follower.lines == leader.lines
+
+
+def test_l6_the_answers_alone_carry_a_snapshot_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many windows it fills: no piece waits for time to pass. Then its file is closed."""
+    world, leader = lagging(tmp_path, lines=300)
+    follower = world.nodes["B"]
+    closed: list[Sending] = []
+
+    def spy(sending: Sending) -> None:
+        closed.append(sending)
+
+    monkeypatch.setattr(Sending, "close", spy)
+    world.now += 0.11
+    leader.step()
+    pieces = 0
+    while not follower.core.snapshot_index:
+        assert world.link("L", "B"), "nothing is on its way"
+        world.deliver("L", "B")
+        follower.step()
+        world.deliver("B", "L")
+        pieces += sum(isinstance(message, SnapshotPiece) for message in leader.step())
+    assert pieces > 3 * 4
+    assert len(closed) == 1
+    monkeypatch.undo()
+    closed[0].close()
 
 
 def test_l6_what_is_sent_at_once_is_bounded(tmp_path: Path) -> None:

@@ -175,6 +175,22 @@ def test_s6_an_older_snapshot_is_not_installed(tmp_path: Path) -> None:
     assert reply == AppendReply(2, 1, 1, True, 4)
 
 
+def test_an_installed_snapshot_is_acknowledged_to_its_end_and_no_further(tmp_path: Path) -> None:
+    world, leader = lagging(tmp_path)
+    follower = world.nodes["B"]
+    index = leader.core.snapshot_index
+    said: list[wire.RaftMessage] = []
+    while not follower.core.snapshot_index:
+        world.now += 0.11
+        leader.step()
+        world.deliver("L", "B")
+        said = follower.step()
+        world.deliver("B", "L")
+    assert follower.log[-1] == (index, 1)
+    assert said[-1] == AppendReply(leader.core.term, 0, 1, True, index + 1)
+    assert leader.core.match_index("B") == index
+
+
 def test_s6_a_snapshot_that_is_overtaken_while_it_is_verified_is_not_installed(
     tmp_path: Path,
 ) -> None:
