@@ -46,6 +46,7 @@ from coordinator.api_requests import (
 from coordinator.api_shapes import DEFAULT_PAGE, Submission, show
 from coordinator.batch_json import is_batch
 from coordinator.batches import Batches, Begun
+from coordinator.bodies import LARGE_BYTES
 from coordinator.capacity import largest
 from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError, NotAllowed, unknown
@@ -76,9 +77,6 @@ BRANCHES_PER_TURN = 500
 PAGE_CHARS = 4 * 1024 * 1024
 """A page ends with the transaction that reaches this: URLs may have 2,000 characters, a transaction
 256 branches, and what a client does not take stays in memory as long as it takes a little."""
-
-LARGE_BYTES = 64 * 1024
-"""A body of more is not decoded and read in one turn."""
 
 _LIST_QUERY = ("state", "participant", "older_than_ms", "limit", "after", "stale")
 

@@ -27,15 +27,13 @@ from coordinator import api_connection
 from coordinator.api_connection import LOG, READING, Common, Connection, Phase
 from coordinator.api_errors import ApiError, overloaded, too_large
 from coordinator.api_requests import Answer, Later, Request, error_answer
+from coordinator.bodies import LARGE_BYTES
 from coordinator.http_wire import CONTINUE, answer_bytes, unpacked
 
 REQUESTS_PER_TURN = 16
 LINE_BYTES = 8_190
 HEADERS = 128
 """aiohttp's limits: of the request line and of each header, and how many headers."""
-
-LARGE_BYTES = 64 * 1024
-"""A body of more waits for its turn: the dearest JSON of this size takes 8 ms to read."""
 
 BATCH_BYTES = 1024 * 1024
 """Larger is only a batch, which is decoded piece by piece, after those that came before it."""

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from coordinator import api_fields, api_shapes, api_transactions, http_connection
+from coordinator import api_fields, api_shapes, http_connection
 from coordinator.api_requests import Later, Request
+from coordinator.bodies import LARGE_BYTES
 from tests.api_rig import answered, api_node
 from tests.connection_rig import BODIES, LIMIT, Rig, read, run
 from tests.test_http_connection import GZIP, post
@@ -132,7 +133,7 @@ def test_a_large_body_is_decoded_in_one_turn_and_read_in_another(
             api_shapes, "read_submission", noted("read", api_shapes.read_submission)
         )
         async with api_node() as node:
-            for payload in ("", "x" * api_transactions.LARGE_BYTES):
+            for payload in ("", "x" * LARGE_BYTES):
                 body = json.dumps({"participants": [node.service(payload=payload)]}).encode()
                 answer = node.api.respond(Request("POST", PATH, "", {}, body))
                 assert isinstance(answer, Later)
@@ -154,7 +155,7 @@ def test_who_gave_no_id_with_a_large_body_is_sent_to_the_leader_of_the_moment_wh
 ):
     async def test() -> None:
         async with api_node() as node:
-            payload = "x" * api_transactions.LARGE_BYTES
+            payload = "x" * LARGE_BYTES
             body = json.dumps({"participants": [node.service(payload=payload)]}).encode()
             answer = node.api.respond(Request("POST", PATH, "", {}, body))
             node.log.follow("n2")
@@ -169,7 +170,7 @@ def test_who_gave_no_id_with_a_large_body_is_sent_to_the_leader_of_the_moment_wh
 def test_a_client_that_does_not_wait_for_its_large_transaction_ends_only_its_waiting() -> None:
     async def test() -> None:
         async with api_node() as node:
-            payload = "x" * api_transactions.LARGE_BYTES
+            payload = "x" * LARGE_BYTES
             given = {"id": "t-1", "participants": [node.service("slow", payload=payload)]}
             answer = node.api.respond(Request("POST", PATH, "", {}, json.dumps(given).encode()))
             assert isinstance(answer, Later)

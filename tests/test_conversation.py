@@ -187,12 +187,18 @@ def test_a_usual_transaction_calls_all_its_branches_in_one_turn() -> None:
     assert talk.due_s == EXPIRES_S
 
 
-def test_acknowledgements_wait_for_the_calls_that_are_due_and_not_sent() -> None:
+def huge_one_decided() -> Talk:
+    """Decided, with the first of its branches called."""
     talk = Talk(*branches(HUGE))
     calls_by_turn(talk, talk.started)
     for position in range(HUGE):
         actions = talk.prepared(position, YES)
     talk.log_applies(actions)
+    return talk
+
+
+def test_acknowledgements_wait_for_the_calls_that_are_due_and_not_sent() -> None:
+    talk = huge_one_decided()
     for position in range(CALLS_AT_ONCE):
         assert talk.ended(position) == []  # though no call is under way after the last
     assert calls_by_turn(talk, [])[1:]
@@ -202,11 +208,7 @@ def test_acknowledgements_wait_for_the_calls_that_are_due_and_not_sent() -> None
 
 
 def test_acknowledgements_wait_between_the_turns_in_which_the_others_are_called() -> None:
-    talk = Talk(*branches(HUGE))
-    calls_by_turn(talk, talk.started)
-    for position in range(HUGE):
-        actions = talk.prepared(position, YES)
-    talk.log_applies(actions)
+    talk = huge_one_decided()
     for position in range(CALLS_AT_ONCE):
         talk.ended(position)
     left = set(range(CALLS_AT_ONCE, HUGE))

@@ -37,6 +37,26 @@ def driver_of(log: MemoryLog, machine: Machine) -> Driver:
     )
 
 
+def sweep_of(
+    log: MemoryLog,
+    machine: Machine,
+    *,
+    now_ms: Callable[[], int] = lambda: NOW_MS,
+    retention: Retention | None = None,
+    clock_is_sound: Callable[[], bool] = lambda: True,
+    steady: bool = True,
+) -> Sweep:
+    return Sweep(
+        log,
+        machine,
+        driver_of(log, machine),
+        now_ms=now_ms,
+        retention=retention or Retention(),
+        clock_is_sound=clock_is_sound,
+        clock_is_steady=lambda: steady,
+    )
+
+
 def swept(
     ends_ms: list[tuple[int, int]],
     retention: Retention,
@@ -56,21 +76,18 @@ def swept(
         )
         log = MemoryLog(machine)
         log.lead(NOW_MS)
-        driver = driver_of(log, machine)
         for number, (made_ms, end_ms) in enumerate(ends_ms):
             ids.append(uuid7(made_ms, Random(number)))
             command = begin(ids[-1], epoch=1, now_ms=min(made_ms, end_ms))
             machine.step(command)
             votes = (Vote.NO,) * len(command.branches)
             machine.step(Decide(1, end_ms, ids[-1], votes, (None,) * len(votes), "no"))
-        sweep = Sweep(
+        sweep = sweep_of(
             log,
             machine,
-            driver,
-            now_ms=lambda: NOW_MS,
             retention=retention,
             clock_is_sound=clock_is_sound,
-            clock_is_steady=lambda: steady,
+            steady=steady,
         )
         sweep.sweep()
         for _ in range(10):
@@ -141,15 +158,7 @@ def test_after_one_sweep_has_forgotten_the_next_one_forgets_more() -> None:
         nonlocal clock_ms
         log = MemoryLog(machine)
         log.lead(NOW_MS)
-        sweep = Sweep(
-            log,
-            machine,
-            driver_of(log, machine),
-            now_ms=lambda: clock_ms,
-            retention=Retention(),
-            clock_is_sound=lambda: True,
-            clock_is_steady=lambda: True,
-        )
+        sweep = sweep_of(log, machine, now_ms=lambda: clock_ms)
         for _ in range(3):
             sweep.sweep()
             for _ in range(10):
@@ -166,16 +175,7 @@ def test_of_forgetting_one_proposal_is_under_way_at_a_time_and_none_where_nobody
 
     async def scenario() -> None:
         log = MemoryLog(machine)
-        driver = driver_of(log, machine)
-        sweep = Sweep(
-            log,
-            machine,
-            driver,
-            now_ms=lambda: NOW_MS,
-            retention=Retention(),
-            clock_is_sound=lambda: True,
-            clock_is_steady=lambda: True,
-        )
+        sweep = sweep_of(log, machine)
         log.propose = lambda command, *_args: proposed.append(command)  # type: ignore
         sweep.sweep()
         assert proposed == [], "it does not lead"
@@ -222,15 +222,7 @@ def test_a_sweep_that_fails_is_told_of_and_the_next_one_forgets(
     monkeypatch.setattr(log, "propose", fails_once)
 
     async def scenario() -> None:
-        sweep = Sweep(
-            log,
-            machine,
-            driver_of(log, machine),
-            now_ms=lambda: NOW_MS,
-            retention=Retention(),
-            clock_is_sound=lambda: True,
-            clock_is_steady=lambda: True,
-        )
+        sweep = sweep_of(log, machine)
         sweep.start()
         async with asyncio.timeout(30):
             while not machine.horizon_ms:  # noqa: ASYNC110

@@ -116,18 +116,12 @@ def at_least_one(text: str) -> int:
 
 def seconds(text: str) -> float:
     """An argument."""
-    number = _number(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return number
+    return _above_nothing(text, "a number of seconds")
 
 
 def more_than_nothing(text: str) -> float:
     """An argument."""
-    number = _number(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
+    return _above_nothing(text, "a number")
 
 
 def not_negative(text: str) -> float:
@@ -161,6 +155,13 @@ def file_to_write(text: str) -> Path:
     if not file.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{file.parent} is not a directory")
     return file
+
+
+def _above_nothing(text: str, what: str) -> float:
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} above 0")
+    return number
 
 
 def _number(text: str) -> float:

@@ -45,10 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             PortBusyError,
             LocalClusterError,
             StorageError,
+            Refused,
         ) as error:
-            complain(error)
-            return EXIT_MISTAKE
-        except Refused as error:
             complain(error)
             return EXIT_MISTAKE
         except ClientError as error:

@@ -452,9 +452,8 @@ class Replica:
         loop = asyncio.get_running_loop()
         now = loop.time()
         due = core.next_due
-        if (
-            now < self._proposals.leave_by_s < due
-        ):  # of what is late, the entry under way takes care
+        # What should have left by now goes when the entry that is under way has been applied.
+        if now < self._proposals.leave_by_s < due:
             due = self._proposals.leave_by_s
         due = min(max(due, now) + _TIMER_S, now + 1.0)
         if self._timer is None or self._timer_at > due + _TIMER_S:
