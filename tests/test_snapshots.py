@@ -64,6 +64,22 @@ def test_what_was_written_is_loaded_also_after_a_restart(tmp_path: Path) -> None
     assert loaded(again) == (meta(), chunks())
 
 
+def test_the_size_of_the_snapshot_in_place_is_known_however_it_came_there() -> None:
+    disks = written, sent = MemoryDisk(), MemoryDisk()
+    source, target = map(store, disks)
+    assert (source.size, target.size) == (0, 0)
+    source.write(meta(), chunks())
+    receiving = target.receive(KEY)
+    ship(source, receiving)
+    received(receiving)
+    assert target.size == 0, "it is not in place yet"
+    assert receiving.adopt()
+    assert source.write(meta(100), chunks(count=50)) is False, "an older one"
+    size = len(written.files[HOME / "snapshot"].now)
+    assert len(sent.files[HOME / "snapshot"].now) == size > 1_500
+    assert [each.size for each in (source, target, store(written), store(sent))] == [size] * 4
+
+
 def test_a_snapshot_of_nothing_is_a_snapshot() -> None:
     snapshots = store(MemoryDisk())
     assert snapshots.write(meta(), [])
