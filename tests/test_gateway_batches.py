@@ -273,7 +273,11 @@ def test_prepares_that_hang_are_asked_again_long_before_their_deadline(
     run(scenario)
 
 
-def test_a_plain_branch_that_hangs_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("beside", ["", "b"])
+def test_a_plain_branch_that_hangs_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, beside: str
+) -> None:
+    """Nor is its request given up for the sake of one that could be asked again."""
     monkeypatch.setattr("coordinator.gateway._TRY_S", 0.05)
 
     async def scenario(gateway: Gateway) -> None:
@@ -283,13 +287,14 @@ def test_a_plain_branch_that_hangs_is_not_asked_again(monkeypatch: pytest.Monkey
             plain, answered = call_for(participant.url, transaction_id="plain")
             plain.repeatable = False
             gateway.begin(plain)
+            shares = begin(gateway, participant.url, Operation.PREPARE, *beside)
             again = begin(gateway, other.url, Operation.PREPARE, "again")
             await other.until(3)  # twice the time has passed
-            assert participant.requests == [[("prepare", "plain")]]
+            assert participant.requests == [[("prepare", i) for i in ("plain", *beside)]]
             participant.hold.set()
             other.hold.set()
             assert await answered == Voted(Vote.YES)
-            assert await again[0] == Voted(Vote.YES)
+            assert await asyncio.gather(*shares, *again) == [Voted(Vote.YES)] * (1 + len(beside))
 
     run(scenario)
 

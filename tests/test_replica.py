@@ -90,8 +90,7 @@ class Cluster:
                 snapshots=SnapshotStore(directory / "snapshots", disk=disk, cluster="test"),
                 now_ms=self.now_ms,
                 random=random.Random(f"{name} {self.starts}"),
-                timings=TIMINGS,
-                **self.options,
+                **{"timings": TIMINGS, **self.options},
             )
             replica.on_leadership = self.epochs[name].append
             await replica.start()
@@ -200,6 +199,21 @@ def test_a_patient_command_is_applied_with_the_next_or_after_a_moment(tmp_path: 
                 leader.propose(put(epoch, line), epoch, alone.set_result, patience_s=0.02)
                 assert await alone == number
             await nodes.all_have("a", "b", "c", "d")
+
+    run(scenario())
+
+
+def test_the_end_of_a_patience_is_waited_for_and_no_heartbeat(tmp_path: Path) -> None:
+    slow = RaftTimings(heartbeat_ms=20_000, election_min_ms=60_000, election_max_ms=90_000)
+
+    async def scenario() -> None:
+        async with cluster(tmp_path, 1, timings=slow) as nodes:
+            leader = await nodes.leader()
+            epoch, loop = leader.epoch or 0, asyncio.get_running_loop()
+            done: asyncio.Future[object] = loop.create_future()
+            leader.propose(put(epoch, "a"), epoch, done.set_result, patience_s=0.02)
+            assert leader._timer_at < loop.time() + 0.1, "without it the timer rings once a second"
+            assert await done == 1
 
     run(scenario())
 
