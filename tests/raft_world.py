@@ -161,6 +161,8 @@ class Node:
         self.jobs: deque[Callable[[], None]] = deque()
         self.pending: dict[int, tuple[int, str]] = {}
         self.jobs_run_at_once = True
+        self.backlog = 0
+        """Unsent bytes to each peer."""
         self.core = RaftCore(
             node=name,
             members=world.names,
@@ -175,7 +177,7 @@ class Node:
                 now_ms=lambda: 1,
                 random=random.Random(f"{name} {world.options.get('seed', 0)}"),
                 send=lambda peer, message: self.outbox.append((peer, message)),
-                backlog=lambda _: 0,
+                backlog=lambda _: self.backlog,
                 in_background=self._in_background,
                 on_applied=self._applied,
                 on_installed=lambda: None,

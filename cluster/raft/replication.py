@@ -62,7 +62,7 @@ class Replication(RaftState):
         """Peers that lack the same get the same message: it is encoded once."""
         for sent in range(_MAX_MESSAGES):
             following = self.next_index(peer)
-            has_room = self.backlog(peer) < self.limits.backlog_bytes
+            has_room = self._has_room(peer)
             message = shared.get((following, has_room))
             if message is None:
                 message = shared[following, has_room] = self._message(following, has_room)
@@ -71,6 +71,9 @@ class Replication(RaftState):
             self.send(peer, message)
             if message.entries:
                 self.set_next_index(peer, message.entries[-1][1] + 1)
+
+    def _has_room(self, peer: str) -> bool:
+        return self.backlog(peer) < self.limits.backlog_bytes
 
     def _message(self, following: int, has_room: bool) -> Append:
         previous = self.journal[following - 1 - self.journal.first_index]
@@ -120,8 +123,8 @@ class Replication(RaftState):
                 self.set_match_index(peer, matched)
             if matched >= self.next_index(peer):
                 self.set_next_index(peer, matched + 1)
-            if self.next_index(peer) <= last:
-                self.speak_soon()
+            if self.next_index(peer) <= last and self._has_room(peer):
+                self.speak_soon()  # with entries: the answers to heartbeats alone would go on forever
         elif message.round > self.obeyed.get(peer, 0):
             following = max(2, min(message.next_index, last + 1))  # the first is the same for all
             if following <= self.match_index(peer):

@@ -231,6 +231,27 @@ def test_l6_what_is_sent_at_once_is_bounded(tmp_path: Path) -> None:
     assert len(world.nodes["B"].lines) == 200
 
 
+def test_l6_answers_to_heartbeats_beget_no_heartbeats(tmp_path: Path) -> None:
+    """To peers that lag and have room for nothing else: two of them would double each round."""
+    world = World(tmp_path, "LAB", limits=CoreLimits(append_bytes=100, backlog_bytes=1000))
+    leader = world.elect("L", "A")
+    for number in range(50):
+        leader.put(f"{number} " + "x" * 100)
+    leader.backlog = 1000
+    world.now += 0.11
+    sent = 0
+    for _ in range(10):
+        sent += len(leader.step())
+        for peer in "AB":
+            world.deliver("L", peer)
+            world.nodes[peer].step()
+            world.deliver(peer, "L")
+    assert 2 <= sent <= 4
+    leader.backlog = 0
+    world.pass_rounds(rounds=30)
+    assert all(len(world.nodes[peer].lines) == 50 for peer in "AB")
+
+
 def test_l7_a_whole_conflicting_term_is_skipped_at_once(tmp_path: Path) -> None:
     world = World(tmp_path, "LAB")
     follower = world.nodes["A"]
