@@ -124,7 +124,7 @@ class Replication(RaftState):
             if matched >= self.next_index(peer):
                 self.set_next_index(peer, matched + 1)
             if self.next_index(peer) <= last and self._has_room(peer):
-                self.speak_soon()  # with entries: the answers to heartbeats alone would go on forever
+                self.speak_soon()  # with entries: heartbeats and answers alone would not end
         elif message.round > self.obeyed.get(peer, 0):
             following = max(2, min(message.next_index, last + 1))  # the first is the same for all
             if following <= self.match_index(peer):
