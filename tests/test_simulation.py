@@ -25,7 +25,7 @@ from cluster.errors import DiskFailed, InUse
 from tests.simulation.bounds import BOUNDS
 from tests.simulation.disk import SimDisk
 from tests.simulation.environment import draw_environment
-from tests.simulation.loop import MAX_AT_ONCE, PROCESS, Process, SimLoop, Stuck
+from tests.simulation.loop import MAX_IN_WINDOW, PROCESS, WINDOW_S, Process, SimLoop, Stuck
 from tests.simulation.mutants import CLUMSY, MUTANTS, QUICK
 from tests.simulation.network import Machine, SimNetwork
 from tests.simulation.world import World
@@ -300,14 +300,16 @@ def test_a_context_without_variables_belongs_to_no_process() -> None:
     assert seen == [None, None]
 
 
-def test_a_program_that_never_lets_time_pass_is_found() -> None:
-    async def never_rests() -> None:
-        for _ in range(MAX_AT_ONCE + 1):
-            await asyncio.sleep(0)
+@pytest.mark.parametrize("pause_s", [0, 1.3 * WINDOW_S / MAX_IN_WINDOW])
+def test_a_program_that_never_rests_is_found(pause_s: float) -> None:
+    async def busy(pause_s: float) -> None:
+        for _ in range(4 * MAX_IN_WINDOW):
+            await asyncio.sleep(pause_s)
 
     loop = SimLoop(Random(1))
+    loop.run_until_complete(busy(4 * WINDOW_S / MAX_IN_WINDOW))
     with pytest.raises(Stuck):
-        loop.run_until_complete(never_rests())
+        loop.run_until_complete(busy(pause_s))
     loop.close()
 
 
