@@ -317,6 +317,7 @@ class _Errand:
 
 def _understood(errand: _Errand, reply: Reply) -> Delivery:
     own = reply.status not in PROXY_STATUSES
+    declaration = reply.headers.get(DECLARATION_HEADER)
     refused_batch = False
     if errand.is_batch:
         answers = _batch_answers(errand, reply)
@@ -324,10 +325,9 @@ def _understood(errand: _Errand, reply: Reply) -> Delivery:
             answers = [answers] * len(errand.messages)
             refused_batch = own
     else:
-        answers = [_answer(errand.messages[0], reply, errand.limit)]
+        answers = [_answer(errand.messages[0], reply, errand.limit, declaration)]
     impression = Impression.REFUSED if own else Impression.UNREACHED
     heard = 200 <= reply.status < 300
-    declaration = reply.headers.get(DECLARATION_HEADER)
     return Delivery(answers, impression, heard, declaration, own, refused_batch)
 
 
@@ -339,15 +339,17 @@ def _batch_answers(errand: _Errand, reply: Reply) -> list[Answer] | Failed:
     return read_batch_answers(status, body, messages)
 
 
-def _answer(message: Message, reply: Reply, limit: int) -> Answer:
-    status, body, id_ = reply.status, reply.body, message.transaction_id
-    if message.operation is not _PREPARE:
-        # Any 2xx acknowledges, whatever the body: one that is too long is not looked at.
-        return read_end_answer(message.operation, status, body or b"", id_)
+def _answer(message: Message, reply: Reply, limit: int, declaration: str | None) -> Answer:
+    status, body = reply.status, reply.body
+    branch = message.transaction_id, message.branch_id
+    declared = declaration is not None
+    if message.operation is not _PREPARE and not (declared and body is None):
+        # Any 2xx of a plain one acknowledges, whatever the body: a long one is not looked at.
+        return read_end_answer(message.operation, status, body or b"", branch, declared=declared)
     if body is None:
         own = status not in PROXY_STATUSES
         return Failed(f"answered {status} with more than {limit} bytes", answered=own)
-    return read_prepare_answer(status, body, id_, reply.headers.get("Retry-After"))
+    return read_prepare_answer(status, body, branch, reply.headers.get("Retry-After"))
 
 
 def _lost(errand: _Errand, what: str, impression: Impression, *, broken: bool = False) -> Delivery:

@@ -52,6 +52,10 @@ class Operation(enum.StrEnum):
     ROLLBACK = "rollback"
 
 
+BranchKey = tuple[str, str]
+"""A transaction's id and a branch's id."""
+
+
 class BadMessage(ValueError):
     """A message that does not have the shape it must have; the text says what is wrong."""
 
@@ -220,16 +224,16 @@ _SAID = {
 
 
 def read_prepare_answer(
-    status: int, body: bytes, transaction_id: str, retry_after: str | None = None
+    status: int, body: bytes, branch: BranchKey, retry_after: str | None = None
 ) -> PrepareAnswer:
     """What an HTTP answer to a prepare means. `retry_after` is that header's value, in seconds."""
     if status in (202, 425):
         return Working(_retry_after_ms(retry_after))
-    return _prepare_answer(status, _decoded(body), body, transaction_id)
+    return _prepare_answer(status, _decoded(body), body, branch)
 
 
-def _prepare_answer(status: int, answer: Any, body: bytes, transaction_id: str) -> PrepareAnswer:
-    stranger = _another_transaction(answer, transaction_id)
+def _prepare_answer(status: int, answer: Any, body: bytes, branch: BranchKey) -> PrepareAnswer:
+    stranger = _for_another(answer, branch)
     if stranger is not None:
         return stranger
     if status == 409:
@@ -249,16 +253,23 @@ def _prepare_answer(status: int, answer: Any, body: bytes, transaction_id: str) 
 
 
 def read_end_answer(
-    operation: Operation, status: int, body: bytes, transaction_id: str
+    operation: Operation, status: int, body: bytes, branch: BranchKey, *, declared: bool = False
 ) -> EndAnswer:
-    """What an HTTP answer to a commit or a rollback means: any 2xx acknowledges."""
-    return _end_answer(operation, status, _decoded(body), body, transaction_id)
+    """What an HTTP answer to a commit or a rollback means: any 2xx acknowledges.
+
+    `declared`: it came with a declaration. Such a participant may be sent batches, and what answers
+    a batch (late, a second time) is no answer to this.
+    """
+    answer = _decoded(body)
+    if declared and isinstance(answer, dict) and "answers" in answer:
+        return Failed(f"answered {operation} as if it were a batch: {_excerpt(body)}")
+    return _end_answer(operation, status, answer, body, branch)
 
 
 def _end_answer(
-    operation: Operation, status: int, answer: Any, body: bytes, transaction_id: str
+    operation: Operation, status: int, answer: Any, body: bytes, branch: BranchKey
 ) -> EndAnswer:
-    stranger = _another_transaction(answer, transaction_id)
+    stranger = _for_another(answer, branch)
     if stranger is not None:
         return stranger
     if 200 <= status < 300:
@@ -279,11 +290,15 @@ def _decoded(body: bytes) -> Any:
         return None
 
 
-def _another_transaction(answer: Any, transaction_id: str) -> Failed | None:
-    if isinstance(answer, dict):
-        named = answer.get("transaction_id", transaction_id)
-        if named != transaction_id:
-            return Failed(f"answered for another transaction: {str(named)[:80]!r}")
+def _for_another(answer: Any, branch: BranchKey) -> Failed | None:
+    """Whose answer does not name its transaction may mean anything by "branch_id"."""
+    if not isinstance(answer, dict) or "transaction_id" not in answer:
+        return None
+    transaction_id, branch_id = branch
+    if answer["transaction_id"] != transaction_id:
+        return Failed(f"answered for another transaction: {str(answer['transaction_id'])[:80]!r}")
+    if answer.get("branch_id", branch_id) != branch_id:
+        return Failed(f"answered for another branch: {str(answer['branch_id'])[:80]!r}")
     return None
 
 
@@ -373,10 +388,10 @@ def _batch_answer(
     if isinstance(body, dict) and body.get("branch_id", branch_id) != branch_id:
         return Failed(f"answered for another branch: {str(body['branch_id'])[:80]!r}")
     if operation is not Operation.PREPARE:
-        return _end_answer(operation, status, body, b"", transaction_id)
+        return _end_answer(operation, status, body, b"", (transaction_id, branch_id))
     if status in (202, 425):
         return Working()
-    return _prepare_answer(status, body, b"", transaction_id)
+    return _prepare_answer(status, body, b"", (transaction_id, branch_id))
 
 
 # --- the fingerprint ----------------------------------------------------------------------------

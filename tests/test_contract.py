@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -157,6 +158,8 @@ def test_json_that_is_too_deep_is_refused() -> None:
         (200, b"false", Voted(Vote.NO, "the participant answered false")),
         (200, b'{"vote":"yes"}', Voted(Vote.YES)),
         (200, b'{"vote":"yes","transaction_id":"t1"}', Voted(Vote.YES)),
+        (200, b'{"vote":"yes","transaction_id":"t1","branch_id":"1"}', Voted(Vote.YES)),
+        (200, b'{"vote":"yes","branch_id":"Main Street"}', Voted(Vote.YES)),
         (200, b'{"vote":"no"}', Voted(Vote.NO, "no reason given")),
         (200, b'{"vote":"no","reason":"sold out"}', Voted(Vote.NO, "sold out")),
         (200, b'{"vote":"read_only"}', Voted(Vote.READ_ONLY)),
@@ -167,7 +170,7 @@ def test_json_that_is_too_deep_is_refused() -> None:
     ],
 )
 def test_answers_to_a_prepare_that_count(status: int, body: bytes, expected: Any) -> None:
-    assert read_prepare_answer(status, body, "t1") == expected
+    assert read_prepare_answer(status, body, ("t1", "1")) == expected
 
 
 @pytest.mark.parametrize(
@@ -189,17 +192,18 @@ def test_answers_to_a_prepare_that_count(status: int, body: bytes, expected: Any
         (500, b'{"vote":"yes"}'),
         (200, b'{"vote":"yes","transaction_id":"another"}'),
         (200, b'{"vote":"yes","transaction_id":null}'),
+        (200, b'{"vote":"yes","transaction_id":"t1","branch_id":"2"}'),
         (409, b'{"reason":"no","transaction_id":"another"}'),
     ],
 )
 def test_answers_to_a_prepare_that_are_failures(status: int, body: bytes) -> None:
-    assert isinstance(read_prepare_answer(status, body, "t1"), Failed)
+    assert isinstance(read_prepare_answer(status, body, ("t1", "1")), Failed)
 
 
 def test_retry_after_is_in_seconds_and_bounded() -> None:
-    assert read_prepare_answer(425, b"", "t1", "2") == Working(2000)
-    assert read_prepare_answer(425, b"", "t1", "9" * 400) == Working(3_600_000)
-    assert read_prepare_answer(425, b"", "t1", "soon") == Working()
+    assert read_prepare_answer(425, b"", ("t1", "1"), "2") == Working(2000)
+    assert read_prepare_answer(425, b"", ("t1", "1"), "9" * 400) == Working(3_600_000)
+    assert read_prepare_answer(425, b"", ("t1", "1"), "soon") == Working()
 
 
 @pytest.mark.parametrize(
@@ -213,6 +217,9 @@ def test_retry_after_is_in_seconds_and_bounded() -> None:
         (Operation.COMMIT, 307, b"", False),
         (Operation.COMMIT, 503, b"", False),
         (Operation.COMMIT, 200, b'{"transaction_id":"another"}', False),
+        (Operation.COMMIT, 200, b'{"transaction_id":"t1","branch_id":"2"}', False),
+        (Operation.COMMIT, 200, b'{"branch_id":"Main Street"}', True),
+        (Operation.COMMIT, 200, b'{"answers":[]}', True),
         (Operation.ROLLBACK, 200, b"", True),
         (Operation.ROLLBACK, 404, b"", True),
         (Operation.ROLLBACK, 404, b'{"transaction_id":"another"}', False),
@@ -222,13 +229,20 @@ def test_retry_after_is_in_seconds_and_bounded() -> None:
 def test_answers_to_an_end(
     operation: Operation, status: int, body: bytes, acknowledged: bool
 ) -> None:
-    answer = read_end_answer(operation, status, body, "t1")
+    answer = read_end_answer(operation, status, body, ("t1", "1"))
     assert (answer == Acknowledged()) is acknowledged
+
+
+def test_what_answers_a_batch_acknowledges_no_end_of_who_may_be_sent_batches() -> None:
+    body = b'{"answers":["committed t2/1"]}'
+    read = partial(read_end_answer, Operation.COMMIT, 200, branch=("t1", "1"), declared=True)
+    assert isinstance(read(body), Failed)
+    assert read(b'{"state":"committed"}') == read(b"") == Acknowledged()
 
 
 def test_a_reason_is_cut_and_fit_to_be_kept() -> None:
     body = json.dumps({"vote": "no", "reason": "\ud800" + "x" * 10_000}).encode()
-    answer = read_prepare_answer(200, body, "t1")
+    answer = read_prepare_answer(200, body, ("t1", "1"))
     assert isinstance(answer, Voted)
     assert answer.reason is not None
     assert len(answer.reason.encode()) <= contract.MAX_REASON_CHARS * 4

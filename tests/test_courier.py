@@ -18,6 +18,7 @@ from coordinator.participant_connection import Connection, Origin
 from coordinator.participant_connections import Connections
 from coordinator.settings import Timings
 from participants.contract import (
+    DECLARATION_HEADER,
     Acknowledged,
     Failed,
     Operation,
@@ -45,6 +46,7 @@ from tests.stubs import (
 
 PREPARE, COMMIT, ROLLBACK = Operation.PREPARE, Operation.COMMIT, Operation.ROLLBACK
 YES, NO = answer(b"true"), answer(b"false")
+DECLARED = {DECLARATION_HEADER: "1; repeatable-prepare; inquiry; batch=/batch"}
 
 
 def answer_to(
@@ -102,12 +104,15 @@ def test_the_end_of_the_connection_may_end_an_answer_without_a_length() -> None:
         (answer(b"oops", 500), COMMIT, False),
         (answer(b"", 302, {"Location": "/elsewhere"}), COMMIT, False),
         (answer(b'{"transaction_id":"another"}'), COMMIT, False),
+        (answer(b'{"answers":["committed another/1"]}', 200, DECLARED), COMMIT, False),
+        (answer(b"x" * 10_000_000, 200, DECLARED), COMMIT, False),
+        (answer(b"<html>done</html>", 200, DECLARED), COMMIT, True),
         (close, COMMIT, False),
         (reset, ROLLBACK, False),
         (hang, COMMIT, False),
     ],
 )
-def test_a_commit_or_rollback_is_acknowledged_by_any_2xx_whatever_its_body(
+def test_a_commit_or_rollback_is_acknowledged_by_any_2xx_that_is_meant_for_it(
     behaviour: Behaviour, operation: Operation, acknowledged: bool
 ) -> None:
     assert isinstance(answer_to(behaviour, operation), Acknowledged if acknowledged else Failed)

@@ -47,9 +47,10 @@ class Coordinator:
         except aiohttp.ClientConnectionError:
             return Failed("no answer", broken=True)
         self.headers.append(response.headers.get("Assent-Participant"))
+        branch = transaction_id, message["branch_id"]
         if prepares:
-            return read_prepare_answer(response.status, body, transaction_id)
-        return read_end_answer(operation, response.status, body, transaction_id)
+            return read_prepare_answer(response.status, body, branch)
+        return read_end_answer(operation, response.status, body, branch)
 
     async def faults(self, *rules: dict[str, Any], seed: int = 1) -> None:
         message = {"seed": seed, "faults": list(rules)}

@@ -135,7 +135,8 @@ def sdk_prepared(
             thawed = _Thawed(service, message.branch_id, late=late, vote=vote)
             thawed.store.crashes = crashes
             reply = thawed.receive(message)
-            answer = read_prepare_answer(reply.status, encode_json(reply.body), ID)
+            branch = ID, message.branch_id
+            answer = read_prepare_answer(reply.status, encode_json(reply.body), branch)
             delivered = Delivered(_voted(answer, crashes=crashes), thawed.after(), answer)
             if delivered[1:] not in seen:
                 seen.add(delivered[1:])
@@ -147,7 +148,7 @@ def sdk_ended(service: Service, operation: Operation, body: bytes, *, late: bool
     _, branch_id = read_end(json.loads(body))
     thawed = _Thawed(service, branch_id, late=late, vote=Vote.YES)
     reply = thawed.receive(EndBranch(ID, branch_id, End(operation.value)))
-    answer = read_end_answer(operation, reply.status, encode_json(reply.body), ID)
+    answer = read_end_answer(operation, reply.status, encode_json(reply.body), (ID, branch_id))
     return Delivered(f"answers {reply.status}", thawed.after(), answer)
 
 
@@ -210,7 +211,7 @@ def plain_prepared(
         if useless:
             answers += [(done, 500, b""), (service, 500, b"")]
     for after, status, text in answers:
-        answer = read_prepare_answer(status, text, ID)
+        answer = read_prepare_answer(status, text, (ID, message.branch_id))
         held_now = " and holds it" if after.branch != service.branch else ""
         yield Delivered(_voted(answer, crashes=False) + held_now, after, answer)
 
@@ -232,7 +233,7 @@ def plain_ended(service: Service, operation: Operation) -> Delivered:
         status = 409
     elif operation is Operation.ROLLBACK:
         status, after = 200, service._replace(branch=None)
-    answer = read_end_answer(operation, status, b"", ID)
+    answer = read_end_answer(operation, status, b"", (ID, ""))
     return Delivered(f"answers {status}", after, answer)
 
 
