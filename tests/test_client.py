@@ -266,6 +266,25 @@ def test_what_is_definite_is_raised_at_once(status: int, code: str, kind: type[R
     run(test)
 
 
+def test_a_proxys_refusal_does_not_end_what_was_perhaps_done_before() -> None:
+    async def lost_its_way(_: web.Request, __: Any) -> web.StreamResponse:
+        return web.Response(text="404 page not found", status=404)
+
+    async def test(nodes: list[FakeNode]) -> None:
+        async with asking(nodes[0]) as client:
+            nodes[0].script = [breaks_off, lost_its_way]
+            assert (await client.submit(ORDER, id="order-17")).committed
+            assert len(nodes[0].requests) == 3
+        async with asking(nodes[0]) as client:
+            nodes[0].script, nodes[0].usual = [breaks_off], lost_its_way
+            with pytest.raises(OutcomeUnknown, match="404 page not found"):
+                await client.submit(ORDER, id="order-18", deadline=0.3)
+            with pytest.raises(UnknownTransaction):  # nothing has reached a node
+                await client.submit(ORDER, id="order-19")
+
+    run(test)
+
+
 def test_at_the_deadline_the_outcome_is_unknown_and_the_id_is_told() -> None:
     async def test(nodes: list[FakeNode]) -> None:
         nodes[0].usual = fails(503, "no_leader")

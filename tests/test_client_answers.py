@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from cluster.client import BadAnswer
+from cluster.client import BadAnswer, ClientError, Conflict, OutcomeUnknown, Unavailable
 from cluster.client.answers import read_cluster, read_page, read_transaction
 
 BRANCH = {
@@ -97,3 +99,19 @@ def test_what_is_no_object_is_a_bad_answer(answer: Any) -> None:
     for name in ("branches", "history"):
         with pytest.raises(BadAnswer):
             read_transaction(TRANSACTION | {name: [answer]})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutcomeUnknown("order-17", "no answer", for_good=True),
+        Conflict(409, "transaction_id_conflict", "other content", {"id": "order-17"}),
+        Unavailable("no answer"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_can_be_handed_to_another_process(error: ClientError) -> None:
+    for anew in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(anew) is type(error)
+        assert str(anew) == str(error)
+        assert vars(anew) == vars(error)

@@ -35,6 +35,15 @@ _KINDS: dict[type, str] = {
 class ClientError(Exception):
     """The base of everything that the client library raises about the cluster."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is. Made anew of its text alone, as others are, it could not be unpickled, and what
+        it says, id and all, would be lost between the processes of a pool."""
+        return _without_init, (type(self), self.args), self.__dict__
+
+
+def _without_init(kind: type[ClientError], args: tuple[Any, ...]) -> ClientError:
+    return kind.__new__(kind, *args)
+
 
 class Refused(ClientError):
     """Definite. `code` is the error's code, for example `transaction_id_conflict`."""
@@ -233,10 +242,15 @@ def read_cluster(answer: Any) -> ClusterStatus:
     )
 
 
+def is_refusal(answer: Any) -> bool:
+    """Whether decoded JSON is an error as a node tells it, and not a proxy for example."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return isinstance(error, dict) and isinstance(error.get("code"), str)
+
+
 def read_error(status: int, answer: Any) -> Refused:
     """The refusal that a status and a decoded body mean, also where the body has another shape."""
-    error = answer.get("error") if isinstance(answer, dict) else None
-    fields = error if isinstance(error, dict) else {}
+    fields = answer["error"] if is_refusal(answer) else {}
     code = str(fields.get("code", f"http_{status}"))
     message = str(fields.get("message", f"answered {status}"))
     details = fields.get("details")

@@ -9,6 +9,10 @@ One request is tried until a node gives a final answer or the deadline passes:
     none, or no connection  perhaps done                ask another node, forget the leader
     anything else           final                       return it; its giver is the leader
 
+A refusal that is not in a node's words comes from something before the nodes, a proxy that has lost
+its way to them for example. It is final if it is all that was heard: nothing reached a node. After
+a try that was perhaps done it says nothing of that one, and another node is asked.
+
 A node that says nothing within a try is not asked again with less patience: each try that ended so
 doubles the next one's time, up to four times the first. Else a cluster that needs longer than a try
 for what thousands ask of it at once would be asked again and again by all of them, and answer none.
@@ -35,6 +39,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
+
+from cluster.client.answers import is_refusal, read_json
 
 _log = logging.getLogger(__name__)
 
@@ -224,6 +230,7 @@ class Caller:
         loop = asyncio.get_running_loop()
         node = (self._nodes.leader if call.needs_leader else None) or self._nodes.any()
         body, hops, failures, patience = call.body, 0, 0, 1
+        perhaps_done = False
         last = "not asked yet"
         while (left := deadline - loop.time()) > 0:
             answer: HttpAnswer | None = None
@@ -244,7 +251,7 @@ class Caller:
                 if named is not None and hops < _HOPS:
                     node, hops = named, hops + 1
                     continue
-                if _is_final(answer):
+                if _is_final(answer) and not (perhaps_done and _is_strangers_refusal(answer)):
                     if call.needs_leader:
                         self._nodes.leads(node)
                     return answer
@@ -252,6 +259,7 @@ class Caller:
             if call.again is not None:
                 body = call.again()
             if answer is None or answer.status != 429:
+                perhaps_done = True
                 self._nodes.failed(node)
                 node = self._nodes.leader or self._nodes.other_than(node)
             await asyncio.sleep(min(self._pause(answer, failures), deadline - loop.time()))
@@ -302,6 +310,10 @@ def node_urls(text: str | Sequence[str]) -> tuple[str, ...]:
 
 def _is_final(answer: HttpAnswer) -> bool:
     return answer.status < 500 and answer.status not in (307, 308, 408, 429)
+
+
+def _is_strangers_refusal(answer: HttpAnswer) -> bool:
+    return answer.status >= 300 and not is_refusal(read_json(answer.body))
 
 
 def _redirect(answer: HttpAnswer) -> str | None:
