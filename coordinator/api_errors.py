@@ -30,7 +30,7 @@ CODES: Mapping[str, str] = {
     "not_allowed": "409: the transaction's state does not allow it",
     "transaction_id_expired": "410: the id's time is older than what is remembered",
     "body_too_large": "413: more than `details.limit_bytes`",
-    "unsupported_media_type": "415: the body's content type is not JSON",
+    "unsupported_media_type": "415: the body's content type is not JSON, or its encoding unknown",
     "expectation_failed": "417: the header `Expect` asks for something else than 100-continue",
     "at_capacity": "429: too many transactions wait to begin, or are unfinished; nothing was begun",
     "overloaded": "429 (503 where nothing is begun): too much waits already; nothing was changed",

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import cast
 
 from aiohttp import EMPTY_PAYLOAD, HttpVersion10, StreamReader
@@ -28,7 +29,7 @@ from coordinator.api_connection import LOG, READING, Common, Connection, Phase
 from coordinator.api_errors import ApiError, overloaded, too_large
 from coordinator.api_requests import Answer, Later, Request, error_answer
 from coordinator.bodies import LARGE_BYTES
-from coordinator.http_wire import CONTINUE, answer_bytes, unpacked
+from coordinator.http_wire import CONTINUE, answer_bytes, unknown_packing, unpacked
 
 REQUESTS_PER_TURN = 16
 LINE_BYTES = 8_190
@@ -131,6 +132,8 @@ class HttpConnection(Connection):
             self._give(error_answer(ApiError(417, "expectation_failed", what)))
         elif payload is EMPTY_PAYLOAD:
             self._respond(request)
+        elif message.compression is None and (packed := _unknown_packing(headers)):
+            self._give(error_answer(unknown_packing(packed)))
         elif payload.is_eof() and message.compression is None:
             self._respond(request._replace(body=payload.read_nowait()))
         else:
@@ -253,6 +256,12 @@ class HttpConnection(Connection):
         LOG.debug("%s sent what is no HTTP: %r", self._transport.get_extra_info("peername"), error)
         first_line = (error.message or "it cannot be read").strip().split("\n", 1)[0].rstrip(": ")
         self._refuse(no_http(first_line[:200]))
+
+
+def _unknown_packing(headers: Mapping[str, str]) -> str | None:
+    """How a body is packed, if in a way of which the parser says nothing: twice, for example."""
+    said = headers.get("Content-Encoding")
+    return None if said is None or said.lower() == "identity" else said
 
 
 def no_http(why: str) -> ApiError:

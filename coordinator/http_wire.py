@@ -63,8 +63,7 @@ def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
         case "deflate":  # what RFC 9110 calls so, or what some clients do
             format_ = _ZLIB if body[0] & 0x0F == zlib.DEFLATED else _RAW_DEFLATE
         case _:
-            what = f"Content-Encoding {encoding} is not understood; send gzip, or JSON as it is."
-            raise ApiError(415, "unsupported_media_type", what)
+            raise unknown_packing(encoding)
     unpacking = zlib.decompressobj(format_)
     try:
         plain = unpacking.decompress(body, limit + 1)
@@ -75,3 +74,8 @@ def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
     if not unpacking.eof or unpacking.unused_data:
         raise unreadable()
     return plain
+
+
+def unknown_packing(encoding: str) -> ApiError:
+    what = f"Content-Encoding {encoding[:100]} is not understood; send gzip, or JSON as it is."
+    return ApiError(415, "unsupported_media_type", what)

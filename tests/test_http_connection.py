@@ -273,6 +273,20 @@ def test_a_packed_body_is_measured_unpacked() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("packing", ["br", "x-gzip", "gzip, gzip", "compress"])
+def test_a_body_that_is_packed_in_an_unknown_way_is_not_read_as_it_is(packing: str) -> None:
+    async def test(rig: Rig) -> None:
+        rig.feed(post(b"{}", "/now", f"Content-Encoding: {packing}"))
+        rig.feed(post(chunks(b"{}"), "/now", CHUNKED, "Content-Encoding: Identity"))
+        await rig.turn()
+        refused, read = rig.answers()
+        assert (refused.status, refused.code) == (415, "unsupported_media_type")
+        assert packing in json.loads(refused.body)["error"]["message"]
+        assert read.status == 200
+
+    run(test)
+
+
 # --- what is no HTTP, or means two things
 
 HUGE = "x" * (LINE_BYTES + 1)
