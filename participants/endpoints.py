@@ -145,12 +145,12 @@ async def _read_body(request: web.Request, limit: int) -> bytes | Reply:
     content = request.content
     if content.at_eof():  # there is none, or somebody before us has read it
         return await request.read()
-    if content.is_eof():  # it came with the head, as small ones do: nothing to wait for
-        body = content.read_nowait()
-        return too_large if len(body) > limit else body
     # Not `request.read()`: its limit is that of the application which this one is mounted in.
     parts, size = [], 0
     try:
+        if content.is_eof():  # it came with the head, as small ones do: nothing to wait for
+            body = content.read_nowait()
+            return too_large if len(body) > limit else body
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for part in content.iter_any():
                 parts.append(part)
@@ -160,6 +160,8 @@ async def _read_body(request: web.Request, limit: int) -> bytes | Reply:
     except TimeoutError:
         message = f"the body did not come within {BODY_TIMEOUT_S:g} s; send it whole"
         return Reply(408, error_body("body_timeout", message))
+    except (OSError, web.RequestPayloadError):  # its sender was killed, for example
+        return _bad_message(BadMessage("the body broke off, or its encoding is damaged"))
     return b"".join(parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from participants import endpoints
 from participants.contract import (
@@ -122,6 +124,35 @@ def test_a_body_that_does_not_come_is_given_up(
         async with r.call.session.post(f"{r.call.url}/commit", data=half()) as response:
             assert response.status == 408
             assert (await response.json())["error"]["code"] == "body_timeout"
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_body_that_breaks_off_is_no_error_of_the_service(
+    reset: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(r: Rig) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", URL(r.call.url).port)
+        writer.write(b"POST /prepare HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n1")
+        await r.call.rollback("t1")  # in between it has been read
+        if reset:
+            writer.transport.abort()
+        writer.close()
+        await r.call.rollback("t1")
+        assert await r.states() == {"rolled_back": 1}
+
+    run(scenario, tmp_path)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_body_whose_encoding_is_damaged_is_a_400(tmp_path: Path) -> None:
+    async def scenario(r: Rig) -> None:
+        async with r.call.session.post(
+            f"{r.call.url}/prepare", data=b"none", headers={"Content-Encoding": "gzip"}
+        ) as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["code"] == "bad_message"
 
     run(scenario, tmp_path)
 
