@@ -372,19 +372,21 @@ class Driver:
             now_ms + plan.timeout_ms, plan.metadata,
         )  # fmt: skip
         encoded = encode(command)
-        patience_s = 0.0
         live = Live(plan.id, plan.fingerprint, epoch, self._loop.time())
         live.traceparent = plan.traceparent
         self._talks.lives[plan.id] = live
         self._capacity.beginning(branches)
         self._admission.beginning(plan.address)
-        if all(repeatable) and self._log.takes(len(encoded)):
-            # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
-            # (PROTOCOL, section 3). So their messages leave first, and it waits for the decision.
-            self._talks.begin(live, record_of(command, sequence=0), took_over=False)
-            patience_s = 0.0 if wait is Wait.NONE else BEGIN_PATIENCE_S
+        # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
+        # (PROTOCOL, section 3). So their messages leave at once, and it waits for the decision.
+        overlaps = all(repeatable) and self._log.takes(len(encoded))
+        patience_s = BEGIN_PATIENCE_S if overlaps and wait is not Wait.NONE else 0.0
         begun = functools.partial(self._begun, live, plan.address, branches)
         self._log.propose(encoded, epoch, begun, patience_s=patience_s)
+        if overlaps:
+            # Not before the proposal: of a node that was paused, or whose clock was set, since it
+            # began, the deadline is over, and the decision is proposed in here, behind `Begin`.
+            self._talks.begin(live, record_of(command, sequence=0), took_over=False)
         return live
 
     def _begun(

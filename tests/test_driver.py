@@ -42,7 +42,7 @@ from coordinator.inquiry import Decision
 from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
 from coordinator.plan import Wait
 from coordinator.settings import Limits
-from participants.contract import PLAIN, Acknowledged, Failed, Operation, Vote, Voted
+from participants.contract import PLAIN, Acknowledged, Declaration, Failed, Operation, Vote, Voted
 from tests.builders import BEGAN_MS, begin, branch, plan, uuid7
 from tests.driver_rig import CLOCK_STARTS_S, SDK, Rig, down, play, silence, yes_to_all
 
@@ -152,6 +152,31 @@ def test_a_participant_that_refuses_connections_ends_the_transaction_at_once(pla
         assert rig.gateway.sent(ROLLBACK) == ["1"], "nothing was ever prepared at the other"
 
     play(scene, plain=plain)
+
+
+def test_a_node_that_is_paused_while_it_begins_still_ends_what_it_began() -> None:
+    """The deadline is over before the first prepare, and the decision must not come before the
+    `Begin`: it would be refused, and the transaction be undecided for ever."""
+
+    async def scene(rig: Rig) -> None:
+        loop = asyncio.get_running_loop()
+
+        def pauses(participant: str) -> Declaration:
+            assert participant
+            before = loop.time
+            loop.time = lambda: before() + 6  # type: ignore[method-assign]
+            return SDK
+
+        rig.gateway.declaration = pauses  # type: ignore[method-assign]
+        transaction = await rig.driver.submit(plan(), Wait.DECISION)
+        assert transaction.reason == (
+            "timed out after 10000 ms without the vote of service-1, service-2"
+        )
+        await rig.settle()
+        assert kinds(rig) == ["Epoch", "Begin", "Decide"]
+        assert rig.driver.live_count == 0
+
+    play(scene)
 
 
 def test_a_log_that_is_too_busy_for_begin_sends_no_prepare() -> None:
