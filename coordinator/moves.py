@@ -130,7 +130,7 @@ MOVES: dict[type[Command], dict[Phase, Move | Refusal]] = {
     Resolve: {
         _ABSENT: Refusal.UNKNOWN,
         _EXPIRED: Refusal.UNKNOWN,
-        _REFUSED: Move.UNCHANGED,
+        _REFUSED: Move.RESOLVE_BRANCH,
         _OPEN: Move.RESOLVE_WHOLE,
         _UNDECIDED: Move.RESOLVE_WHOLE,
         _COMMITTING: Move.RESOLVE_BRANCH,

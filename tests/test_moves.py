@@ -106,8 +106,8 @@ LAW: dict[str, tuple[Cell, ...]] = {
     "refuse": (CHANGES, _EXPIRED, *(STAYS,) * 6),
     "acknowledge": (_UNKNOWN, _UNKNOWN, STAYS, *(_UNDECIDED,) * 2, CHANGES, CHANGES, STAYS),
     "resolve": (_UNKNOWN, _UNKNOWN, STAYS, CHANGES, CHANGES, STAYS, STAYS, STAYS),
-    "resolve branch": (_UNKNOWN, _UNKNOWN, STAYS, *(_UNDECIDED,) * 2, CHANGES, CHANGES, _OVER),
-    "resolve stranger": (_UNKNOWN, _UNKNOWN, STAYS, *(_UNDECIDED,) * 2, *(_STRANGER,) * 3),
+    "resolve branch": (_UNKNOWN, _UNKNOWN, _STRANGER, *(_UNDECIDED,) * 2, CHANGES, CHANGES, _OVER),
+    "resolve stranger": (_UNKNOWN, _UNKNOWN, _STRANGER, *(_UNDECIDED,) * 2, *(_STRANGER,) * 3),
 }
 CELLS = [
     pytest.param(phase, name, cell, id=f"{name}, {phase.value}")
