@@ -85,7 +85,8 @@ class Admission:
         self._waiting_in_turn = 0
         self._waiting_of: dict[str, int] = {}  # by address, of what did not stand in the line
         self._came_alone_s = -math.inf
-        self._crowds: dict[str, float] = {}  # by address, when it last asked for too much
+        self._crowds: dict[str, float] = {}
+        """By address, when it last asked for too much; longest ago first."""
         self._last_address: str | None = None
         self._address_changed_s = -math.inf
         self._span_began_s = 0.0
@@ -107,13 +108,20 @@ class Admission:
             self._last_address = address
         if now_s - self._address_changed_s < ALONE_S:
             if in_line or not self._is_little(self._waiting_of.get(address, 0), now_s):
-                self._crowds[address] = now_s
+                self._is_one_now(address, now_s)
                 return True
             if now_s - self._crowds.get(address, -math.inf) < ALONE_S:
                 return True
         self._crowds.pop(address, None)
         self._came_alone_s = now_s
         return False
+
+    def _is_one_now(self, address: str, now_s: float) -> None:
+        """A crowd; those that are none any more are let go of, for they may never ask again."""
+        self._crowds.pop(address, None)
+        self._crowds[address] = now_s
+        while now_s - self._crowds[first := next(iter(self._crowds))] >= ALONE_S:
+            del self._crowds[first]
 
     def has_room_in_turn(self, now_s: float, promised: int = 0) -> bool:
         """May some more begin of what stands in line, besides what was promised?

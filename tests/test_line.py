@@ -272,6 +272,17 @@ def test_when_the_others_have_gone_a_crowd_is_none() -> None:
     assert not asked(admission, A, 1.1 * ALONE_S)
 
 
+def test_crowds_that_never_come_again_are_let_go_of() -> None:
+    """Else the memory of a leader would grow with the addresses that it has seen."""
+    admission = Admission()
+    seconds = 3 * round(ALONE_S)
+    for second in range(seconds):
+        assert asked(admission, f"10.0.1.{second}", second, in_line=True) is (second > 0)
+    assert len(admission._crowds) == ALONE_S
+    fresh = f"10.0.1.{seconds - 2}"
+    assert asked(admission, fresh, seconds), "it asked for too much a moment ago"
+
+
 def test_crowds_among_themselves_begin_as_much_as_any() -> None:
     """No throughput is given away where nobody has a use for it."""
     admission = Admission()
