@@ -129,17 +129,20 @@ def open_writing(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
-        file = sqlite3.connect(
-            path,
-            timeout=timeout_s,
-            isolation_level=None,
-            factory=StoreConnection,
-            cached_statements=256,
-        )
         try:
-            return Local(file, lock, _prepare_file(file, path, owner, adopt, create))
+            file = sqlite3.connect(
+                path,
+                timeout=timeout_s,
+                isolation_level=None,
+                factory=StoreConnection,
+                cached_statements=256,
+            )
+            try:
+                return Local(file, lock, _prepare_file(file, path, owner, adopt, create))
+            except BaseException:
+                file.close()
+                raise
         except BaseException:
-            file.close()
             os.close(lock)
             raise
     except sqlite3.Error as error:
@@ -147,15 +150,22 @@ def open_writing(
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             message = f"{path} is not a sound SQLite database ({error}); name another file"
             raise StoreRefused(message) from error
-        raise StoreUnavailable(f"the store {path} cannot be opened: {error}") from error
+        raise _cannot_open(path, error) from error
     except OSError as error:
-        raise StoreUnavailable(f"the store {path} cannot be opened: {error}") from error
+        raise _cannot_open(path, error) from error
 
 
 def open_reading(path: Path, timeout_s: float) -> sqlite3.Connection:
-    """A second connection, which sees what is synced and cannot write."""
+    """A second connection, which sees what is synced and cannot write; raises StoreUnavailable."""
     uri = f"{path.resolve().as_uri()}?mode=ro"
-    return sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None)
+    try:
+        return sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None)
+    except sqlite3.Error as error:
+        raise _cannot_open(path, error) from error
+
+
+def _cannot_open(path: Path, error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(f"the store {path} cannot be opened: {error}")
 
 
 def _prepare_file(

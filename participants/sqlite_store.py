@@ -62,9 +62,10 @@ class SqliteStore:
         self._closing = False
 
     async def open(self, create: Callable[[sqlite3.Connection], None]) -> None:
+        """Raises StoreError; the file is then free for another try."""
         loop = asyncio.get_running_loop()
         timeout_s = self._busy_timeout_s
-        self._local = await loop.run_in_executor(
+        local = await loop.run_in_executor(
             self._writer,
             sqlite_file.open_writing,
             self.path,
@@ -73,9 +74,14 @@ class SqliteStore:
             timeout_s,
             create,
         )
-        self._reading = await loop.run_in_executor(
-            self._reader, sqlite_file.open_reading, self.path, timeout_s
-        )
+        try:
+            self._reading = await loop.run_in_executor(
+                self._reader, sqlite_file.open_reading, self.path, timeout_s
+            )
+        except BaseException:
+            await loop.run_in_executor(self._writer, local.close)
+            raise
+        self._local = local
 
     async def close(self) -> None:
         """Let the group under way end, refuse what waits, and close the file."""

@@ -605,6 +605,38 @@ def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
         asyncio.run(store.open(create))
 
 
+def test_a_store_that_cannot_be_read_is_not_open_and_keeps_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+
+    def create_and_move(file: sqlite3.Connection) -> None:
+        create(file)
+        path.rename(tmp_path / "moved")
+
+    async def scenario() -> None:
+        store = sqlite(tmp_path)
+        with pytest.raises(StoreUnavailable, match=r"cannot be opened: unable to open"):
+            await store.open(create_and_move)
+        assert isinstance((await store.perform([put("a", 1)]))[0], StoreUnavailable)
+        async with opened(sqlite(tmp_path)):
+            pass
+
+    asyncio.run(scenario())
+
+
+def test_a_store_whose_file_cannot_be_opened_keeps_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    path.mkdir()
+
+    async def scenario() -> None:
+        with pytest.raises(StoreUnavailable, match=r"cannot be opened: unable to open"):
+            await sqlite(tmp_path).open(create)
+        path.rmdir()
+        async with opened(sqlite(tmp_path)):
+            pass
+
+    asyncio.run(scenario())
+
+
 def test_a_store_that_is_closed_or_not_open_refuses(tmp_path: Path) -> None:
     async def scenario() -> None:
         store = sqlite(tmp_path)
