@@ -595,6 +595,7 @@ def test_the_floor_is_more_than_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         ("failover --kills 0", "--kills: 0 must be at least 1"),
         ("failover --rate 0", "--rate: '0' is not a number above 0"),
         ("all --to /nowhere --page /tmp", "--page: /tmp is a directory"),
+        ("all --to /dev/null", "all: /dev/null: File exists"),
         ("growth --json /nowhere/at/all.json", "is not a directory"),
         ("failover --node-count 1", "three nodes"),
         ("page /nowhere --page /nowhere/page.md", "page.md"),

@@ -143,7 +143,10 @@ def _one(arguments: argparse.Namespace) -> int:
 
 
 def _all(arguments: argparse.Namespace) -> int:
-    arguments.to.mkdir(parents=True, exist_ok=True)
+    try:
+        arguments.to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserMistake(f"bench: all: {arguments.to}: {error.strerror}") from None
     wrong = 0
     for name in CAMPAIGNS:
         try:
