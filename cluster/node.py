@@ -13,6 +13,7 @@ import asyncio
 import errno
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from cluster.errors import DiskFailed, FailStop, StorageError
 from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import Role
 from cluster.raft.status import PeerStatus
-from cluster.settings import ClusterSettings, NodeSettings
+from cluster.settings import ClusterSettings, NodeSettings, SettingsError
 from cluster.storage.directory import Directory, open_directory
 from cluster.storage.disk import Disk, PosixDisk
 from cluster.storage.journal import Journal
@@ -65,7 +66,7 @@ def run_node(
     except (DiskFailed, FailStop) as error:
         print(f"assent: {node_id}: {error}", file=sys.stderr)
         return 1
-    except (StorageError, event_loop.NoSuchLoop) as error:
+    except (StorageError, SettingsError, event_loop.NoSuchLoop) as error:
         print(f"assent: {node_id}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -224,7 +225,13 @@ class Node:
     async def _start(self) -> None:
         await self._gateway.start()
         bind = self._me.api_bind
-        await self._server.listen(bind.host, bind.port)
+        try:
+            await self._server.listen(bind.host, bind.port)
+        except socket.gaierror as error:
+            raise SettingsError(
+                f"the API cannot listen on {bind}: {error.strerror}; give api, or api_bind, an"
+                " address of this machine"
+            ) from error
         await self.replica.start()
         self._sweep.start()
         self._clocks.start()

@@ -197,7 +197,12 @@ def read_address(text: object, key: str) -> Address:
     port = int(match[3])
     if not 1 <= port <= 65_535:
         raise SettingsError(f"{key}: the port of {text!r} is not between 1 and 65535")
-    return Address(match[1] or match[2], port)
+    host = match[1] or match[2]
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise SettingsError(f"{key}: {host!r} has a part that is empty or too long") from None
+    return Address(host, port)
 
 
 # --- the nodes ------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         (["list", "--older-than-ms", "-1"], "--older-than-ms"),
         (["list", "--after", "x"], "--after"),
         (["get", "a", "--nodes", "ada:secret@127.0.0.1:8101"], "no user or password"),
+        (["get", "a", "--nodes", "n..1:8101"], "'n..1:8101' is not a node's address"),
         (["get", "a", "--wait-ms", "-4"], "--wait-ms"),
         (["get", "a", "--deadline", "0"], "--deadline"),
         (["get", "a", "--deadline", "nan"], "--deadline"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
@@ -16,6 +17,7 @@ import pytest
 from cluster.bench import load
 from cluster.node import run_node
 from cluster.settings import parse_settings
+from coordinator import api_http
 from participants import __main__ as participants_main
 from participants import event_loop, process
 
@@ -96,3 +98,18 @@ def test_every_process_that_serves_does_it_before_it_serves(
     with pytest.raises(Serves):
         start(tmp_path)
     assert prepared == ["once"]
+
+
+def test_a_node_whose_host_has_no_address_says_which_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def listen(_: api_http.Server, host: str, port: int) -> int:
+        assert (host, port) == ("nowhere", 1)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(process, "prepare_to_serve", lambda: None)
+    monkeypatch.setattr(api_http.Server, "listen", listen)
+    settings = parse_settings(SETTINGS.replace("127.0.0.1:1", "nowhere:1"))
+    assert run_node(settings, "n1", data_dir=tmp_path, bootstrap=True, fsync=False) == 2
+    said = capsys.readouterr().err
+    assert "n1: the API cannot listen on nowhere:1: Name or service not known; give api" in said

@@ -151,7 +151,9 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert load_settings(path) == parse_settings(THREE)
 
 
-@pytest.mark.parametrize("text", [None, 8101, "", ":1", "a:", "a:b", "a:0", "http://a:1", "a:1/x"])
+@pytest.mark.parametrize(
+    "text", [None, 8101, "", ":1", "a:", "a:b", "a:0", "http://a:1", "a:1/x", "a..b:1"]
+)
 def test_what_is_no_address(text: object) -> None:
     with pytest.raises(SettingsError, match=r"^somewhere: "):
         read_address(text, "somewhere")

@@ -295,6 +295,7 @@ def node_url(text: str) -> str:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         usable = usable and parts.path in ("", "/") and not (parts.query or parts.fragment)
+        (parts.hostname or "").encode("idna")  # a name with a part that is empty or long is none
     except ValueError:
         usable = False
     if not usable:
