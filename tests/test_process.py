@@ -10,13 +10,16 @@ import sys
 from collections.abc import Callable, Coroutine
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from cluster.bench import load
 from cluster.node import run_node
 from cluster.settings import parse_settings
+from cluster.storage.directory import open_directory
+from cluster.storage.disk import PosixDisk
+from cluster.storage.journal import Journal
 from coordinator import api_http
 from participants import __main__ as participants_main
 from participants import event_loop, process
@@ -103,7 +106,7 @@ def test_every_process_that_serves_does_it_before_it_serves(
 def test_a_node_whose_host_has_no_address_says_which_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def listen(_: api_http.Server, host: str, port: int) -> int:
+    async def listen(_: api_http.Server, host: str, port: int) -> NoReturn:
         assert (host, port) == ("nowhere", 1)
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -113,3 +116,28 @@ def test_a_node_whose_host_has_no_address_says_which_host(
     assert run_node(settings, "n1", data_dir=tmp_path, bootstrap=True, fsync=False) == 2
     said = capsys.readouterr().err
     assert "n1: the API cannot listen on nowhere:1: Name or service not known; give api" in said
+
+
+def test_a_node_whose_snapshot_is_missing_refuses_to_start_before_it_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = PosixDisk()
+    open_directory(tmp_path, cluster="assent", node="n1", bootstrap=True, disk=disk).close()
+    journal = Journal.open(tmp_path / "journal", cluster="assent", node="n1", disk=disk)
+    journal.reset([(b"", 11, 1), (b"", 12, 1)])
+    journal.close()
+
+    async def listen(*_: object) -> NoReturn:
+        raise AssertionError("its API is open")
+
+    monkeypatch.setattr(process, "prepare_to_serve", lambda: None)
+    monkeypatch.setattr(api_http.Server, "listen", listen)
+    settings = parse_settings(SETTINGS)
+    assert run_node(settings, "n1", data_dir=tmp_path, bootstrap=False, fsync=False) == 2
+    said = capsys.readouterr().err
+    snapshot = tmp_path / "snapshots" / "snapshot"
+    assert (
+        f"{snapshot} is damaged at byte 0: it is missing, and the journal begins at entry 11"
+        in said
+    )
+    assert "Keep this directory aside" in said

@@ -80,6 +80,31 @@ def test_the_size_of_the_snapshot_in_place_is_known_however_it_came_there() -> N
     assert [each.size for each in (source, target, store(written), store(sent))] == [size] * 4
 
 
+@pytest.mark.parametrize(
+    ("ends", "begins", "said"),
+    [
+        (None, 0, None),
+        (None, 1, None),
+        (None, 2, "it is missing, and the journal begins at entry 2"),
+        (120, 0, None),
+        (120, 120, None),
+        (120, 121, "it ends at entry 120, and the journal begins at entry 121"),
+    ],
+)
+def test_a_journal_goes_on_where_the_snapshot_ends_or_before(
+    ends: int | None, begins: int, said: str | None
+) -> None:
+    """It keeps the entry that the snapshot ends with."""
+    snapshots = store(MemoryDisk())
+    if ends is not None:
+        snapshots.write(meta(ends), chunks())
+    if said is None:
+        snapshots.check_seam(begins)
+    else:
+        with pytest.raises(Damaged, match=f"{HOME}/snapshot .*{said}"):
+            snapshots.check_seam(begins)
+
+
 def test_a_snapshot_of_nothing_is_a_snapshot() -> None:
     snapshots = store(MemoryDisk())
     assert snapshots.write(meta(), [])

@@ -30,7 +30,7 @@ from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.node import Node as LibraryNode
 from pysyncobj.version import VERSION
 
-from cluster.errors import IS_LOST, FailStop
+from cluster.errors import FailStop
 from cluster.raft import wire
 from cluster.raft.elections import Elections
 from cluster.raft.entries import COMMANDS, MEMBERS, NOTHING, decode_group
@@ -163,7 +163,8 @@ class RaftCore(Elections, Snapshots, LibraryFields, SyncObj):  # type: ignore[mi
         """`machine` holds the state of the snapshot in `store` already, if there is one.
 
         `members` are the voters (ids, this node too) where neither snapshot nor log says more.
-        Raises FailStop if journal and snapshot do not fit, or the library is not ours.
+        Raises Damaged if entries between snapshot and journal are missing, FailStop if the library
+        is not ours.
         """
         check_library()
         self.node = node
@@ -204,13 +205,9 @@ class RaftCore(Elections, Snapshots, LibraryFields, SyncObj):  # type: ignore[mi
         test_s1_a_restart_keeps_what_follows_the_snapshot
         """
         journal, meta = self.journal, self.store.meta
+        self.store.check_seam(journal.first_index)
         if meta is not None:
             reconcile(journal, meta)
-        elif journal.first_index > 1:
-            raise FailStop(
-                f"the journal begins at {journal.first_index}, and there is no snapshot before it."
-                f" Keep the directory aside: {IS_LOST}"
-            )
         if not len(journal):
             journal.append(NOTHING, 1, 0)
         if journal.term < journal.last_term:  # a vote of an older term is none in this one

@@ -82,8 +82,9 @@ class Replica:
 
         Whether anything is synced is the journal's setting (`Journal.open(..., sync=False)`).
         `machine` is empty; `start` brings it to where the disk says it was. `stop` closes the
-        journal. Raises NotLoopback.
+        journal. Raises NotLoopback; Damaged if entries between snapshot and journal are missing.
         """
+        snapshots.check_seam(journal.first_index)
         self.node = node
         self.machine = machine
         self.on_leadership: Callable[[int | None], None] = _ignore

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from cluster.errors import IS_LOST, Damaged, FailStop, Foreign
+from cluster.errors import Damaged, FailStop, Foreign
 from cluster.raft.replication import Replication
 from cluster.raft.state import Role
 from cluster.raft.wire import AppendReply, Entry, SnapshotPiece, SnapshotReply
@@ -324,17 +324,10 @@ def _expect_no_error(_: object, error: BaseException | None) -> None:
 
 
 def reconcile(journal: Journal, meta: SnapshotMeta) -> None:
-    """Let the log meet the snapshot: what continues it is kept, what contradicts it goes.
-
-    Raises FailStop when entries between the two are missing.
-    """
+    """Let the log meet the snapshot: what continues it is kept, what contradicts it goes."""
     _, index, term = meta.last
     first, last = journal.first_index, journal.last_index
     if len(journal) and first <= index <= last and journal[index - first][2] == term:
         return
-    if len(journal) and first > index:
-        raise FailStop(
-            f"the journal begins at {first}, the snapshot ends at {index}: entries are missing."
-            f" Keep the directory aside: {IS_LOST}"
-        )
+    assert first <= index, f"{first} > {index}: entries between the two are missing"
     journal.reset([meta.previous, meta.last])

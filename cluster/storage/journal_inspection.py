@@ -41,7 +41,7 @@ from cluster.storage.journal_recovery import Tear, segment_numbers, segment_path
 from cluster.storage.journal_segments import WATERMARK_NAME
 from cluster.storage.journal_words import Unreadable, words_of_entry
 from cluster.storage.snapshots import NAME as SNAPSHOT_NAME
-from cluster.storage.snapshots import SnapshotMeta, read_meta, verify_snapshot
+from cluster.storage.snapshots import SnapshotMeta, check_seam, read_meta, verify_snapshot
 from cluster.storage.watermark import read_watermark
 
 LOOKS = 3
@@ -133,9 +133,10 @@ def _look(directory: Path, *, running: bool, verify: bool) -> Inspection:
         found.findings.append(_finding(error, meaning))
         return found
     _look_at_journal(found, directory / JOURNAL_NAME, disk)
-    _look_at_snapshot(found, directory / SNAPSHOTS_NAME / SNAPSHOT_NAME, disk, verify=verify)
+    snapshot = directory / SNAPSHOTS_NAME / SNAPSHOT_NAME
+    _look_at_snapshot(found, snapshot, disk, verify=verify)
     if not found.findings:
-        _look_at_seam(found)
+        _look_at_seam(found, snapshot)
     if verify and not found.findings:
         _look_at_commands(found)
     return found
@@ -206,16 +207,12 @@ def _look_at_snapshot(found: Inspection, path: Path, disk: _ReadOnlyDisk, *, ver
         found.findings.append(_finding(error, meaning))
 
 
-def _look_at_seam(found: Inspection) -> None:
+def _look_at_seam(found: Inspection, snapshot: Path) -> None:
     """The journal must begin where the snapshot ends, or before."""
-    first = found.log.entries[0][1] if found.log.entries else 0
-    ends = found.snapshot.last[1] if found.snapshot is not None else 0
-    if first > max(ends, 1):
-        before = f"the snapshot ends at {ends}" if found.snapshot else "there is no snapshot"
-        missing = Damaged(
-            found.segments[0].path, 0, f"the journal begins at entry {first}, and {before}"
-        )
-        found.findings.append(_finding(missing, "The entries between are missing."))
+    try:
+        check_seam(snapshot, found.snapshot, found.log.entries[0][1] if found.log.entries else 0)
+    except Damaged as error:
+        found.findings.append(_finding(error, "The entries between are missing."))
 
 
 def _look_at_commands(found: Inspection) -> None:

@@ -96,6 +96,13 @@ class SnapshotStore:
         """Of the snapshot in place."""
         return self._meta
 
+    def check_seam(self, journal_begins: int) -> None:
+        """Does a journal whose first entry is that one (0: it has none) go on where this ends?
+
+        Raises Damaged when entries between the two are missing.
+        """
+        check_seam(self._path, self._meta, journal_begins)
+
     def write(self, meta: SnapshotMeta, chunks: Iterable[bytes]) -> bool:
         """Write a snapshot and put it in place; False if a newer one is there by then.
 
@@ -251,6 +258,13 @@ def read_meta(path: Path, disk: Disk, cluster: str) -> SnapshotMeta:
         return _decode_meta(file, path, cluster)[0]
     finally:
         file.close()
+
+
+def check_seam(path: Path, meta: SnapshotMeta | None, journal_begins: int) -> None:
+    """See `SnapshotStore.check_seam`."""
+    if journal_begins > (1 if meta is None else meta.last[1]):
+        what = "it is missing" if meta is None else f"it ends at entry {meta.last[1]}"
+        raise Damaged(path, 0, f"{what}, and the journal begins at entry {journal_begins}")
 
 
 def verify_snapshot(path: Path, disk: Disk, cluster: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import DiskFailed, FailStop, InUse
+from cluster.errors import Damaged, DiskFailed, FailStop, InUse
 from cluster.raft import wire
 from cluster.raft.entries import COMMANDS, MEMBERS, encode_group
 from cluster.raft.members import decode_members, encode_members
@@ -65,8 +65,9 @@ def test_s1_a_journal_that_does_not_meet_its_snapshot_is_refused(tmp_path: Path)
     leader.step()
     assert leader.journal.first_index > 1
     world.crash("L")
-    (tmp_path / "L" / "snapshots" / "snapshot").unlink()
-    with pytest.raises(FailStop, match="there is no snapshot before it"):
+    snapshot = tmp_path / "L" / "snapshots" / "snapshot"
+    snapshot.unlink()
+    with pytest.raises(Damaged, match=f"{snapshot} .*: it is missing, and the journal begins at"):
         world.boot("L")
 
 
