@@ -9,13 +9,16 @@ import shlex
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from cluster import __main__ as program
 from cluster.cli.main import main
 from tests.fake_nodes import Answer, FakeNode, committed, fails, node_beside, shown
 
@@ -160,6 +163,33 @@ def test_a_data_directory_that_cannot_be_made_is_a_mistake(tmp_path: Path) -> No
     assert ended.stderr.startswith("assent: a: cannot make /proc/nowhere: ")
     assert ended.stderr.count("\n") == 1
     assert "durable" not in ended.stderr
+
+
+class _Interrupted(MetaPathFinder):
+    """Ctrl-C while the command is imported."""
+
+    def find_spec(self, fullname: str, *_: object) -> None:
+        if fullname == "cluster.cli.main":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_the_command_without_a_traceback_also_while_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cluster.cli.main.main", interrupted)
+        assert program.main() == 130
+    monkeypatch.delitem(sys.modules, "cluster.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [_Interrupted(), *sys.meta_path])
+    assert program.main() == 130
+
+
+def test_what_is_installed_is_that_command() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"assent": f"{program.__name__}:main"}
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from contextlib import redirect_stdout
 from typing import Any, NoReturn
 
 from cluster.cli import bench, journal, processes, transactions
-from cluster.cli.asking import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_NOT_TOLD, EXIT_UNKNOWN
+from cluster.cli.asking import EXIT_MISTAKE, EXIT_NOT_TOLD, EXIT_UNKNOWN
 from cluster.cli.output import Output, OutputFailed, UserMistake, complain
 from cluster.client import ClientError, Refused
 from cluster.errors import StorageError
@@ -52,8 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ClientError as error:
             complain(error)
             return EXIT_UNKNOWN
-        except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
 
 
 def _run(argv: Sequence[str] | None) -> int:
