@@ -267,8 +267,7 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self._give(answer)
-        if self._phase is _IDLE:
-            self._read_on(b"")
+        self._read_ahead()
 
     def _give(self, answer: Answer) -> None:
         """The answer to the present request."""
@@ -306,8 +305,7 @@ class Connection(asyncio.Protocol):
         refusal, self._refusal = self._refusal, None
         assert refusal is not None
         self._give(refusal)
-        if self._phase is _IDLE:
-            self._read_on(b"")
+        self._read_ahead()
 
     def _free(self) -> None:
         """The answer has left, and the whole request has come."""
@@ -330,8 +328,12 @@ class Connection(asyncio.Protocol):
         """Nothing hinders the next request any more."""
         if self._phase in (_RESTS, _FULL):
             self._free()
-            if self._phase is _IDLE:
-                self._read_on(b"")
+            self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        """A wait has ended: begin what has come meanwhile, if nothing hinders the next request."""
+        if self._phase is _IDLE:
+            self._read_on(b"")
 
     def _await_bytes(self) -> None:
         """All that has come is read."""

@@ -203,8 +203,7 @@ class HttpConnection(Connection):
         if awaited is None or turn.cancelled() or self._transport.is_closing():
             return  # nobody waits for it any more
         self._respond_to_body()
-        if self._phase is _IDLE:
-            self._read_on(b"")
+        self._read_ahead()
 
     def _respond_to_body(self) -> None:
         assert self._message is not None
