@@ -5,7 +5,9 @@ Rules
   with its own queue and its own bounded number of calls under way. One that hangs holds up only
   its own lane, and its hanging prepares never hold up its commits.
 - A call is answered exactly once, on the event loop, and never from within `begin`; one that is
-  withdrawn while it waits is never sent and never answered.
+  withdrawn while it waits is never sent and never answered. One that is withdrawn while it is under
+  way is not cut off (its participant would see that in the middle of its work), but never goes
+  again: it would, for as long as its transaction may last, also when this node leads no longer.
 - Prepares are always tried: they are answered at their deadline, sent or not. Commits and
   rollbacks to a participant that does not serve wait in a closed lane, and one of them at a time
   probes (coordinator/lane.py). The probe's failure is its answer; the others have none until they
@@ -85,9 +87,10 @@ class Call:
     `participant` is what lanes, limits and failures are counted by. `end_at` is a prepare's
     deadline; a commit or rollback has `Timings.call_timeout_ms` from when it is sent, whatever it
     says before. `repeatable`: it may be sent again though it may have arrived, as all may but the
-    prepare of a plain branch. `shares`: it may go to the participant's batch call instead of `url`,
-    for that is no more than its place with the operation's name. `sent_at` is set when the call
-    leaves, before the first byte of it does; `perhaps_arrived` when it is to leave once more.
+    prepare of a plain branch, and what was withdrawn. `shares`: it may go to the participant's
+    batch call instead of `url`, for that is no more than its place with the operation's name.
+    `sent_at` is set when the call leaves, before the first byte of it does; `perhaps_arrived` when
+    it is to leave once more.
     """
 
     participant: str
@@ -160,7 +163,11 @@ class Gateway:
             self._expiries[call] = self._loop.call_at(call.end_at, self._expire, door, call)
 
     def withdraw(self, call: Call) -> bool:
-        """Whether the call was still waiting: then it will never be sent, and never be answered."""
+        """Whether the call was still waiting: then it will never be sent, and never be answered.
+
+        One that is under way is answered, but does not go again.
+        """
+        call.repeatable = False
         door = self._doors.get((call.participant, call.operation is _PREPARE, call.shares))
         if door is None or not self._take_back(door, call):
             return False

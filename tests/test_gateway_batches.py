@@ -71,6 +71,8 @@ class Batching:
         await self._note([(m["operation"], m["transaction_id"]) for m in messages])
         if hold is not None:
             await hold.wait()
+        if self.refuses_with is not None:
+            return web.Response(status=self.refuses_with)
         answers = [{"status": 200, "body": self.answer(m)} for m in messages]
         return web.json_response({"answers": answers}, headers=BATCHES)
 
@@ -425,6 +427,50 @@ def test_a_prepare_that_waits_for_its_batch_can_be_withdrawn() -> None:
             await asyncio.gather(*begin(gateway, participant.url, Operation.PREPARE, "b"))
             assert not answered.done()
             assert json.dumps(participant.requests) == '[[["prepare", "b"]]]'
+
+    run(scenario)
+
+
+def test_a_prepare_that_is_withdrawn_while_it_hangs_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a leader that was deposed would go on asking for as long as its transactions last."""
+    monkeypatch.setattr("coordinator.gateway._TRY_S", 0.05)
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            participant.hold = asyncio.Event()
+            call, answered = call_for(participant.url, transaction_id="a")
+            gateway.begin(call)
+            others = begin(gateway, participant.url, Operation.PREPARE, "b", "c")
+            await participant.until(1)
+            held, participant.hold = participant.hold, None
+            assert not gateway.withdraw(call)
+            assert failed(await answered).arrived
+            assert await asyncio.gather(*others) == [Voted(Vote.YES)] * 2
+            ids = ["".join(i for _, i in request) for request in participant.requests]
+            assert ids == ["abc", "bc"]
+            held.set()
+
+    run(scenario)
+
+
+def test_what_is_withdrawn_under_way_does_not_go_singly_when_its_batch_is_refused() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            participant.hold = asyncio.Event()
+            call, answered = call_for(participant.url, Operation.COMMIT, transaction_id="a")
+            gateway.begin(call)
+            others = begin(gateway, participant.url, Operation.COMMIT, "b", "c")
+            await participant.until(1)
+            gateway.withdraw(call)
+            participant.refuses_with, held, participant.hold = 404, participant.hold, None
+            held.set()
+            assert "404" in failed(await answered).what
+            assert await asyncio.gather(*others) == [Acknowledged()] * 2
+            assert sorted(participant.requests[1:]) == [[("commit", "b")], [("commit", "c")]]
 
     run(scenario)
 
