@@ -229,6 +229,7 @@ def test_a_cluster_of_one_works_and_remembers(tmp_path: Path) -> None:
             assert nodes.ledgers["n1"].lines == ["a"]
             leader = await nodes.leader()
             assert await propose(leader, "b") == 2
+            assert not await leader.transfer_leadership(timeout_s=2 * DEADLINE_S), "to nobody"
 
     run(scenario())
 

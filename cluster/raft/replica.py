@@ -256,6 +256,8 @@ class Replica:
         core = self._core
         if core is None or self._is_over or core.role is not Role.LEADER or self._transfer:
             return False
+        if not core.peers:  # nobody could take over: nothing to wait for
+            return False
         transfer = self._transfer = _Transfer(to, asyncio.get_running_loop().create_future())
         self._kick()
         try:
