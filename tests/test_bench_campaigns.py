@@ -552,11 +552,11 @@ def test_an_overload_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_one_disturbance_is_set_beside_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = {name: fairness.DISTURBANCES[name] for name in ("hangs",)}
+    chosen = {name: fairness.DISTURBANCES[name] for name in ("slow",)}
     monkeypatch.setattr(fairness, "DISTURBANCES", chosen)
     written = run_campaign(tmp_path, "fairness --rounds 1 --rate 50 --node-count 1")
     (row,) = written["tables"]["others"]
-    assert row["disturbance"] == "hangs"
+    assert row["disturbance"] == "slow"
     assert row["refused"] == 0
 
 
