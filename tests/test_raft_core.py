@@ -367,6 +367,7 @@ def test_no_vote_for_a_log_that_lacks_entries(tmp_path: Path) -> None:
         voter.hold()
         voter.hear("C", RequestVote(term, index, last_term, False))
         assert voter.step()[-1] == VoteReply(term, granted), (index, last_term)
+        assert voter.core.vote == ("C" if granted else None), "a refusal is no vote either"
         voter.hold()
         voter.hear("C", PreVote(term + 1, index, last_term))
         assert voter.step()[-1] == PreVoteReply(term, term + 1, granted), (index, last_term)

@@ -13,7 +13,7 @@ import pytest
 from cluster.errors import FailStop
 from cluster.raft import wire
 from cluster.raft.core import RaftCore
-from cluster.raft.entries import COMMANDS, encode_group
+from cluster.raft.entries import COMMANDS, NOTHING, encode_group
 from cluster.raft.state import CoreLimits, Role
 from cluster.raft.wire import (
     Append,
@@ -86,9 +86,32 @@ def test_a_pre_vote_counts_for_the_term_only_that_was_asked_for(tmp_path: Path) 
     world.nodes["A"].step()
     for voter, asked in (("B", 4), ("C", 6)):
         world.nodes["A"].hear(voter, PreVoteReply(4, asked, True))
+    world.nodes["A"].hear("D", PreVoteReply(4, 5, False))
     assert core.pre_votes == {"A"}
     world.nodes["A"].hear("B", PreVoteReply(4, 5, True))
     assert core.pre_votes == {"A", "B"}
+    assert core.next_due > world.now, "not before it is a quorum"
+    world.nodes["A"].hear("C", PreVoteReply(4, 5, True))
+    assert core.next_due <= world.now, "then it stands at once"
+    assert any(isinstance(message, RequestVote) for message in world.nodes["A"].step())
+
+
+def test_l1_a_request_of_no_newer_term_deposes_nobody_and_gets_no_vote(tmp_path: Path) -> None:
+    """Two that stand at once would end each other's candidacy, term after term."""
+    world = World(tmp_path, "ABC")
+    candidate, voter = world.nodes["A"], world.nodes["B"]
+    candidate.core.set_term(7, "A")
+    candidate.core.set_role(Role.CANDIDATE)
+    candidate.hear("C", RequestVote(7, 99, 6, False))
+    assert candidate.core.role is Role.CANDIDATE
+    assert candidate.step()[-1] == VoteReply(7, False)
+    voter.hear("A", append(7, (1, 0), [], 1))
+    voter.step()
+    for transfer in (False, True):
+        voter.hear("C", RequestVote(6, 99, 6, transfer))
+        assert voter.core.leader == "A"
+        assert voter.step() == [VoteReply(7, False)], "and hears of the newer term"
+    assert voter.core.vote is None
 
 
 def test_l1_an_election_follows_when_the_leader_is_gone(tmp_path: Path) -> None:
@@ -231,6 +254,35 @@ def test_l6_what_is_sent_at_once_is_bounded(tmp_path: Path) -> None:
     assert len(world.nodes["B"].lines) == 200
 
 
+def test_l6_the_answers_alone_carry_entries_to_their_end(tmp_path: Path) -> None:
+    """However many messages they fill: what a round has no room for waits for no heartbeat."""
+    world = World(tmp_path, "LAB", limits=CoreLimits(append_bytes=100))
+    leader = world.elect("L", "A")
+    world.drop("L", "B")
+    for number in range(50):
+        leader.put(f"{number} " + "x" * 100)
+    last, follower = leader.journal.last_index, world.nodes["B"]
+    world.now += 0.11
+    leader.step()
+    while follower.journal.last_index < last:
+        assert world.link("L", "B"), "nothing is on its way"
+        world.deliver("L", "B")
+        follower.step()
+        world.deliver("B", "L")
+        leader.step()
+
+
+def test_l6_a_message_has_no_more_entries_than_its_reader_takes(tmp_path: Path) -> None:
+    world = World(tmp_path, "LAB")
+    leader = world.elect("L", "A")
+    for _ in range(wire.MAX_ENTRIES + 10):
+        leader.core.append(NOTHING)
+    sent = leader.step()
+    world.now += 0.11
+    sent += leader.step()
+    assert max(len(each.entries) for each in sent if isinstance(each, Append)) == wire.MAX_ENTRIES
+
+
 def test_l6_answers_to_heartbeats_beget_no_heartbeats(tmp_path: Path) -> None:
     """To peers that lag and have room for nothing else: two of them would double each round."""
     world = World(tmp_path, "LAB", limits=CoreLimits(append_bytes=100, backlog_bytes=1000))
@@ -283,6 +335,19 @@ def test_l8_a_follower_whose_log_is_longer_is_met_at_the_leaders_end(tmp_path: P
     new.put("met")
     world.pass_rounds()
     assert all(node.lines == ["met"] for node in world.nodes.values())
+
+
+@pytest.mark.parametrize("hint", [0, 1, 2, 3, 10**6])
+def test_l8_a_refusal_is_met_within_the_log_whatever_it_names(tmp_path: Path, hint: int) -> None:
+    """Behind the first entry, which every log begins with, and not behind the last."""
+    _, leader = led(tmp_path)
+    term, last = leader.core.term, leader.journal.last_index
+    leader.core.set_match_index("A", 0)
+    leader.hear("A", AppendReply(term, leader.core.round, 1, False, hint))
+    sent = next(message for message in leader.step() if isinstance(message, Append))
+    previous = sent.previous_index
+    assert previous == max(1, min(hint - 1, last))
+    assert sent.previous_term == leader.journal[previous - 1][2]
 
 
 def test_fault_8_refusals_of_what_was_sent_before_are_old_news(tmp_path: Path) -> None:

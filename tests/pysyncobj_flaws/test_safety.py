@@ -156,6 +156,20 @@ def test_s5_an_answer_of_an_older_term_counts_for_nothing(tmp_path: Path) -> Non
     assert leader.core.commit == last
 
 
+def test_s5_a_refusal_acknowledges_nothing(tmp_path: Path) -> None:
+    """Where it says that the leader must go on, it has compared nothing yet."""
+    _, leader = led(tmp_path)
+    before = leader.core.match_index("A")
+    for number in range(5):
+        leader.put(str(number))
+    leader.step()
+    last = leader.journal.last_index
+    leader.hear("A", AppendReply(leader.core.term, leader.core.round, 1, False, last))
+    assert leader.core.match_index("A") == before < last - 1
+    leader.step()
+    assert leader.core.commit == before
+
+
 def test_s5_an_answer_beyond_the_log_counts_for_nothing(tmp_path: Path) -> None:
     _, leader = led(tmp_path)
     before = leader.core.match_index("A")
@@ -190,6 +204,24 @@ def test_an_installed_snapshot_is_acknowledged_to_its_end_and_no_further(tmp_pat
     assert follower.log[-1] == (index, 1)
     assert said[-1] == AppendReply(leader.core.term, 0, 1, True, index + 1)
     assert leader.core.match_index("B") == index
+    leader.put("behind it")
+    world.pass_rounds("L", "B")
+    assert follower.lines == leader.lines
+    assert not leader.core.shipments
+
+
+def test_who_lacks_the_first_entry_that_is_kept_gets_the_snapshot(tmp_path: Path) -> None:
+    """That entry says nothing of the one before it, so the logs could not be compared there."""
+    world, leader = lagging(tmp_path)
+    first, term = leader.journal.first_index, leader.core.term
+    follower = world.nodes["B"]
+    follower.hear("L", append(term, (1, 0), [(at, term) for at in range(2, first)], 1))
+    follower.step()
+    world.drop("B", "L")
+    leader.core.set_next_index("B", first)
+    world.now += 0.11
+    sent = leader.step()
+    assert any(isinstance(message, wire.SnapshotPiece) for message in sent)
 
 
 def test_s6_a_snapshot_that_is_overtaken_while_it_is_verified_is_not_installed(
