@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -404,6 +405,21 @@ def test_a_snapshot_is_taken_for_many_bytes_too(tmp_path: Path) -> None:
     assert node.journal.first_index > 1
 
 
+def test_snapshots_are_as_many_entries_apart_as_the_settings_say(tmp_path: Path) -> None:
+    world = World(tmp_path, "A", limits=CoreLimits(kept_bytes=0), snapshot_every=10)
+    node = world.nodes["A"]
+    node.core.set_deadline(0.0)
+    node.step()
+    taken = [1]
+    while len(taken) < 4:  # later ones wait for half of the state's size
+        node.put("x" * 100)
+        node.step()
+        if node.core.snapshot_index > taken[-1]:
+            taken.append(node.core.snapshot_index)
+    apart = [after - before for before, after in pairwise(taken)]
+    assert all(10 <= entries <= 12 for entries in apart), apart
+
+
 def test_a_large_state_is_not_written_again_before_half_as_much_has_come(tmp_path: Path) -> None:
     world = World(tmp_path, "A", limits=CoreLimits(kept_bytes=0), snapshot_every=10)
     node = world.nodes["A"]
@@ -459,6 +475,40 @@ def test_entries_behind_a_snapshot_are_kept_for_followers_that_lag_a_little(
             node.step()
     kept = node.core.snapshot_index - node.journal.first_index
     assert 3 <= kept <= 20
+
+
+@pytest.mark.parametrize(
+    ("kept_bytes", "every", "kept"), [(0, 100, 0), (450, 100, 3), (1 << 20, 20, 10)]
+)
+def test_what_is_kept_is_bounded_in_bytes_and_in_entries(
+    tmp_path: Path, kept_bytes: int, every: int, kept: int
+) -> None:
+    limits = CoreLimits(kept_bytes=kept_bytes)
+    node = World(tmp_path, "A", limits=limits, snapshot_every=every).nodes["A"]
+    node.core.set_deadline(0.0)
+    node.step()
+    for _ in range(15):
+        node.put("x" * 120)
+    node.step()
+    node.step()
+    node.core.forceLogCompaction()
+    for _ in range(3):
+        node.step()
+    before_the_last = node.core.snapshot_index - 1  # Raft needs that one in any case
+    assert before_the_last - node.journal.first_index == kept
+
+
+def test_a_log_that_is_short_is_kept_from_its_start(tmp_path: Path) -> None:
+    limits = CoreLimits(kept_bytes=1 << 20)
+    node = World(tmp_path, "A", limits=limits, snapshot_every=100).nodes["A"]
+    node.core.set_deadline(0.0)
+    for _ in range(3):
+        node.step()
+    node.core.forceLogCompaction()
+    for _ in range(3):
+        node.step()
+    assert node.core.snapshot_index > 0
+    assert node.journal.first_index == 1
 
 
 # --- random histories

@@ -21,6 +21,7 @@ from cluster.raft.wire import (
     PreVoteReply,
     RequestVote,
     SnapshotPiece,
+    SnapshotReply,
     TimeoutNow,
     VoteReply,
 )
@@ -241,6 +242,70 @@ def test_l6_the_answers_alone_carry_a_snapshot_to_its_end(
     closed[0].close()
 
 
+@pytest.mark.parametrize("end", ["the peer is gone", "another leads", "the node stops"])
+def test_a_snapshot_is_shipped_no_longer_than_it_is_of_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """An open file of a snapshot that was replaced keeps its place on the disk."""
+    world, leader = lagging(tmp_path)
+    leader.core.set_next_index("B", 2)
+    leader.core.speak()
+    closed: list[Sending] = []
+    close = Sending.close
+
+    def spy(sending: Sending) -> None:
+        closed.append(sending)
+        close(sending)
+
+    monkeypatch.setattr(Sending, "close", spy)
+    assert list(leader.core.shipments) == ["B"]
+    if end == "the peer is gone":
+        leader.core.disconnected("B")
+        leader.core.speak()
+    elif end == "another leads":
+        leader.hear("A", append(leader.core.term + 1, (1, 0), [], 1))
+    else:
+        leader.core.close()
+    assert not leader.core.shipments
+    assert len(closed) == 1
+
+
+def test_an_answer_about_another_snapshot_moves_nothing(tmp_path: Path) -> None:
+    _, leader = lagging(tmp_path)
+    term, index = leader.core.term, leader.core.snapshot_index
+    late = SnapshotReply(term, leader.core.round, 1, index, term, 10**6)
+    leader.hear("B", late)
+    assert not leader.core.shipments, "of one that is not under way"
+    leader.core.set_next_index("B", 2)
+    leader.core.speak()
+    for other in ((term, index - 1, term), (term, index, term - 1), (term - 1, index, term)):
+        leader.hear("B", SnapshotReply(other[0], leader.core.round, 1, *other[1:], 10**6))
+    assert leader.core.shipments["B"].acknowledged == 0
+    leader.hear("B", late)
+    assert leader.core.shipments["B"].acknowledged == leader.core.shipments["B"].sending.size
+
+
+def test_pieces_that_were_lost_are_sent_again_after_a_while_and_not_before(
+    tmp_path: Path,
+) -> None:
+    world, leader = lagging(tmp_path, lines=300)
+    leader.core.set_next_index("B", 2)
+    leader.core.speak()
+    term, index = leader.core.term, leader.core.snapshot_index
+
+    def pieces_after(held: int, seconds: float) -> list[int]:
+        leader.release()
+        world.now += seconds
+        leader.hear("B", SnapshotReply(term, leader.core.round, 1, index, term, held))
+        return [each.offset for each in leader.release() if isinstance(each, SnapshotPiece)]
+
+    assert pieces_after(0, 0.9) == []
+    assert pieces_after(200, 0.2) == [800]
+    assert pieces_after(200, 0.9) == []
+    assert pieces_after(200, 0.2) == [200, 400, 600, 800]
+    assert pieces_after(200, 0.2) == []
+
+
 def test_l6_what_is_sent_at_once_is_bounded(tmp_path: Path) -> None:
     world = World(tmp_path, "LAB", limits=CoreLimits(append_bytes=1000))
     leader = world.elect("L", "A")
@@ -405,6 +470,29 @@ def test_the_successor_of_a_transfer_is_elected_though_the_leader_lives(tmp_path
     assert leader.core.role is Role.FOLLOWER
 
 
+def test_a_transfer_does_not_need_every_node(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    world.crash("B")
+    world.pass_rounds()
+    assert leader.core.hand_over("A")
+    leader.step()
+    world.deliver("L", "A")
+    world.nodes["A"].step()
+    world.pass_rounds(rounds=3)
+    assert world.nodes["A"].core.role is Role.LEADER
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_a_transfer_is_over_when_somebody_leads_a_newer_term(tmp_path: Path, later: int) -> None:
+    """From then on a leader that is heard puts elections off, as it always does."""
+    world, leader = led(tmp_path)
+    successor, term = world.nodes["A"], leader.core.term
+    successor.hear("L", TimeoutNow(term))
+    successor.hear("LB"[later], append(term + later, (1, 0), [], 1))
+    assert successor.core.transferring == (later == 0)
+    assert (successor.core.deadline > world.now) == (later == 1)
+
+
 def test_only_the_leader_may_ask_for_a_transfer(tmp_path: Path) -> None:
     world, leader = led(tmp_path)
     term = leader.core.term
@@ -442,3 +530,9 @@ def test_a_node_that_reaches_nobody_does_not_spin(tmp_path: Path) -> None:
     core.on_timeout_now("L", TimeoutNow(0))
     world.nodes["A"].step()
     assert core.next_due > world.now
+    assert not core.transferring, "it has failed"
+    core.pre_votes = {"A", "B"}
+    core.set_deadline(0.0)
+    for _ in range(2):
+        world.nodes["A"].step()
+    assert core.next_due > world.now, "elected by nobody it can reach, it asks again later"

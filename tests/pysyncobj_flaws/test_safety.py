@@ -102,6 +102,14 @@ def test_s3_a_heartbeat_commits_no_more_than_was_compared(tmp_path: Path) -> Non
     assert follower.core.commit == 2
 
 
+def test_a_commit_index_never_goes_back(tmp_path: Path) -> None:
+    """A new leader may know less; what is below is never cut, nor replaced by a snapshot."""
+    follower = World(tmp_path, "FLB").nodes["F"]
+    follower.hear("B", append(1, (1, 0), [(2, 1), (3, 1)], 3))
+    follower.hear("L", append(2, (3, 1), [(4, 2)], 2))
+    assert follower.core.commit == 3
+
+
 def test_s4_a_late_append_removes_nothing(tmp_path: Path) -> None:
     world = World(tmp_path, "LAB")
     follower = world.nodes["A"]
@@ -403,6 +411,11 @@ def test_s12_a_snapshot_holds_the_members_of_its_own_time(tmp_path: Path) -> Non
     assert meta.members == ("A", "B", "L")
     assert meta.last[1] < leader.core.configurations.latest_index
     assert decode_members(leader.journal[-1][0][1:]) == ("A", "B", "C", "L")
+    world.pass_rounds()
+    leader.core.forceLogCompaction()
+    leader.step()
+    assert leader.store.meta is not None
+    assert leader.store.meta.members == ("A", "B", "C", "L"), "once the change is applied"
 
 
 def test_s13_a_voter_counts_once(tmp_path: Path) -> None:
