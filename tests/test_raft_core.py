@@ -17,12 +17,20 @@ from cluster.raft.entries import decode_group, encode_group
 from cluster.raft.members import Configurations, decode_members, encode_members, is_one_change
 from cluster.raft.proposals import Barriers, ProposalLimits, Proposals
 from cluster.raft.state import CoreLimits, Role
-from cluster.raft.wire import Append, AppendReply, PreVote, PreVoteReply, RequestVote, VoteReply
+from cluster.raft.wire import (
+    Append,
+    AppendReply,
+    PreVote,
+    PreVoteReply,
+    RequestVote,
+    SnapshotReply,
+    VoteReply,
+)
 from cluster.storage.disk import PosixDisk
 from cluster.storage.journal import Journal
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from tests.ledger import LedgerRestoring
-from tests.raft_world import TIMINGS, Node, World, append, lagging
+from tests.raft_world import TIMINGS, Node, World, append, lagging, piece
 
 PROJECT = Path(__file__).parent.parent
 
@@ -609,17 +617,19 @@ def test_a_snapshot_is_made_into_a_state_beside_the_present_one(tmp_path: Path) 
     follower.run_jobs()
     assert not follower.core.installing
     assert follower.lines
+    assert follower.core.commit == follower.core.applied == leader.core.snapshot_index
     world.pass_rounds(rounds=5)
     assert follower.lines == leader.lines
 
 
+@pytest.mark.parametrize("step", ["feed", "finish"])
 def test_a_snapshot_that_is_no_state_stops_the_node_and_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def refuse(_restoring: LedgerRestoring, _chunk: bytes) -> None:
+    def refuse(*_: object) -> None:
         raise ValueError("not a ledger")
 
-    monkeypatch.setattr(LedgerRestoring, "feed", refuse)
+    monkeypatch.setattr(LedgerRestoring, step, refuse)
     _, _, follower = installing(tmp_path)
     with pytest.raises(FailStop, match="cannot be restored: not a ledger"):
         follower.run_jobs()
@@ -650,6 +660,33 @@ def test_a_sync_under_way_makes_nothing_durable_that_follows_an_installed_snapsh
     assert follower.core.durable_index <= last, "the new entry was not in that sync"
     follower.write()
     assert follower.core.durable_index == last + 1
+
+
+def test_what_is_being_installed_is_neither_begun_twice_nor_given_up_for_another(
+    tmp_path: Path,
+) -> None:
+    """A thread reads that file. The other snapshot is asked for when the thread is done."""
+    _, leader, follower = installing(tmp_path)
+    index, term = leader.core.snapshot_index, leader.core.term
+    follower.hear("L", piece(term, index, term))
+    follower.hear("A", piece(term + 1, index + 1, term + 1))
+    assert len(follower.jobs) == 1
+    follower.step()
+    held = [each for each in follower.world.link("B", "A") if isinstance(each, SnapshotReply)]
+    assert [each.offset for each in held] == [0]
+    follower.run_jobs()
+    assert follower.core.snapshot_index == index
+    assert follower.lines == leader.lines
+
+
+def test_who_stands_for_election_meanwhile_installs_nothing(tmp_path: Path) -> None:
+    """It may lead when the thread is done, and a leader's log is nobody's to replace."""
+    _, _, follower = installing(tmp_path)
+    follower.core.set_role(Role.CANDIDATE)
+    follower.run_jobs()
+    assert not follower.core.installing
+    assert follower.core.commit == 1
+    assert not follower.store.exists
 
 
 def installing(tmp_path: Path) -> tuple[World, Node, Node]:

@@ -14,7 +14,7 @@ from cluster.errors import Damaged, DiskFailed, FailStop, InUse
 from cluster.raft import wire
 from cluster.raft.entries import COMMANDS, MEMBERS, encode_group
 from cluster.raft.members import decode_members, encode_members
-from cluster.raft.state import Role
+from cluster.raft.state import CoreLimits, Role
 from cluster.raft.wire import AppendReply, RequestVote, SnapshotReply, VoteReply
 from cluster.storage.directory import Directory, open_directory
 from cluster.storage.disk import PosixDisk
@@ -418,6 +418,25 @@ def test_s12_a_snapshot_holds_the_members_of_its_own_time(tmp_path: Path) -> Non
     assert leader.store.meta.members == ("A", "B", "C", "L"), "once the change is applied"
 
 
+def test_s12_an_installed_snapshot_says_who_votes(tmp_path: Path) -> None:
+    world = World(tmp_path, "LABCD", limits=CoreLimits(kept_bytes=0))
+    leader = world.elect("L", "A", "C")
+    world.pass_rounds("L", "A", "C")
+    assert leader.core.propose_members(("A", "B", "C", "L"))
+    leader.put("a")
+    world.pass_rounds("L", "A", "C")
+    leader.put("b")
+    world.pass_rounds("L", "A", "C")
+    leader.core.forceLogCompaction()
+    world.pass_rounds("L", "A", "C")
+    assert leader.journal.first_index > leader.core.configurations.latest_index
+    world.drop("L", "B")
+    assert world.nodes["B"].core.peers == ("A", "C", "D", "L")
+    world.pass_rounds("L", "B")
+    assert world.nodes["B"].core.snapshot_index == leader.core.snapshot_index
+    assert world.nodes["B"].core.peers == ("A", "C", "L")
+
+
 def test_s13_a_voter_counts_once(tmp_path: Path) -> None:
     world = World(tmp_path, "ABCDE")
     candidate = world.nodes["A"]
@@ -606,3 +625,15 @@ def test_pieces_of_two_snapshots_never_mix(tmp_path: Path) -> None:
     follower.step()
     assert world.link("A", "B")[-1] == SnapshotReply(2, 1, 1, 40, 1, 0)
     assert not follower.core.installing
+
+
+def test_a_transfer_that_was_broken_off_keeps_no_other_away(tmp_path: Path) -> None:
+    world = World(tmp_path, "LAB")
+    follower = world.nodes["A"]
+    follower.hear("L", piece(1, 40, 1, b"aaaa"))
+    broken_off = follower.core.receiving
+    assert broken_off is not None
+    follower.hear("B", piece(2, 41, 1, b"bbb"))
+    follower.step()
+    assert world.link("A", "B")[-1] == SnapshotReply(2, 1, 1, 41, 1, 3)
+    assert not broken_off.add(broken_off.key, 4, b"aaaa", False), "its file is closed"
