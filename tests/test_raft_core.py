@@ -48,13 +48,15 @@ def test_another_version_of_the_library_is_refused(monkeypatch: pytest.MonkeyPat
         check_library()
 
 
-def test_a_changed_method_of_the_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_method_of_the_library_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def changed(self: object) -> None:
         """Not what it was."""
 
     monkeypatch.setattr(SyncObj, "_SyncObj__onBecomeLeader", changed)
     with pytest.raises(FailStop, match="onBecomeLeader was changed"):
-        check_library()
+        World(tmp_path, "A")
 
 
 def test_a_missing_method_of_the_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +164,7 @@ def test_a_group_takes_what_waits_and_the_next_one_gathers_meanwhile() -> None:
     assert second is not None
     proposals.entered(8, 1, second[1])
     assert {type(error) for _, error in proposals.applied(8, 2, [])} == {NotApplied}
-    assert len(proposals) == 0
+    assert proposals.is_idle
 
 
 def test_a_patient_command_goes_with_the_next_that_is_not_or_when_its_time_has_come() -> None:
@@ -212,11 +214,38 @@ def test_a_group_is_bounded_in_bytes_but_takes_at_least_one() -> None:
     assert sizes == [[50], [4, 4, 4], [4]]
 
 
-def test_what_waits_is_bounded_in_bytes() -> None:
-    proposals = Proposals(ProposalLimits(waiting_bytes=10))
-    proposals.add(b"x" * 8, print)
-    with pytest.raises(Overloaded):
-        proposals.add(b"x" * 3, print)
+@pytest.mark.parametrize(
+    ("limits", "taken", "refused", "said"),
+    [
+        (ProposalLimits(waiting_bytes=10), 8, 3, "1 commands wait already"),
+        (ProposalLimits(waiting_commands=1), 8, 1, "1 commands wait already"),
+        (ProposalLimits(command_bytes=8), 8, 9, "a command of 9 bytes; 8 are allowed"),
+    ],
+)
+def test_what_waits_is_bounded(
+    limits: ProposalLimits, taken: int, refused: int, said: str
+) -> None:
+    proposals = Proposals(limits)
+    assert proposals.takes(taken)
+    proposals.add(b"x" * taken, print)
+    assert not proposals.takes(refused)
+    with pytest.raises(Overloaded, match=said):
+        proposals.add(b"x" * refused, print)
+
+
+def test_an_entry_before_that_of_a_group_says_nothing_of_it() -> None:
+    proposals = Proposals(ProposalLimits())
+    proposals.entered(7, 2, [print])
+    assert proposals.applied(6, 2, ["of another"]) == []
+    assert proposals.applied(7, 2, ["its own"]) == [(print, "its own")]
+
+
+def test_of_an_entry_that_a_snapshot_applied_nobody_knows_the_result() -> None:
+    """It was not refused: whoever takes it for that may do it again."""
+    proposals = Proposals(ProposalLimits())
+    proposals.entered(7, 2, [print])
+    ((_, error),) = proposals.applied(9, 2, ["of another"])
+    assert isinstance(error, FateUnknown)
 
 
 def test_there_is_room_again_when_what_waited_has_gone_or_failed() -> None:
@@ -241,7 +270,8 @@ def test_failing_tells_what_waits_from_what_is_under_way() -> None:
     proposals.entered(3, 1, group[1])
     told = proposals.fail(waiting=NotLeader(), under_way=FateUnknown())
     assert [type(error) for _, error in told] == [FateUnknown, NotLeader]
-    assert len(proposals) == 0
+    assert proposals.is_idle
+    assert proposals.next_group(0.0) is None
 
 
 def test_a_read_waits_for_a_round_that_began_after_it() -> None:
@@ -264,6 +294,25 @@ def test_a_read_waits_for_a_round_that_began_after_it() -> None:
         assert barriers.want_round
         barriers.fail(NotLeader())
         assert isinstance(second.exception(), NotLeader)
+        assert not barriers.want_round
+
+    asyncio.run(scenario())
+
+
+def test_a_read_that_nobody_waits_for_any_more_is_in_nobodys_way() -> None:
+    async def scenario() -> None:
+        barriers = Barriers()
+        loop = asyncio.get_running_loop()
+        gone, waits, late = (loop.create_future() for _ in range(3))
+        barriers.add(gone)
+        barriers.add(waits)
+        gone.cancel()
+        barriers.round_begun(5, 100)
+        barriers.settle(lambda _: True, 100)
+        assert waits.done()
+        barriers.add(late)
+        late.cancel()
+        barriers.fail(NotLeader())
 
     asyncio.run(scenario())
 
@@ -323,6 +372,16 @@ def test_what_replaces_a_conflict_is_not_durable_because_the_old_was(tmp_path: P
     follower.write()
     follower.core.tick()
     assert follower.core.applied == 4
+
+
+def test_what_stands_before_a_conflict_is_no_more_durable_than_it_was(tmp_path: Path) -> None:
+    follower = World(tmp_path, "LAB").nodes["A"]
+    follower.hear("L", append(1, (1, 0), [(at, 1) for at in range(2, 6)], 1))
+    follower.hear("B", append(2, (4, 1), [(5, 2)], 4))
+    follower.core.sync_ended()
+    assert follower.core.durable_index == 1
+    follower.core.tick()
+    assert follower.core.applied == 1
 
 
 def test_a_sync_of_what_was_replaced_meanwhile_makes_nothing_durable(tmp_path: Path) -> None:

@@ -60,9 +60,6 @@ class Proposals:
         0 if at once. By the clock of `next_group`."""
         self._under_way: deque[_UnderWay] = deque()
 
-    def __len__(self) -> int:
-        return len(self._waiting) + sum(len(group.dones) for group in self._under_way)
-
     @property
     def is_idle(self) -> bool:
         """Is no entry of this leadership under way?"""
@@ -154,9 +151,6 @@ class Barriers:
     def __init__(self) -> None:
         self._new: list[asyncio.Future[None]] = []
         self._asked: deque[_Asked] = deque()
-
-    def __len__(self) -> int:
-        return len(self._new) + sum(len(asked.futures) for asked in self._asked)
 
     def add(self, future: asyncio.Future[None]) -> None:
         self._new.append(future)

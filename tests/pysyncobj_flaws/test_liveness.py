@@ -97,6 +97,20 @@ def test_a_pre_vote_counts_for_the_term_only_that_was_asked_for(tmp_path: Path) 
     assert any(isinstance(message, RequestVote) for message in world.nodes["A"].step())
 
 
+def test_a_pre_vote_that_comes_after_the_leader_was_heard_counts_for_nothing(
+    tmp_path: Path,
+) -> None:
+    world, leader = led(tmp_path)
+    follower, term = world.nodes["A"], leader.core.term
+    follower.core.set_deadline(0.0)
+    follower.step()
+    follower.hear("L", append(term, (1, 0), [], 1))
+    follower.hear("B", PreVoteReply(term, term + 1, True))
+    follower.step()
+    assert follower.core.term == term
+    assert follower.core.next_due > world.now
+
+
 def test_l1_a_request_of_no_newer_term_deposes_nobody_and_gets_no_vote(tmp_path: Path) -> None:
     """Two that stand at once would end each other's candidacy, term after term."""
     world = World(tmp_path, "ABC")

@@ -352,6 +352,18 @@ def test_s9_a_commit_index_beyond_the_log_is_not_believed(tmp_path: Path) -> Non
     assert leader.lines == []
 
 
+def test_a_follower_too_applies_at_its_start_what_it_knew_to_be_committed(tmp_path: Path) -> None:
+    world = World(tmp_path, "LAB")
+    follower = world.nodes["A"]
+    follower.hear("L", append(1, (1, 0), [(2, 1), (3, 1)], 3))
+    follower.hear("L", append(1, (3, 1), [(4, 1)], 3))
+    follower.step()
+    world.crash("A")
+    again = world.boot("A")
+    again.step()
+    assert again.core.applied == 3
+
+
 def test_s10_what_is_compacted_away_is_in_the_snapshot_after_a_restart(tmp_path: Path) -> None:
     world, leader = led(tmp_path)
     for number in range(20):
