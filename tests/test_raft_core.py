@@ -12,6 +12,7 @@ from pysyncobj import SyncObj
 
 from cluster.errors import FailStop
 from cluster.raft import core as raft_core
+from cluster.raft import snapshots as raft_snapshots
 from cluster.raft.core import check_library
 from cluster.raft.entries import decode_group, encode_group
 from cluster.raft.members import Configurations, decode_members, encode_members, is_one_change
@@ -222,9 +223,7 @@ def test_a_group_is_bounded_in_bytes_but_takes_at_least_one() -> None:
         (ProposalLimits(command_bytes=8), 8, 9, "a command of 9 bytes; 8 are allowed"),
     ],
 )
-def test_what_waits_is_bounded(
-    limits: ProposalLimits, taken: int, refused: int, said: str
-) -> None:
+def test_what_waits_is_bounded(limits: ProposalLimits, taken: int, refused: int, said: str) -> None:
     proposals = Proposals(limits)
     assert proposals.takes(taken)
     proposals.add(b"x" * taken, print)
@@ -439,6 +438,44 @@ def test_no_vote_for_a_log_that_lacks_entries(tmp_path: Path) -> None:
         voter.hold()
         voter.hear("C", PreVote(term + 1, index, last_term))
         assert voter.step()[-1] == PreVoteReply(term, term + 1, granted), (index, last_term)
+
+
+def test_a_step_follows_at_once_when_there_is_more_to_do_and_only_then(tmp_path: Path) -> None:
+    """Else what is committed would wait for a heartbeat, or the loop would spin until it is."""
+    world = World(tmp_path)
+    leader = world.elect("A", "B", "C")
+    world.pass_rounds()
+    term = leader.core.term
+    for answered_first in (True, False):
+        leader.put("line")
+        last = leader.journal.last_index
+        answer = AppendReply(term, leader.core.round, 1, True, last + 1)
+        leader.journal.write()
+        leader.core.sync_started()
+        if answered_first:
+            leader.hear("B", answer)
+        assert leader.core.sync_ended() == answered_first
+        assert not leader.core.sync_ended(), "nothing more is durable"
+        assert not leader.core.is_behind
+        leader.hear("B", answer)
+        leader.core.tick()
+        assert leader.core.applied == last
+    follower = world.nodes["C"]
+    last = follower.journal.last_index
+    follower.hear("A", append(term, (last, term), [(last + 1, term)], last + 1))
+    assert not follower.core.is_behind, "committed, and not durable here"
+    follower.core.sync_started()
+    assert not follower.core.sync_ended(), "it commits nothing itself"
+    assert follower.core.is_behind
+
+
+def test_where_the_log_begins_behind_what_is_durable_nothing_counts(tmp_path: Path) -> None:
+    _, leader = lagging(tmp_path)
+    first = leader.journal.first_index
+    leader.core.durable_index = first - 2
+    assert leader.core._SyncObj__getEntries(first, 100) == []
+    leader.core.durable_index = first
+    assert len(leader.core._SyncObj__getEntries(first, 100)) == 1
 
 
 def test_what_is_applied_at_once_is_bounded(tmp_path: Path) -> None:
@@ -736,6 +773,24 @@ def test_what_is_being_installed_is_neither_begun_twice_nor_given_up_for_another
     follower.run_jobs()
     assert follower.core.snapshot_index == index
     assert follower.lines == leader.lines
+
+
+def test_a_start_finishes_what_a_crash_interrupted_between_snapshot_and_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, leader, follower = installing(tmp_path)
+    with monkeypatch.context() as crash, pytest.raises(KeyboardInterrupt):
+        crash.setattr(raft_snapshots, "reconcile", interrupted)
+        follower.run_jobs()
+    world.crash("B")
+    again = world.boot("B")
+    index = leader.core.snapshot_index
+    assert again.core.applied == again.core.commit == again.journal.last_index == index
+    assert again.lines == leader.lines
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_who_stands_for_election_meanwhile_installs_nothing(tmp_path: Path) -> None:

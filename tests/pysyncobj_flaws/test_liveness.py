@@ -148,6 +148,7 @@ def test_l1_a_process_that_did_not_run_hears_first(tmp_path: Path) -> None:
     follower.core.was_stalled()
     follower.step()
     assert follower.core.pre_votes is None
+    assert follower.core.deadline <= world.now + TIMINGS.election_min_ms / 1000, "not for long"
     follower.hear("L", append(1, (2, 1), [], 2))
     follower.step()
     assert follower.core.deadline > world.now
@@ -178,9 +179,11 @@ def test_l2_an_answer_of_a_newer_term_ends_a_leadership(
     tmp_path: Path, message: wire.RaftMessage
 ) -> None:
     _, leader = led(tmp_path)
+    leader.core.set_deadline(0.0)
     leader.hear("A", message)
     assert leader.core.role is Role.FOLLOWER
     assert leader.core.term == 9
+    assert leader.core.deadline > leader.world.now, "others stand before it"
 
 
 def test_l2_a_stale_leader_learns_of_the_newer_term(tmp_path: Path) -> None:
@@ -503,7 +506,7 @@ def test_a_transfer_is_over_when_somebody_leads_a_newer_term(tmp_path: Path, lat
     successor, term = world.nodes["A"], leader.core.term
     successor.hear("L", TimeoutNow(term))
     successor.hear("LB"[later], append(term + later, (1, 0), [], 1))
-    assert successor.core.transferring == (later == 0)
+    assert successor.core.transferring == successor.core.standing_for_transfer == (later == 0)
     assert (successor.core.deadline > world.now) == (later == 1)
 
 
@@ -520,6 +523,7 @@ def test_a_transfer_to_one_that_lacks_entries_is_refused(tmp_path: Path) -> None
     leader.put("a")
     assert not leader.core.hand_over("A")
     assert not leader.core.hand_over("X")
+    assert not any(isinstance(message, TimeoutNow) for message in leader.step())
     world.nodes["A"].core.disconnected("L")
     assert not world.nodes["A"].core.hand_over("L")
 

@@ -471,6 +471,8 @@ def test_s13_a_vote_counts_in_its_own_term_only(tmp_path: Path) -> None:
         candidate.core.set_role(Role.CANDIDATE)
         assert candidate.core.votes == {"A"}
         candidate.hear("BCD"[term - 1], VoteReply(term, True))
+        candidate.hear("E", VoteReply(term - 1, True))
+        assert len(candidate.core.votes) == 2
         assert candidate.core.leader is None
 
 
