@@ -264,7 +264,7 @@ def test_a_snapshot_is_shipped_no_longer_than_it_is_of_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """An open file of a snapshot that was replaced keeps its place on the disk."""
-    world, leader = lagging(tmp_path)
+    _, leader = lagging(tmp_path)
     leader.core.set_next_index("B", 2)
     leader.core.speak()
     closed: list[Sending] = []
