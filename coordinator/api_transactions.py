@@ -324,7 +324,10 @@ class Transactions:
             decision = await self._driver.inquire(transaction_id, branch_id, fingerprint)
         except LogError as error:
             self._leadership_lost(request, error)
-        return json_answer(200, {"decision": decision})
+        # Named, so that an answer that comes to the wrong one is known.
+        return json_answer(
+            200, {"decision": decision, "id": transaction_id, "branch_id": branch_id}
+        )
 
     # --- an operator's calls ---
 

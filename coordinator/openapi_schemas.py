@@ -103,7 +103,12 @@ def schemas(limits: Limits, timings: Timings) -> dict[str, Schema]:
         "Resolution": _resolution(),
         "Page": _page(),
         "Decision": _object(
-            {"decision": {"enum": [d.value for d in Decision]}}, example={"decision": "pending"}
+            {
+                "decision": {"enum": [d.value for d in Decision]},
+                "id": _text("The transaction that was asked about."),
+                "branch_id": _text("The branch that was asked about."),
+            },
+            example={"decision": "pending", "id": "order-17", "branch_id": "2"},
         ),
         "Resolve": _resolve(),
         "Cluster": _cluster(),

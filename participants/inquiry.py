@@ -28,6 +28,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
+from participants.contract import BranchKey
 from participants.store import BranchRecord, StoreError
 
 log = logging.getLogger("assent.participant")
@@ -37,7 +38,6 @@ MAX_WATCHED = 10_000
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_NODES_ASKED = 16
 
-Key = tuple[str, str]
 AskNode = Callable[[str, BranchRecord], Awaitable["Decision | None"]]
 """Ask one node (its base URL) about a branch. None: it said nothing that counts."""
 
@@ -95,7 +95,7 @@ class Inquirer:
         self._now_ms = now_ms
         self._random = random
         self._ask = ask
-        self._asked: dict[Key, _Asked] = {}
+        self._asked: dict[BranchKey, _Asked] = {}
         self._permits = asyncio.Semaphore(settings.concurrency)
         self._watching: asyncio.Task[None] | None = None
 
@@ -134,7 +134,7 @@ class Inquirer:
             return []
         now_s = asyncio.get_running_loop().time()
         now_ms = self._now_ms()
-        watched: dict[Key, _Asked] = {}
+        watched: dict[BranchKey, _Asked] = {}
         due = []
         for record in records:
             key = (record.transaction_id, record.branch_id)
@@ -219,10 +219,10 @@ class _HttpAsking:
                 body += chunk
                 if len(body) > MAX_ANSWER_BYTES:
                     return None
-        return read_decision(bytes(body), record.transaction_id)
+        return read_decision(bytes(body), (record.transaction_id, record.branch_id))
 
 
-def read_decision(body: bytes, transaction_id: str) -> Decision | None:
+def read_decision(body: bytes, branch: BranchKey) -> Decision | None:
     """The decision in the body of an answer 200; None if it holds none, or another's."""
     try:
         answer = json.loads(body)
@@ -230,9 +230,10 @@ def read_decision(body: bytes, transaction_id: str) -> Decision | None:
         return None
     if not isinstance(answer, dict):
         return None
-    for name in ("id", "transaction_id"):
-        if answer.get(name, transaction_id) != transaction_id:
-            return None
+    transaction_id, branch_id = branch
+    meant = {"id": transaction_id, "transaction_id": transaction_id, "branch_id": branch_id}
+    if any(answer.get(name, value) != value for name, value in meant.items()):
+        return None
     try:
         return Decision(str(answer.get("decision")))
     except ValueError:

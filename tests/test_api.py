@@ -48,6 +48,11 @@ def test_a_transaction_commits_and_is_shown_as_it_stands() -> None:
     run(test())
 
 
+def told(decision: str, transaction_id: str) -> dict[str, str]:
+    """The answer to an inquiry about branch 1."""
+    return {"decision": decision, "id": transaction_id, "branch_id": "1"}
+
+
 def test_an_abort_is_an_answer() -> None:
     async def test() -> None:
         async with api_node() as node:
@@ -200,7 +205,7 @@ def test_a_browser_may_not_inquire_for_an_inquiry_may_refuse_an_id_for_ever() ->
                 assert node.machine.get("t-1") is None
             for headers in PROGRAMS:
                 status, answer, _ = await node.request("GET", path, headers=headers)
-                assert (status, answer) == (200, {"decision": "abort"})
+                assert (status, answer) == (200, told("abort", "t-1"))
 
     run(test())
 
@@ -689,7 +694,7 @@ def test_a_refused_id_with_its_time_is_aborted_and_one_without_is_refused() -> N
             timed = new_id()
             for transaction_id in (timed, "no-time"):
                 path = f"{PATH}/{transaction_id}/decision?branch_id=1&fingerprint=ab"
-                assert await node.get(path) == (200, {"decision": "abort"})
+                assert await node.get(path) == (200, told("abort", transaction_id))
             status, answer = await node.post(PATH, node.body(id=timed))
             assert (status, answer["state"], answer["outcome"]) == (200, "aborted", "aborted")
             assert answer["reason"]
@@ -712,8 +717,9 @@ def test_a_branch_in_doubt_learns_the_decision() -> None:
             transaction = node.machine.get("t-1")
             assert transaction is not None
             path = f"{PATH}/t-1/decision?branch_id=1&fingerprint="
-            assert await node.get(path + transaction.fingerprint) == (200, {"decision": "commit"})
-            assert await node.get(path + "another") == (200, {"decision": "abort"})
+            answer = await node.get(path + transaction.fingerprint)
+            assert answer == (200, told("commit", "t-1"))
+            assert await node.get(path + "another") == (200, told("abort", "t-1"))
 
     run(test())
 

@@ -349,6 +349,23 @@ def test_an_answer_about_another_transaction_is_none() -> None:
     run(test)
 
 
+def test_a_refusal_of_another_transaction_refuses_nothing() -> None:
+    async def expired(_: web.Request, body: Any) -> web.StreamResponse:
+        details = {"id": "another" if body["id"] == "a" else body["id"]}
+        error = {"code": "transaction_id_expired", "message": "too old", "details": details}
+        return web.json_response({"error": error}, status=410)
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = expired
+        async with asking(nodes[0]) as client:
+            with pytest.raises(OutcomeUnknown, match="refused 'another'"):
+                await client.submit(ORDER, id="a")
+            with pytest.raises(Expired):
+                await client.submit(ORDER, id="b")
+
+    run(test)
+
+
 def test_what_is_followed_is_the_transaction_that_was_begun() -> None:
     async def decided(_: web.Request, body: Any) -> web.StreamResponse:
         return web.json_response(shown(body["id"], "committed", state="committing"))
@@ -780,9 +797,22 @@ def test_an_element_whose_id_is_refused_is_not_sent_again() -> None:
     assert isinstance(told, OutcomeUnknown)
     assert told.for_good
     assert isinstance(element_answer(shown("another", "committed"), {"id": "order-17"}), Open)
+    error = {"code": "transaction_id_expired", "message": "old", "details": {"id": "order-17"}}
+    assert isinstance(element_answer({"error": error}, {"id": "another"}), Open)
+    assert isinstance(element_answer({"error": error}, {"id": "order-17"}), Expired)
 
 
-@pytest.mark.parametrize("answer", [{}, {"decision": "maybe"}, {"decision": None}, ["commit"]])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"decision": "maybe"},
+        {"decision": None},
+        ["commit"],
+        {"decision": "commit", "id": "another", "branch_id": "1"},
+        {"decision": "commit", "id": "order-17", "branch_id": "2"},
+    ],
+)
 def test_only_a_decision_answers_an_inquiry(answer: Any) -> None:
     async def says(_: web.Request, __: Any) -> web.StreamResponse:
         return web.json_response(answer)

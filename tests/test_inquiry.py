@@ -299,11 +299,16 @@ def test_the_coordinators_message_may_come_while_it_asks(tmp_path: Path) -> None
     asyncio.run(whole())
 
 
-def test_only_a_decision_of_this_transaction_is_read() -> None:
-    assert read_decision(b'{"decision":"commit","id":"t1"}', "t1") is Decision.COMMIT
-    assert read_decision(b'{"decision":"commit","transaction_id":"t2"}', "t1") is None
-    assert read_decision(b"[" * 100_000, "t1") is None
-    assert read_decision(b"", "t1") is None
+def test_only_a_decision_of_this_branch_is_read() -> None:
+    branch = "t1", "2"
+    assert read_decision(b'{"decision":"commit"}', branch) is Decision.COMMIT
+    whole = b'{"decision":"commit","id":"t1","branch_id":"2"}'
+    assert read_decision(whole, branch) is Decision.COMMIT
+    assert read_decision(b'{"decision":"commit","id":"t2","branch_id":"2"}', branch) is None
+    assert read_decision(b'{"decision":"commit","transaction_id":"t2"}', branch) is None
+    assert read_decision(b'{"decision":"commit","id":"t1","branch_id":"1"}', branch) is None
+    assert read_decision(b"[" * 100_000, branch) is None
+    assert read_decision(b"", branch) is None
 
 
 def test_settings_say_when_to_ask() -> None:

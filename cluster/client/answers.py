@@ -217,6 +217,16 @@ def read_transaction(answer: Any, asked: str | None = None) -> Transaction:
     )
 
 
+def read_decision(answer: Any, id: str, branch_id: str) -> str:
+    """`commit`, `abort` or `pending` out of decoded JSON; raises BadAnswer, also if it is about
+    another branch."""
+    fields = _object(answer, "a decision")
+    named = fields.get("id", id), fields.get("branch_id", branch_id)
+    if fields.get("decision") not in ("commit", "abort", "pending") or named != (id, branch_id):
+        raise BadAnswer(f"answered an inquiry with {repr(answer)[:200]}")
+    return str(fields["decision"])
+
+
 def read_page(answer: Any) -> Page:
     """A page of a list out of decoded JSON; raises BadAnswer."""
     fields = _object(answer, "a list")

@@ -27,6 +27,7 @@ from cluster.client.answers import (
     Unavailable,
     UnknownTransaction,
     read_cluster,
+    read_decision,
     read_error,
     read_json,
     read_page,
@@ -149,7 +150,9 @@ class Client:
         for failures in range(1_000_000):
             call = Call("POST", _TRANSACTIONS, submission.encoded(), again=submission.again)
             try:
-                transaction = read_transaction(await self._json(call, until), submission.id)
+                transaction = read_transaction(
+                    await self._json(call, until, submission.id), submission.id
+                )
             except (NoAnswer, BadAnswer) as error:
                 raise OutcomeUnknown(submission.id, str(error)) from None
             if transaction.outcome is not None:
@@ -264,10 +267,7 @@ class Client:
         query = urlencode({"branch_id": branch_id, "fingerprint": fingerprint})
         call = Call("GET", f"{_TRANSACTIONS}/{quote(id, safe='')}/decision?{query}")
         answer = await self._read(call, self._begin(deadline))
-        decision = answer.get("decision") if isinstance(answer, dict) else None
-        if decision not in ("commit", "abort", "pending"):
-            raise BadAnswer(f"answered an inquiry with {repr(answer)[:200]}")
-        return str(decision)
+        return read_decision(answer, id, branch_id)
 
     # --- the operator ---------------------------------------------------------------------------
 
@@ -320,13 +320,19 @@ class Client:
     def _with_id(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return dict(body) if body.get("id") is not None else {**body, "id": self._new_id()}
 
-    async def _json(self, call: Call, until: float) -> Any:
-        """Decoded JSON of a 2xx. Raises NoAnswer, BadAnswer, Refused."""
+    async def _json(self, call: Call, until: float, about: str | None = None) -> Any:
+        """Decoded JSON of a 2xx. Raises NoAnswer, BadAnswer, Refused.
+
+        `about`: the transaction's id; a refusal that names another one is BadAnswer.
+        """
         answer = await self._caller.call(call, until)
         self._learn_nodes()
         decoded = read_json(answer.body)
         if answer.status >= 300:
-            raise read_error(answer.status, decoded)
+            refusal = read_error(answer.status, decoded)
+            if about is not None and refusal.details.get("id", about) != about:
+                raise BadAnswer(f"asked about {about}, refused {str(refusal.details['id'])[:64]!r}")
+            raise refusal
         if decoded is None:
             raise BadAnswer(f"answered {answer.status} without JSON")
         return decoded

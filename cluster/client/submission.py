@@ -89,6 +89,8 @@ def element_answer(entry: Any, body: Mapping[str, Any]) -> Transaction | ClientE
     """What an element of a batch was answered; Open: it is to be sent again."""
     if isinstance(entry, dict) and "error" in entry:
         error = read_error(400, entry)
+        if error.details.get("id", body["id"]) != body["id"]:
+            return Open(f"another transaction was refused: {error}")
         if error.code in _AGAIN:
             return Open(str(error), crowded=error.code in _CROWDED)
         return read_error(_DEFINITE.get(error.code, 400), entry)

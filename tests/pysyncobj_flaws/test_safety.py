@@ -443,7 +443,7 @@ def test_s12_an_installed_snapshot_says_who_votes(tmp_path: Path) -> None:
     world.pass_rounds("L", "A", "C")
     assert leader.journal.first_index > leader.core.configurations.latest_index
     world.drop("L", "B")
-    assert world.nodes["B"].core.peers == ("A", "C", "D", "L")
+    assert "D" in world.nodes["B"].core.peers
     world.pass_rounds("L", "B")
     assert world.nodes["B"].core.snapshot_index == leader.core.snapshot_index
     assert world.nodes["B"].core.peers == ("A", "C", "L")

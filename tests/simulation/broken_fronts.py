@@ -3,7 +3,8 @@ and small bounds show."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import json
+from contextlib import ExitStack, suppress
 from typing import Any
 from unittest.mock import patch
 
@@ -45,8 +46,21 @@ def acknowledged_with(wrong: int) -> Taken:
     return replaced(participants.contract, "_end_answer", answer)
 
 
-def of_whichever(_original: Any, _answer: Any, _transaction_id: str) -> None:
-    """An answer is taken for the transaction that was asked about, whatever it says."""
+def of_whichever(_original: Any, _answer: Any, _branch: Any) -> None:
+    """An answer is taken for the branch that was asked about, whatever it says."""
+
+
+def undeclared(original: Any, *asked: Any, declared: bool) -> Any:
+    """Nobody is thought of as one who may answer batches."""
+    del declared
+    return original(*asked)
+
+
+def whosever_decision(original: Any, body: bytes, branch: Any) -> Any:
+    """An inquiry's answer is taken for the branch that was asked about, whatever it says."""
+    with suppress(ValueError, AttributeError):
+        body = json.dumps({"decision": json.loads(body).get("decision")}).encode()
+    return original(body, branch)
 
 
 # --- operators ------------------------------------------------------------------------------------

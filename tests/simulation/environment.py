@@ -151,6 +151,9 @@ class Environment:
     """Shares of what clients do: abort by hand, send what is no request, ask for many at once."""
     manners: Manners
     inquiry_after_s: float
+    nodes_twice: float
+    nodes_twice_s: float
+    """The share of the nodes' answers that come once more, up to so much later."""
     bounds: Mapping[str, float]
     """How much is done in a turn, where it is less than in production (`bounds`)."""
     http_in_bytes: bool
@@ -189,6 +192,8 @@ def draw_environment(seed: int) -> Environment:
     jumps = (300, 4_000, 20_000)
     slowly = Random(f"working {seed}")
     fronts = Random(f"fronts {seed}")
+    before_nodes = Random(f"before nodes {seed}")
+    nodes_twice = 0.0 if calm or brief else before_nodes.choice((0.0, 0.0, 0.0, 0.02, 0.1))
     # Everything of Raft scales with it, and nothing costs as much as heartbeats.
     heartbeat_ms = choice((100, 150, 250, 400))
     least_ms = heartbeat_ms * choice((4, 5))
@@ -247,7 +252,8 @@ def draw_environment(seed: int) -> Environment:
         read_only=choice((0.0, 0.1, 0.4)),
         contended=chance() < 0.3,
         repeat=choice((0.0, 0.1, 0.4)),
-        other_body=choice((0.0, 0.1, 0.4)),
+        # Whose id stands for two things cannot tell to which of them a second answer belongs.
+        other_body=choice((0.0, 0.1, 0.4)) * (not nodes_twice),
         impatient=choice((0.0, 0.1, 0.4)),
         comes_back=choice((0.0, 0.3, 0.8)),
         operator=choice((0.0, 0.0, 0.3)),
@@ -275,6 +281,8 @@ def draw_environment(seed: int) -> Environment:
             twice_s=fronts.choice((0.05, 0.5)),
         ),
         inquiry_after_s=choice((0.1, 0.5, 1.5, 3.0, 6.0)),
+        nodes_twice=nodes_twice,
+        nodes_twice_s=before_nodes.choice((0.01, 0.1, 1.0)),
         bounds=draw_bounds(Random(f"bounds {seed}")),
         http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,
     )

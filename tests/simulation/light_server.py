@@ -72,6 +72,7 @@ class _ApiConnection(Connection):
     def __init__(self, common: Common) -> None:
         super().__init__(common)
         self._waiting: deque[Request] = deque()
+        self._is_read = False
 
     def message_received(self, request: Request) -> None:
         self._waiting.append(request)
@@ -83,13 +84,26 @@ class _ApiConnection(Connection):
         while self._phase is Phase.IDLE and self._waiting:
             method, target, headers, body = self._waiting.popleft()
             path, _, query = target.partition("?")
+            self._is_read = method == "GET" and not path.endswith("/decision")
             request = api_requests.Request(method, path, query, headers, body, self._address)
             self._respond(request)
 
     def _send(self, answer: api_requests.Answer, *, closes: bool) -> None:
         headers = CIMultiDict(answer.headers)
         endpoint = cast("Endpoint", self._transport)
-        endpoint.send(Answer(answer.status, headers, answer.body, closes))
+        message = Answer(answer.status, headers, answer.body, closes)
+        endpoint.send(message)
+        if not self._is_read:
+            self._send_again(endpoint, message)
+
+    def _send_again(self, endpoint: Endpoint, message: Answer) -> None:
+        """Perhaps, later. Not what was read: once more, it would be old, and nobody could tell."""
+        world = endpoint.process.owner.world
+        draw = world.draw("before nodes")
+        if world.faulty and draw.random() < world.environment.nodes_twice:
+            world.count("nodes' answers that came twice")
+            again_after_s = draw.random() * world.environment.nodes_twice_s
+            self._loop.call_later(again_after_s, endpoint.send, message)
 
     def _has_come(self) -> bool:
         return True

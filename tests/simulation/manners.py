@@ -12,7 +12,8 @@
 
 A plain service says no more than `true`: a second one that came late would be taken for the vote of
 another transaction, and nobody could tell. So only the SDK's answers, which carry their ids, come
-again later; others come twice at once.
+again later; others come twice at once. The nodes' answers name what they are about, too, and come
+again later (`light_server`).
 """
 
 from __future__ import annotations

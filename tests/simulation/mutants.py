@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 
 import cluster.raft.snapshots
 import cluster.storage.journal_segments
+import coordinator.courier
 import coordinator.inquiry
 import coordinator.machine
 import coordinator.records
 import participants.contract
+import participants.inquiry
 from cluster.client.async_client import Client
 from cluster.client.submission import Submission
 from cluster.node import Node
@@ -319,7 +321,17 @@ MUTANTS = {
         Mutant(
             "answer-of-another",
             "an answer counts for the transaction that it names",
-            replaced(participants.contract, "_another_transaction", fronts.of_whichever),
+            replaced(participants.contract, "_for_another", fronts.of_whichever),
+        ),
+        Mutant(
+            "batch-answers-one",
+            "what answers a batch acknowledges no lone commit",
+            replaced(coordinator.courier, "read_end_answer", fronts.undeclared),
+        ),
+        Mutant(
+            "decision-of-another",
+            "an inquiry's answer counts for the branch that it names",
+            replaced(participants.inquiry, "read_decision", fronts.whosever_decision),
         ),
         # Operators, and who gives no id.
         Mutant(
