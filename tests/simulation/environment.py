@@ -277,7 +277,7 @@ def draw_environment(seed: int) -> Environment:
             goes_on_s=fronts.choice((0.5, 3.0, 8.0)),
             refused_end=fronts.choice((0.0, 0.0, 0.03, 0.1)),
             refuses_s=fronts.choice((0.0, 0.5, 2.0)),
-            twice=fronts.choice((0.0, 0.1)),
+            twice=fronts.choice((0.0, 0.1, 0.4)),
             twice_s=fronts.choice((0.05, 0.5)),
         ),
         inquiry_after_s=choice((0.1, 0.5, 1.5, 3.0, 6.0)),
