@@ -5,6 +5,7 @@ Rules:
   (by a lock on the file beside it that ends in `-lock`).
 - Only `carry_out` ends a local transaction. The resource's functions get a StoreConnection, which
   refuses to.
+- Rows are read as they are, whatever `row_factory` the resource gives its connection.
 - Each piece of work has its own savepoint in the shared local transaction, so one that fails does
   not undo another; what makes SQLite give up the whole is reported to all of them.
 
@@ -188,7 +189,7 @@ def _prepare_file(
         file.execute("INSERT INTO assent_format VALUES (?, ?)", (FORMAT_VERSION, owner))
     create(file)
     last = "SELECT coalesce(max(ended_number), 0) FROM assent_branches"
-    (last_number,) = file.execute(last).fetchone()
+    (last_number,) = _plain(file).execute(last).fetchone()
     file.execute("COMMIT")
     _sync_directory(path.parent)
     return int(last_number)
@@ -235,7 +236,7 @@ class Local:
         self.resource = file
         self._lock = lock
         self._last_number = last_number
-        self._execute = file.execute
+        self._execute = _plain(file).execute
 
     def find(self, transaction_id: str, branch_id: str) -> BranchRecord | None:
         row = self._execute(_FIND, (transaction_id, branch_id)).fetchone()
@@ -319,22 +320,29 @@ def _carry_out_one(
 
 
 def read_in_doubt(file: sqlite3.Connection, limit: int) -> list[BranchRecord]:
-    return [_record(row) for row in file.execute(_IN_DOUBT, (limit,))]
+    return [_record(row) for row in _plain(file).execute(_IN_DOUBT, (limit,))]
 
 
 def read_ended(file: sqlite3.Connection, after: int, limit: int) -> list[Ended]:
-    rows = file.execute(_ENDED, (after, limit))
+    rows = _plain(file).execute(_ENDED, (after, limit))
     return [Ended(row[0], row[1], row[2], State(row[3]), row[4]) for row in rows]
 
 
 def read_count(file: sqlite3.Connection) -> dict[State, int]:
-    rows = file.execute("SELECT state, count(*) FROM assent_branches GROUP BY state")
+    rows = _plain(file).execute("SELECT state, count(*) FROM assent_branches GROUP BY state")
     return {State(state): number for state, number in rows}
 
 
 def drop_tombstones(file: sqlite3.Connection, ended_before_ms: int, after: int, limit: int) -> int:
     """Of the first `limit` tombstones after the number `after`, drop the old ones."""
     return file.execute(_DROP, (ended_before_ms, after, limit)).rowcount
+
+
+def _plain(file: sqlite3.Connection) -> sqlite3.Cursor:
+    """A cursor whose rows are tuples."""
+    cursor = file.cursor()
+    cursor.row_factory = None
+    return cursor
 
 
 def _record(row: tuple[Any, ...]) -> BranchRecord:

@@ -451,6 +451,35 @@ def test_the_resource_cannot_end_the_local_transaction(ending: Work, tmp_path: P
     asyncio.run(scenario())
 
 
+def test_the_resource_may_have_its_rows_as_it_likes(tmp_path: Path) -> None:
+    def as_dicts(file: sqlite3.Connection) -> None:
+        file.row_factory = lambda cursor, row: dict(
+            zip((column[0] for column in cursor.description), row, strict=True)
+        )
+
+    def create_with_dicts(transaction: sqlite3.Connection) -> None:
+        as_dicts(transaction)
+        create(transaction)
+
+    async def scenario() -> None:
+        store = sqlite(tmp_path)
+        await store.open(create_with_dicts)
+        await store.perform([keep("t1", State.PREPARED), keep("t2", State.COMMITTED)])
+        assert await store.perform([lambda local: local.find("t1", "1")]) == [
+            record("t1", State.PREPARED)
+        ]
+        assert await store.perform(
+            [lambda local: local.resource.execute("SELECT 1 AS a").fetchall()]
+        ) == [[{"a": 1}]]
+        await store.read(as_dicts)
+        assert await store.in_doubt(9) == [record("t1", State.PREPARED)]
+        assert [ended.transaction_id for ended in await store.ended(0, 9)] == ["t2"]
+        assert (await store.count())[State.COMMITTED] == 1
+        await store.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_constraint_that_fails_at_the_end_is_the_fault_of_one(tmp_path: Path) -> None:
     def add_constrained(local: Local) -> None:
         local.resource.execute("PRAGMA defer_foreign_keys = ON")
