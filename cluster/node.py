@@ -29,7 +29,7 @@ from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import Role
 from cluster.raft.status import PeerStatus
 from cluster.settings import ClusterSettings, NodeSettings, SettingsError
-from cluster.storage.directory import Directory, open_directory
+from cluster.storage.directory import Directory, Identity, open_directory
 from cluster.storage.disk import Disk, PosixDisk
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import SnapshotStore
@@ -88,9 +88,8 @@ async def _run(
     for warning in settings.warnings():
         LOG.warning("%s", warning)
     disk = PosixDisk()
-    directory = open_directory(
-        data_dir, cluster=settings.name, node=node_id, bootstrap=bootstrap, disk=disk
-    )
+    identity = Identity(settings.name, node_id, tuple(sorted(node.id for node in settings.nodes)))
+    directory = open_directory(data_dir, identity, bootstrap=bootstrap, disk=disk)
     try:
         node = Node(
             settings,

@@ -14,10 +14,11 @@
     [retention]                      # coordinator.settings.Retention
     [log]                            # LogSettings
 
-Rules: every section but `nodes` may be left out, every key but `api` and `raft`. What is not known
-is refused, so that a misspelt limit does not silently keep its default. Every error is a
-SettingsError of one sentence which names the file and the key. `timings` is one section for people
-and two classes for the program: the coordinator knows nothing of elections.
+Rules: the nodes are those of the first start, for ever (`cluster/storage/directory.py`); their
+addresses may change. Every section but `nodes` may be left out, every key but `api` and `raft`.
+What is not known is refused, so that a misspelt limit does not silently keep its default. Every
+error is a SettingsError of one sentence which names the file and the key. `timings` is one section
+for people and two classes for the program: the coordinator knows nothing of elections.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import Damaged, DiskFailed, Foreign, InUse, NoDirectory, NotBootstrapped
-from cluster.storage.directory import Directory, open_directory
+from cluster.storage.directory import Directory, Identity, open_directory
 from cluster.storage.disk import Disk, PosixDisk
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import segment_path
@@ -18,10 +18,11 @@ from cluster.storage.records import decode_record, encode_record
 from tests.memory_disk import MemoryDisk, PowerCut
 
 HOME = Path("/home/n1")
+N1 = Identity("c", "n1", ("n1", "n2", "n3"))
 
 
 def start(disk: Disk, path: Path = HOME, *, node: str = "n1", bootstrap: bool = False) -> Directory:
-    return open_directory(path, cluster="c", node=node, bootstrap=bootstrap, disk=disk)
+    return open_directory(path, N1._replace(node=node), bootstrap=bootstrap, disk=disk)
 
 
 def bootstrapped(disk: Disk, path: Path = HOME) -> None:
@@ -72,7 +73,18 @@ def test_s18_another_nodes_or_clusters_directory_is_refused_even_with_bootstrap(
         with pytest.raises(Foreign, match="belongs to node n1 of cluster c, not to node n2"):
             start(disk, node="n2", bootstrap=bootstrap)
         with pytest.raises(Foreign, match="not to node n1 of cluster d"):
-            open_directory(HOME, cluster="d", node="n1", bootstrap=bootstrap, disk=disk)
+            open_directory(HOME, N1._replace(cluster="d"), bootstrap=bootstrap, disk=disk)
+    start(disk).close()
+
+
+@pytest.mark.parametrize("nodes", [("n1",), ("n1", "n2", "n4"), ("n1", "n2", "n3", "n4", "n5")])
+def test_settings_that_name_other_nodes_than_the_first_are_refused(nodes: tuple[str, ...]) -> None:
+    """A majority of them may know nothing of what a majority of the first ones acknowledged."""
+    disk = MemoryDisk()
+    bootstrapped(disk)
+    for bootstrap in (False, True):
+        with pytest.raises(Foreign, match=f"cluster of n1, n2, n3, .* name {', '.join(nodes)}:"):
+            open_directory(HOME, N1._replace(nodes=nodes), bootstrap=bootstrap, disk=disk)
     start(disk).close()
 
 
@@ -93,10 +105,10 @@ def test_s18_a_second_process_on_the_same_directory_is_refused(tmp_path: Path) -
     bootstrapped(PosixDisk(), path)
     code = (
         "import sys; from pathlib import Path\n"
-        "from cluster.storage.directory import open_directory\n"
+        "from cluster.storage.directory import Identity, open_directory\n"
         "from cluster.storage.disk import PosixDisk\n"
-        "directory = open_directory(Path(sys.argv[1]), cluster='c', node='n1', bootstrap=False,"
-        " disk=PosixDisk())\n"
+        "identity = Identity('c', 'n1', ('n1', 'n2', 'n3'))\n"
+        "held = open_directory(Path(sys.argv[1]), identity, bootstrap=False, disk=PosixDisk())\n"
         "print('held', flush=True); input()"
     )
     child = subprocess.Popen(
@@ -211,8 +223,8 @@ def test_another_format_version_is_refused() -> None:
     content = disk.files[HOME / "identity"]
     body = decode_record(bytes(content.now), 0, 0)
     assert body is not None
-    newer = body.replace(b"\xa6format\x01", b"\xa6format\x02")
+    newer = body.replace(b"\xa6format\x02", b"\xa6format\x03")
     assert newer != body
     content.now[:] = encode_record(0, 0, newer)
-    with pytest.raises(Foreign, match="format 2"):
+    with pytest.raises(Foreign, match="format 3"):
         start(disk)

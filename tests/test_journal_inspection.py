@@ -14,7 +14,7 @@ from cluster.cli.main import main
 from cluster.errors import StorageError
 from cluster.raft.entries import COMMANDS, MEMBERS, NOTHING, encode_group
 from cluster.raft.members import encode_members
-from cluster.storage.directory import open_directory
+from cluster.storage.directory import Identity, open_directory
 from cluster.storage.disk import PosixDisk
 from cluster.storage.journal import Journal
 from cluster.storage.journal_inspection import NotADirectory, inspect
@@ -37,6 +37,7 @@ from coordinator.commands import (
 from coordinator.facts import Branch, Effect, Mode
 from participants.contract import Vote
 
+N1 = Identity("c", "n1", ("n1", "n2", "n3"))
 STOCK = Branch("1", "stock", "http://s", "http://s/p", "http://s/c", "http://s/r", True)
 DECIDED = Decide(2, 5, "t-1", (Vote.YES, Vote.READ_ONLY), (None, None), None)
 COMMANDS_IN_WORDS: dict[str, Command] = {
@@ -85,7 +86,7 @@ def sync(journal: Journal) -> None:
 def directory_of_a_node(home: Path) -> Path:
     """Several segments behind a snapshot, a vote, and entries of every kind."""
     disk = PosixDisk()
-    open_directory(home, cluster="c", node="n1", bootstrap=True, disk=disk).close()
+    open_directory(home, N1, bootstrap=True, disk=disk).close()
     journal = open_journal(home)
     journal.append(NOTHING, 1, 0)
     journal.append(MEMBERS + encode_members(("n1", "n2")), 2, 1)
@@ -124,7 +125,7 @@ def starts(home: Path) -> bool:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(home, copy)
     try:
-        open_directory(copy, cluster="c", node="n1", bootstrap=False, disk=PosixDisk()).close()
+        open_directory(copy, N1, bootstrap=False, disk=PosixDisk()).close()
         open_journal(copy).close()
         SnapshotStore(copy / "snapshots", disk=PosixDisk(), cluster="c").load(lambda _: None)
     except StorageError:
@@ -192,7 +193,7 @@ def test_inspect_for_machines(home: Path, run: Run) -> None:
 
 
 def test_a_running_node_is_neither_hindered_nor_passed_over(home: Path, run: Run) -> None:
-    held = open_directory(home, cluster="c", node="n1", bootstrap=False, disk=PosixDisk())
+    held = open_directory(home, N1, bootstrap=False, disk=PosixDisk())
     journal = open_journal(home)
     try:
         journal.append(NOTHING, 13, 2)
@@ -209,7 +210,7 @@ def test_a_running_node_is_neither_hindered_nor_passed_over(home: Path, run: Run
         journal.close()
         held.close()
     assert "the node is running" not in run("inspect", home)[1]
-    open_directory(home, cluster="c", node="n1", bootstrap=False, disk=PosixDisk()).close()
+    open_directory(home, N1, bootstrap=False, disk=PosixDisk()).close()
 
 
 # --- verify
@@ -330,7 +331,7 @@ def test_a_journal_of_another_node_is_a_mistake_of_who_moved_it(
     home: Path, tmp_path: Path, run: Run
 ) -> None:
     other = tmp_path / "n2"
-    open_directory(other, cluster="c", node="n2", bootstrap=True, disk=PosixDisk()).close()
+    open_directory(other, N1._replace(node="n2"), bootstrap=True, disk=PosixDisk()).close()
     shutil.copy(other / "identity", home / "identity")
     code, _, err = run("verify", home)
     assert code == 2

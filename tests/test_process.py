@@ -17,7 +17,7 @@ import pytest
 from cluster.bench import load
 from cluster.node import run_node
 from cluster.settings import parse_settings
-from cluster.storage.directory import open_directory
+from cluster.storage.directory import Identity, open_directory
 from cluster.storage.disk import PosixDisk
 from cluster.storage.journal import Journal
 from coordinator import api_http
@@ -122,7 +122,8 @@ def test_a_node_whose_snapshot_is_missing_refuses_to_start_before_it_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     disk = PosixDisk()
-    open_directory(tmp_path, cluster="assent", node="n1", bootstrap=True, disk=disk).close()
+    identity = Identity("assent", "n1", ("n1",))
+    open_directory(tmp_path, identity, bootstrap=True, disk=disk).close()
     journal = Journal.open(tmp_path / "journal", cluster="assent", node="n1", disk=disk)
     journal.reset([(b"", 11, 1), (b"", 12, 1)])
     journal.close()

@@ -5,6 +5,9 @@ Rules:
   without `bootstrap`: a node whose disk was wiped has forgotten its votes and what it
   acknowledged, and must not come back under its old id;
 - on a directory that holds an identity `bootstrap` changes nothing;
+- the cluster has the nodes that it was bootstrapped with. Settings that name others would make
+  majorities of nodes that know nothing: two new ones elected the one old one that had missed what
+  the others acknowledged, and that was lost;
 - what is not ours is refused before anything is written into it.
 
 The identity file is the commit point of a bootstrap. Before it there may be an empty journal and
@@ -12,7 +15,7 @@ nothing else, so a bootstrap that a crash interrupted is simply done again; a jo
 anything without an identity, or an identity without a journal, was tampered with and is refused.
 
     LOCK                    held by the process
-    identity                format, cluster, node: one checksummed record
+    identity                format, cluster, node, all nodes: one checksummed record
     journal/                `cluster/storage/journal.py`
     snapshots/              `cluster/storage/snapshots.py`
 """
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgpack
 
@@ -30,7 +34,7 @@ from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import segment_numbers
 from cluster.storage.records import OVERHEAD, decode_record, encode_record
 
-FORMAT = 1
+FORMAT = 2
 """Goes up when the layout of the directory changes; a directory of another format is refused."""
 
 LOCK_NAME, IDENTITY_NAME, IDENTITY_ASIDE_NAME = "LOCK", "identity", "identity.new"
@@ -41,13 +45,19 @@ _TOLERATED = {"lost+found"}
 """What a file system puts at the root of a volume."""
 
 
+class Identity(NamedTuple):
+    """Whose a directory is. `nodes`: the ids of all nodes of the cluster, sorted."""
+
+    cluster: str
+    node: str
+    nodes: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Directory:
     """An open data directory; its lock is held until `close`."""
 
     path: Path
-    cluster: str
-    node: str
     bootstrapped: bool
     """True if this very call made the directory's identity: the node has never run before."""
     lock: File
@@ -67,9 +77,7 @@ class Directory:
         self.lock.close()
 
 
-def open_directory(
-    path: Path, *, cluster: str, node: str, bootstrap: bool, disk: Disk
-) -> Directory:
+def open_directory(path: Path, identity: Identity, *, bootstrap: bool, disk: Disk) -> Directory:
     """Lock a data directory and make sure that it is this node's.
 
     Raises NotBootstrapped, Foreign, InUse, NoDirectory, Damaged, DiskFailed.
@@ -77,7 +85,8 @@ def open_directory(
     names = _our_names(path, disk)
     if not bootstrap and not names - {LOCK_NAME}:
         raise NotBootstrapped(
-            f"{path} is empty. If this is the first start of a new cluster, start node {node} with "
+            f"{path} is empty. If this is the first start of a new cluster, start node "
+            f"{identity.node} with "
             f"--bootstrap. If its disk was lost: {IS_LOST}"
         )
     try:
@@ -89,10 +98,10 @@ def open_directory(
         names = _our_names(path, disk)
         made = IDENTITY_NAME not in names
         if made:
-            _bootstrap(path, cluster, node, bootstrap=bootstrap, disk=disk)
+            _bootstrap(path, identity, bootstrap=bootstrap, disk=disk)
         else:
-            _check_identity(path, cluster, node, disk)
-        return Directory(path, cluster, node, made, lock)
+            _check_identity(path, identity, disk)
+        return Directory(path, made, lock)
     except BaseException:
         lock.close()
         raise
@@ -117,8 +126,9 @@ def _make(path: Path, disk: Disk) -> None:
         disk.sync_directory(path.parent)
 
 
-def _bootstrap(path: Path, cluster: str, node: str, *, bootstrap: bool, disk: Disk) -> None:
+def _bootstrap(path: Path, identity: Identity, *, bootstrap: bool, disk: Disk) -> None:
     """Make a journal and then the identity, unless something tells of a life before."""
+    cluster, node, nodes = identity
     journal = path / JOURNAL_NAME
     if _is_used(path, cluster, node, disk):
         what = "it is missing, but there is a journal or a snapshot"
@@ -134,7 +144,8 @@ def _bootstrap(path: Path, cluster: str, node: str, *, bootstrap: bool, disk: Di
         disk.unlink(aside)
     file = disk.create(aside)
     try:
-        body = bytes(msgpack.packb({"format": FORMAT, "cluster": cluster, "node": node}))
+        fields = {"format": FORMAT, "cluster": cluster, "node": node, "nodes": nodes}
+        body = bytes(msgpack.packb(fields))
         file.write(0, encode_record(0, 0, body))
         file.sync()
     finally:
@@ -157,8 +168,8 @@ def _is_used(path: Path, cluster: str, node: str, disk: Disk) -> bool:
         found.close()
 
 
-def read_identity(path: Path, disk: Disk) -> tuple[str, str]:
-    """(cluster, node) of a data directory. Raises Damaged, Foreign, DiskFailed."""
+def read_identity(path: Path, disk: Disk) -> Identity:
+    """Whose a data directory is. Raises Damaged, Foreign, DiskFailed."""
     identity = path / IDENTITY_NAME
     blob = read_file(disk, identity)
     body = decode_record(blob, 0, 0)
@@ -170,15 +181,21 @@ def read_identity(path: Path, disk: Disk) -> tuple[str, str]:
             f"{path} has format {fields['format']}, this program writes {FORMAT}: "
             "start the program that wrote it"
         )
-    return fields["cluster"], fields["node"]
+    return Identity(fields["cluster"], fields["node"], tuple(fields["nodes"]))
 
 
-def _check_identity(path: Path, cluster: str, node: str, disk: Disk) -> None:
+def _check_identity(path: Path, identity: Identity, disk: Disk) -> None:
     owner = read_identity(path, disk)
-    if owner != (cluster, node):
+    if owner[:2] != identity[:2]:
         raise Foreign(
-            f"{path} belongs to node {owner[1]} of cluster {owner[0]}, not to node "
-            f"{node} of cluster {cluster}: give each node its own directory"
+            f"{path} belongs to node {owner.node} of cluster {owner.cluster}, not to node "
+            f"{identity.node} of cluster {identity.cluster}: give each node its own directory"
+        )
+    if owner.nodes != identity.nodes:
+        raise Foreign(
+            f"{path} belongs to a cluster of {', '.join(owner.nodes)}, and the settings name "
+            f"{', '.join(identity.nodes)}: this version cannot change which nodes a cluster has; "
+            "name the same ones, at other addresses if need be"
         )
     journal = path / JOURNAL_NAME
     if not disk.exists(journal) or not segment_numbers(journal, disk):

@@ -16,7 +16,7 @@ from cluster.raft.entries import COMMANDS, MEMBERS, encode_group
 from cluster.raft.members import decode_members, encode_members
 from cluster.raft.state import CoreLimits, Role
 from cluster.raft.wire import AppendReply, RequestVote, SnapshotReply, VoteReply
-from cluster.storage.directory import Directory, open_directory
+from cluster.storage.directory import Directory, Identity, open_directory
 from cluster.storage.disk import PosixDisk
 from cluster.storage.journal import Journal
 from tests.ledger import put
@@ -535,9 +535,8 @@ def test_s17_a_snapshot_is_taken_without_a_fork(
 
 def test_s18_two_processes_do_not_share_a_directory(tmp_path: Path) -> None:
     def open_it() -> Directory:
-        return open_directory(
-            tmp_path / "n1", cluster="test", node="n1", disk=PosixDisk(), bootstrap=True
-        )
+        identity = Identity("test", "n1", ("n1", "n2", "n3"))
+        return open_directory(tmp_path / "n1", identity, disk=PosixDisk(), bootstrap=True)
 
     held = open_it()
     with pytest.raises(InUse):

@@ -36,7 +36,7 @@ from cluster.settings import (
     Retention,
     Timings,
 )
-from cluster.storage.directory import open_directory
+from cluster.storage.directory import Identity, open_directory
 from coordinator.settings import Limits
 from participants.inquiry import InquirySettings
 from participants.sdk import ParticipantSettings
@@ -155,12 +155,10 @@ class NodeHost(Host):
 
     async def main(self, process: Process) -> int:
         world = self.world
+        names = tuple(sorted(node.id for node in world.settings.nodes))
+        identity = Identity(CLUSTER, self.name, names)
         directory = open_directory(
-            DIRECTORY,
-            cluster=CLUSTER,
-            node=self.name,
-            bootstrap=not self.bootstrapped,
-            disk=self.disk,
+            DIRECTORY, identity, bootstrap=not self.bootstrapped, disk=self.disk
         )
         self.bootstrapped = True
         environment = world.environment
