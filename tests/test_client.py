@@ -388,8 +388,11 @@ def test_an_answer_about_another_transaction_in_a_batch_is_asked_for_again() -> 
             assert [isinstance(one, Transaction) and one.id for one in answers] == ["a", "b"]
             assert len(nodes[0].bodies()) == 2
             nodes[0].usual = about_another
-            (answer,) = await client.submit_many([{"participants": ORDER}], deadline=0.2)
-            assert isinstance(answer, OutcomeUnknown)
+            for deadline in (0.2, 2.0, 20.0):  # a busy machine may need longer for its first answer
+                (answer,) = await client.submit_many([{"participants": ORDER}], deadline=deadline)
+                assert isinstance(answer, OutcomeUnknown)
+                if "another" in str(answer):
+                    break
             assert "another" in str(answer)
 
     run(test)
