@@ -168,7 +168,7 @@ def called_against(
         async with TestServer(application) as server:
             url = str(server.make_url("")).rstrip("/")
             callers = Callers(
-                [url], ["http://p/1", "http://p/2"], rate=200.0, no_share=0.5, deadline=deadline
+                [url], ["http://p/1", "http://p/2"], rate=20.0, no_share=0.5, deadline=deadline
             )
             async with callers:
                 found = await during(callers)
