@@ -3,7 +3,7 @@
 `MemoryDisk` counts the operations that change something. From the one numbered `stop_at` on it
 raises `PowerCut` (a write is done to a part first), at `fail_at` and ever after `DiskFailed`.
 `after_kill` is the disk that a new process finds after kill -9; `after_power_loss` has any part
-of what was not synced, drawn from a seed.
+of what was not synced, drawn from a seed. `open_files` are those that nobody has closed.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class MemoryDisk:
         self._durable_names: dict[Path, _Content] = {}
         self._pending_names: list[tuple[Path, _Content | None, Path | None]] = []
         """(name, content or None for a removal, the name it had before a rename)."""
+        self.open_files: set[MemoryFile] = set()
         self.operations = 0
         self.stop_at = self.fail_at = 0
 
@@ -157,11 +158,14 @@ class MemoryFile:
         self._disk = disk
         self._path = path
         self._content = content
+        disk.open_files.add(self)
 
     def read(self, offset: int, size: int) -> bytes:
+        self._check()
         return bytes(self._content.now[offset : offset + size])
 
     def write(self, offset: int, piece: bytes) -> None:
+        self._check()
         try:
             self._disk.step("write", self._path)
         except (PowerCut, DiskFailed):
@@ -174,11 +178,13 @@ class MemoryFile:
         self._content.pending.append((offset, piece))
 
     def truncate(self, size: int) -> None:
+        self._check()
         self._disk.step("truncate", self._path)
         _change(self._content.now, size, None)
         self._content.pending.append((size, None))
 
     def sync(self) -> None:
+        self._check()
         self._disk.step("sync", self._path)
         durable = bytearray(self._content.durable)
         for offset, piece in self._content.pending:
@@ -190,7 +196,13 @@ class MemoryFile:
         return len(self._content.now)
 
     def close(self) -> None:
+        self._check()
+        self._disk.open_files.remove(self)
         self._content.locked = False
+
+    def _check(self) -> None:
+        """The number of a closed file is soon another's."""
+        assert self in self._disk.open_files, f"{self._path} is closed"
 
 
 def _change(content: bytearray, offset: int, piece: bytes | None) -> None:

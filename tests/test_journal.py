@@ -30,7 +30,7 @@ def test_what_was_written_is_there_after_a_restart() -> None:
     journal.set_vote(3, "n2")
     append(journal, 10, term=3)
     journal.truncate_from(9)
-    journal.append(b"other", 9, 3)
+    journal.append(b"other", 9, 4)
     journal.commit_hint = 8
     journal.compact_to(4)
     before = state_of(journal)
@@ -38,9 +38,9 @@ def test_what_was_written_is_there_after_a_restart() -> None:
 
     journal = open_journal(disk)
     assert state_of(journal) == before
-    assert (journal.first_index, journal.last_index, journal.last_term) == (4, 9, 3)
+    assert (journal.first_index, journal.last_index, journal.last_term) == (4, 9, 4)
     assert (journal.term, journal.vote, journal.commit_hint) == (3, "n2", 8)
-    assert journal[-1] == (b"other", 9, 3)
+    assert journal[-1] == (b"other", 9, 4)
     assert [entry[1] for entry in journal[1:3]] == [5, 6]
     assert len(journal) == 6
 
@@ -119,6 +119,73 @@ def test_old_segments_are_removed_only_by_a_sync_after_the_compaction() -> None:
     sync(journal)
     assert segment_numbers(HOME, disk)[0] > before[0]
     assert journal.dirty is False
+
+
+def test_files_of_segments_are_closed_when_they_are_synced() -> None:
+    disk = MemoryDisk()
+    journal = open_journal(disk, segment_bytes=200)
+    running = len(disk.open_files)
+    assert running == 2, "the segment that grows, and the watermark"
+    for _ in range(5):
+        append(journal, 20)
+        journal.write()
+    assert len(disk.open_files) > running
+    sync(journal)
+    assert len(disk.open_files) == running
+    append(journal, 20)
+    journal.write()
+    journal.close()
+    assert not disk.open_files
+    again = open_journal(disk, segment_bytes=200)
+    assert len(segment_numbers(HOME, disk)) > 3
+    assert len(disk.open_files) == running
+    append(again, 20)
+    again.write()
+    assert again.start_sync() is not None, "and the job never runs"
+    again.close()
+    assert not disk.open_files
+    disk = MemoryDisk()
+    killed = open_journal(disk, segment_bytes=200)
+    for _ in range(5):
+        append(killed, 20)
+        killed.write()
+    disk = disk.after_kill()
+    assert not disk.open_files
+    again = open_journal(disk, segment_bytes=200)
+    assert len(disk.open_files) == running, "what is written again is closed again"
+    again.close()
+
+
+def test_a_sync_that_fails_leaves_no_file_open() -> None:
+    disk = MemoryDisk()
+    journal = open_journal(disk, segment_bytes=200)
+    for _ in range(5):
+        append(journal, 20)
+        journal.write()
+    disk.fail_at = disk.operations + 2
+    with pytest.raises(DiskFailed):
+        sync(journal)
+    journal.close()
+    assert not disk.open_files
+
+
+def test_a_journal_that_cannot_be_opened_leaves_no_file_open() -> None:
+    for before in (0, 40):
+        for fails in range(1, 40):
+            disk = MemoryDisk()
+            if before:
+                journal = open_journal(disk, segment_bytes=200)
+                append(journal, before)
+                journal.close()
+            disk.fail_at = disk.operations + fails
+            try:
+                open_journal(disk)
+            except DiskFailed:
+                assert not disk.open_files
+            else:
+                break
+        else:
+            raise AssertionError("it was never opened")
 
 
 def test_a_journal_that_nobody_syncs_still_removes_what_it_compacted() -> None:

@@ -11,9 +11,15 @@ import pytest
 
 from cluster.errors import Damaged, DiskFailed, Foreign
 from cluster.storage.disk import PosixDisk
-from cluster.storage.records import encode_record
-from cluster.storage.snapshots import Receiving, SnapshotMeta, SnapshotStore
-from tests.memory_disk import MemoryDisk, PowerCut
+from cluster.storage.records import MAGIC, encode_record
+from cluster.storage.snapshots import (
+    Receiving,
+    SnapshotMeta,
+    SnapshotStore,
+    read_meta,
+    verify_snapshot,
+)
+from tests.memory_disk import MemoryDisk, MemoryFile, PowerCut
 
 HOME = Path("/snapshots")
 KEY = ("n1", 7, 120, 3)
@@ -64,6 +70,24 @@ def test_what_was_written_is_loaded_also_after_a_restart(tmp_path: Path) -> None
     assert loaded(again) == (meta(), chunks())
 
 
+def test_no_file_stays_open() -> None:
+    disk = MemoryDisk()
+    snapshots = store(disk)
+    snapshots.write(meta(), chunks())
+    loaded(snapshots)
+    store(disk)
+    read_meta(HOME / "snapshot", disk, "c")
+    verify_snapshot(HOME / "snapshot", disk, "c")
+    assert not disk.open_files
+    disk.files[HOME / "snapshot"].now[20] ^= 1
+    for fails in (lambda: loaded(snapshots), snapshots.send, lambda: store(disk)):
+        with pytest.raises(Damaged):
+            fails()
+    with pytest.raises(ZeroDivisionError):
+        snapshots.write(meta(200), (bytes(1 // each) for each in (1, 0)))
+    assert not disk.open_files
+
+
 def test_the_size_of_the_snapshot_in_place_is_known_however_it_came_there() -> None:
     disks = written, sent = MemoryDisk(), MemoryDisk()
     source, target = map(store, disks)
@@ -77,6 +101,7 @@ def test_the_size_of_the_snapshot_in_place_is_known_however_it_came_there() -> N
     assert source.write(meta(100), chunks(count=50)) is False, "an older one"
     size = len(written.files[HOME / "snapshot"].now)
     assert len(sent.files[HOME / "snapshot"].now) == size > 1_500
+    assert not written.open_files | sent.open_files
     assert [each.size for each in (source, target, store(written), store(sent))] == [size] * 4
 
 
@@ -119,7 +144,8 @@ def test_the_same_state_gives_the_same_bytes() -> None:
 
 
 def test_s6_a_snapshot_never_replaces_a_newer_one() -> None:
-    snapshots = store(MemoryDisk())
+    disk = MemoryDisk()
+    snapshots = store(disk)
     snapshots.write(meta(200), chunks(seed=2))
     assert snapshots.write(meta(120), chunks(seed=1)) is False
     other = store(MemoryDisk())
@@ -129,6 +155,8 @@ def test_s6_a_snapshot_never_replaces_a_newer_one() -> None:
     assert received(receiving)[0] == meta(150)
     assert receiving.adopt() is False
     assert loaded(snapshots) == (meta(200), chunks(seed=2))
+    assert disk.names(HOME) == ["snapshot"], "nothing is left aside"
+    assert not disk.open_files
 
 
 def test_s9_a_crash_at_any_operation_of_a_write_leaves_the_old_or_the_new_snapshot() -> None:
@@ -223,6 +251,28 @@ def test_a_chunk_that_is_left_out_is_noticed_though_every_record_is_good() -> No
     content[offset:] = encode_record(0, offset, end_body)
     with pytest.raises(Damaged, match="does not fit"):
         loaded(snapshots)
+
+
+def test_no_more_is_read_than_there_is_whatever_a_length_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = MemoryDisk()
+    snapshots = store(disk)
+    snapshots.write(meta(), chunks())
+    stored = disk.files[HOME / "snapshot"].now
+    second = stored.index(MAGIC, 1)
+    stored[second + 7] = 0xFF  # a flipped bit or more: four gigabytes
+    asked: list[int] = []
+    read = MemoryFile.read
+
+    def spy(file: MemoryFile, offset: int, size: int) -> bytes:
+        asked.append(size)
+        return read(file, offset, size)
+
+    monkeypatch.setattr(MemoryFile, "read", spy)
+    with pytest.raises(Damaged):
+        loaded(snapshots)
+    assert max(asked) < len(stored)
 
 
 def test_a_damaged_header_stops_the_start() -> None:
@@ -331,7 +381,8 @@ def test_pieces_of_another_transfer_or_out_of_order_are_not_taken() -> None:
 
 
 def test_s7_a_transfer_that_does_not_verify_is_given_up_and_the_old_snapshot_stays() -> None:
-    source, target = store(MemoryDisk()), store(MemoryDisk())
+    disk = MemoryDisk()
+    source, target = store(MemoryDisk()), store(disk)
     source.write(meta(200), chunks(seed=1))
     target.write(meta(100), chunks(seed=2))
     sending = source.send()
@@ -345,6 +396,8 @@ def test_s7_a_transfer_that_does_not_verify_is_given_up_and_the_old_snapshot_sta
     with pytest.raises(AssertionError, match="verified"):
         receiving.adopt()
     assert loaded(target) == (meta(100), chunks(seed=2))
+    assert disk.names(HOME) == ["snapshot"]
+    assert not disk.open_files
 
 
 def test_what_a_crash_left_aside_is_removed_at_the_start() -> None:

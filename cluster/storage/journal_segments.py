@@ -173,7 +173,8 @@ class Segments:
                 if self.failed is None:
                     last_changes()
                     self._take_over_unfinished_sync()
-                    self._make_durable(self._new_sync())
+                    self._running = self._new_sync()
+                    self._make_durable(self._running)
                     self._watermark.sync()
             finally:
                 self._close_files()
