@@ -156,6 +156,24 @@ def test_files_of_segments_are_closed_when_they_are_synced() -> None:
     again.close()
 
 
+@pytest.mark.parametrize("later", [0, 3])
+def test_close_syncs_what_came_before_and_after_a_sync_that_never_ran(later: int) -> None:
+    disk = MemoryDisk()
+    journal = open_journal(disk, segment_bytes=200)
+    for _ in range(3):
+        append(journal, 20)
+        journal.write()
+    assert journal.start_sync() is not None
+    for _ in range(later):
+        append(journal, 20)
+        journal.write()
+    before = state_of(journal)
+    journal.close()
+    for seed in range(5):
+        after = disk.after_power_loss(random.Random(seed))
+        assert state_of(open_journal(after)) == before
+
+
 def test_a_sync_that_fails_leaves_no_file_open() -> None:
     disk = MemoryDisk()
     journal = open_journal(disk, segment_bytes=200)
