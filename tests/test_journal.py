@@ -21,7 +21,7 @@ from tests.journal_histories import (
     state_of,
     sync,
 )
-from tests.memory_disk import MemoryDisk
+from tests.memory_disk import MemoryDisk, PowerCut
 
 
 def test_what_was_written_is_there_after_a_restart() -> None:
@@ -119,6 +119,30 @@ def test_old_segments_are_removed_only_by_a_sync_after_the_compaction() -> None:
     sync(journal)
     assert segment_numbers(HOME, disk)[0] > before[0]
     assert journal.dirty is False
+
+
+def test_segments_that_a_crash_left_there_are_removed_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = MemoryDisk()
+    journal = open_journal(disk, segment_bytes=200)
+    for _ in range(5):
+        append(journal, 20)
+        journal.write()
+    journal.compact_to(99)
+    with monkeypatch.context() as crash:
+        crash.setattr(disk, "unlink", cut)
+        with pytest.raises(PowerCut):
+            sync(journal)
+    disk = disk.after_kill()
+    assert segment_numbers(HOME, disk)[0] == 1
+    again = open_journal(disk, segment_bytes=200)
+    assert (again.first_index, again.last_index) == (99, 100)
+    assert len(segment_numbers(HOME, disk)) <= 3
+
+
+def cut(_: Path) -> None:
+    raise PowerCut
 
 
 def test_files_of_segments_are_closed_when_they_are_synced() -> None:
