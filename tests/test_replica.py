@@ -8,7 +8,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 from cluster.errors import DiskFailed, FailStop
 from cluster.raft import replica as replica_module
+from cluster.raft.entries import NOTHING, encode_group
 from cluster.raft.proposals import ProposalLimits
 from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import CoreLimits, Role
@@ -178,6 +179,45 @@ def test_a_leader_whose_streams_are_gone_is_named_no_more(
             monkeypatch.setattr(follower.transport, "is_in_touch", asked.append)
             assert follower.leader is None
             assert asked == [leader.node]
+
+    run(scenario())
+
+
+def test_a_leader_that_has_been_silent_is_named_no_more(tmp_path: Path) -> None:
+    """Clients that are sent to it would wait there, though its streams stand."""
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            await until(lambda: follower.leader == leader.node)
+            core = follower._core
+            assert core is not None
+            core.last_contact = asyncio.get_running_loop().time() - TIMINGS.election_max_ms / 1000
+            assert follower.leader is None
+
+    run(scenario())
+
+
+def test_a_start_at_which_what_is_committed_cannot_be_applied_fails(tmp_path: Path) -> None:
+    (tmp_path / "n1").mkdir()
+    disk = PosixDisk()
+    with closing(
+        Journal.open(tmp_path / "n1" / "journal", cluster="test", node="n1", disk=disk)
+    ) as journal:
+        journal.append(NOTHING, 1, 0)
+        journal.append(encode_group(1, [Ledger().epoch_command(1, "n1", 1)]), 2, 1)
+        journal.append(encode_group(1, [put(1, "poison")]), 3, 1)
+        journal.commit_hint = 3
+        journal.set_vote(1, "n1")
+
+    async def scenario() -> None:
+        nodes = Cluster(tmp_path, 1)
+        try:
+            with pytest.raises(FailStop, match="cannot be applied"):
+                await nodes.start()
+        finally:
+            await nodes.stop()
 
     run(scenario())
 
