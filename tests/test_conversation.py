@@ -326,6 +326,16 @@ def test_a_plain_branch_that_says_it_still_works_is_asked_again() -> None:
     assert decision(talk.prepared(0, YES)).votes == (Vote.YES,)
 
 
+def test_each_branch_is_called_again_when_its_own_pause_is_over_and_not_before() -> None:
+    talk = Talk(*branches(4))
+    for position, pause_ms in enumerate((1_500, 1_000, 2_000, 3_000)):
+        talk.prepared(position, Working(pause_ms))
+    called = []
+    while talk.due_s < EXPIRES_S:
+        called.append((talk.due_s, talk.woken()))
+    assert called == [(1.0, prepares(1)), (1.5, prepares(0)), (2.0, prepares(2)), (3.0, prepares(3))]
+
+
 def test_the_participants_own_pause_is_kept_but_not_beyond_the_deadline() -> None:
     talk = Talk(branch(1))
     talk.prepared(0, Working(3_000))
@@ -473,7 +483,9 @@ def test_a_branch_that_is_down_does_not_hold_up_the_acknowledgements_of_the_othe
     talk, actions = voted(YES, YES)
     talk.log_applies(actions)
     talk.ended(1, BROKEN)
-    assert talk.ended(0) == [ProposeAcknowledgement(0b01)]
+    acknowledged = talk.ended(0)
+    assert acknowledged == [ProposeAcknowledgement(0b01)]
+    assert talk.log_applies(acknowledged) == [], "nor are they a reason to call it earlier"
 
 
 def test_a_failed_commit_is_sent_again_with_growing_pauses_until_it_is_acknowledged() -> None:
@@ -482,6 +494,7 @@ def test_a_failed_commit_is_sent_again_with_growing_pauses_until_it_is_acknowled
     for pause_ms in (50, 100, 200, 400, 800, 1600, 2000, 2000):
         before_s = talk.now_s
         assert talk.ended(0, ANSWERED_500) == []
+        assert talk.conversation.legs[0].last_error == "answered 500"
         assert talk.due_s == pytest.approx(before_s + JITTER * pause_ms / 1000)
         assert talk.woken() == commits(0)
     assert talk.ended(0) == [ProposeAcknowledgement(0b1)]
