@@ -333,7 +333,8 @@ def test_each_branch_is_called_again_when_its_own_pause_is_over_and_not_before()
     called = []
     while talk.due_s < EXPIRES_S:
         called.append((talk.due_s, talk.woken()))
-    assert called == [(1.0, prepares(1)), (1.5, prepares(0)), (2.0, prepares(2)), (3.0, prepares(3))]
+    expected = ((1.0, 1), (1.5, 0), (2.0, 2), (3.0, 3))
+    assert called == [(due_s, prepares(position)) for due_s, position in expected]
 
 
 def test_the_participants_own_pause_is_kept_but_not_beyond_the_deadline() -> None:
