@@ -109,6 +109,9 @@ class StoreConnection(sqlite3.Connection):
     def rollback(self) -> None:
         self._refuse("rollback()")
 
+    def close(self) -> None:
+        self._refuse("close(), which rolls back,")
+
     def executescript(self, sql_script: str, /) -> NoReturn:  # noqa: ARG002
         self._refuse("executescript(), which commits,")
 
@@ -141,7 +144,7 @@ def open_writing(
             try:
                 return Local(file, lock, _prepare_file(file, path, owner, adopt, create))
             except BaseException:
-                file.close()
+                _close(file)
                 raise
         except BaseException:
             os.close(lock)
@@ -264,7 +267,7 @@ class Local:
         )
 
     def close(self) -> None:
-        self.resource.close()
+        _close(self.resource)
         os.close(self._lock)
 
     def undo(self) -> None:
@@ -336,6 +339,11 @@ def read_count(file: sqlite3.Connection) -> dict[State, int]:
 def drop_tombstones(file: sqlite3.Connection, ended_before_ms: int, after: int, limit: int) -> int:
     """Of the first `limit` tombstones after the number `after`, drop the old ones."""
     return file.execute(_DROP, (ended_before_ms, after, limit)).rowcount
+
+
+def _close(file: sqlite3.Connection) -> None:
+    """What a StoreConnection refuses its resource."""
+    sqlite3.Connection.close(file)
 
 
 def _plain(file: sqlite3.Connection) -> sqlite3.Cursor:

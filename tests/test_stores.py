@@ -428,6 +428,7 @@ def test_a_full_disk_keeps_nothing_of_the_group_and_ends_with_the_fullness(tmp_p
     [
         lambda local: local.resource.commit(),
         lambda local: local.resource.rollback(),
+        lambda local: local.resource.close(),
         lambda local: local.resource.executescript("SELECT 1"),
         lambda local: local.resource.__enter__(),
         lambda local: local.resource.execute("ROLLBACK"),
