@@ -6,12 +6,20 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from participants.inquiry import Decision, InquirySettings, read_decision
+from participants.branch import Branch, State
+from participants.inquiry import (
+    MAX_NODES_ASKED,
+    Decision,
+    Inquirer,
+    InquirySettings,
+    read_decision,
+)
 from participants.sdk import ParticipantSettings
 from participants.sqlite_store import SqliteStore
 from participants.store import BranchRecord
@@ -85,6 +93,37 @@ def test_pending_is_asked_again_until_it_is_decided(tmp_path: Path) -> None:
             await until(ended)
 
     run(scenario, tmp_path, settings=eager())
+
+
+def test_nobody_is_asked_twice_at_once_nor_before_the_pause_is_over() -> None:
+    """Else all that are in doubt would ask one that hangs again, several times a second."""
+    record = BranchRecord("t1", "1", Branch(State.PREPARED, "abc"), coordinators=NODES)
+    asked: list[str] = []
+
+    async def in_doubt(_: int) -> list[BranchRecord]:
+        return [record]
+
+    async def obey(*_: object) -> None:
+        raise AssertionError("nothing was decided")
+
+    async def ask(node: str, _: BranchRecord) -> Decision | None:
+        asked.append(node)
+        return None
+
+    async def scenario() -> None:
+        inquirer = Inquirer(
+            in_doubt, obey, InquirySettings(), now_ms=lambda: 60_000, random=Random(1), ask=ask
+        )
+        assert await inquirer._due(5_000) == [record]
+        assert await inquirer._due(5_000) == [], "it is under way"
+        await inquirer._inquire(ask, record)
+        assert asked == list(NODES[:MAX_NODES_ASKED]), "nor everybody that a caller has named"
+        assert await inquirer._due(5_000) == [], "it was just asked"
+
+    asyncio.run(scenario())
+
+
+NODES = tuple(f"http://n{number}" for number in range(100))
 
 
 def test_it_follows_a_followers_redirect_and_tries_the_other_nodes(tmp_path: Path) -> None:

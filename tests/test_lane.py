@@ -88,6 +88,15 @@ def test_only_one_probe_goes_per_pause_and_the_pause_doubles_to_its_maximum() ->
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0, 2.0]
 
 
+def test_probes_that_hang_leave_nothing_to_look_for() -> None:
+    """When each that there is room for is under way, only the end of one makes another possible."""
+    queue = filled(10, room=1)
+    taken(queue)
+    queue.finished(UNREACHED, 0.0)
+    assert taken(queue, 0.05) == [1]
+    assert queue.next_at() is None
+
+
 def test_the_failures_of_calls_sent_before_it_closed_do_not_lengthen_the_pause() -> None:
     queue = filled(100, room=50)
     taken(queue)
