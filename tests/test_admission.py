@@ -136,6 +136,25 @@ def test_a_faster_log_makes_room_for_more() -> None:
     assert allowed[-1] > allowed[0]
 
 
+def test_what_the_log_would_not_take_is_no_sign_of_its_speed() -> None:
+    admission = Admission(target_s=1.0, least=10)
+    for _ in range(100):
+        admission.beginning(ADDRESS)
+        admission.begun(ADDRESS, 5.0, applied=False)
+    for _ in range(10):
+        admission.beginning(ADDRESS)
+    assert not admission.admits(5.5)
+
+
+def test_of_an_address_of_which_nothing_waits_nothing_is_kept() -> None:
+    """Else each that ever came would take memory for as long as this node leads."""
+    admission = Admission()
+    for number in range(3):
+        admission.beginning(f"10.0.0.{number}")
+        admission.begun(f"10.0.0.{number}", 5.0)
+    assert not admission._waiting_of
+
+
 def test_what_a_leadership_left_waiting_is_forgotten() -> None:
     admission = Admission(least=3)
     for _ in range(3):

@@ -720,14 +720,16 @@ def test_a_forked_process_is_told_to_make_its_own_sync_client() -> None:
 
 
 class Scripted:
-    """An `Exchange` that remembers how long each try might take."""
+    """An `Exchange` that remembers whom it asked and how long each try might take."""
 
     def __init__(self, *answers: HttpAnswer | NoAnswer) -> None:
         self.answers = list(answers)
+        self.asked: list[str] = []
         self.timeouts: list[float] = []
 
     async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpAnswer:
-        del method, url, body
+        del method, body
+        self.asked.append(url.removesuffix("/x"))
         self.timeouts.append(timeout)
         if not self.answers:
             await asyncio.Event().wait()
@@ -751,6 +753,57 @@ def test_a_try_that_was_met_with_silence_is_followed_by_a_longer_one() -> None:
         assert exchange.timeouts == [2, 2, 4, 4, 8, 8, 8]
 
     asyncio.run(test())
+
+
+FINAL = HttpAnswer(200, {}, b"{}")
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked", "pauses"),
+    [
+        ([HttpAnswer(307, {"Location": "http://a:1/x"}, b"")] * 10, 11, 2),
+        ([HttpAnswer(408, {}, b"")], 2, 1),
+        ([HttpAnswer(503, {"Retry-After": "99999"}, b"")], 2, 1),
+    ],
+    ids=["redirects in a circle", "a request that took too long", "a pause without end"],
+)
+def test_what_is_no_final_answer_is_asked_again_after_a_bounded_pause(
+    monkeypatch: pytest.MonkeyPatch, answers: list[HttpAnswer], asked: int, pauses: int
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def test() -> None:
+        exchange = Scripted(*answers, FINAL)
+        caller = Caller(Nodes(["a:1", "b:2"], Random(1)), exchange, timeout=2.0, random=Random(1))
+        deadline = asyncio.get_running_loop().time() + 1_000
+        assert await caller.call(Call("GET", "/x"), deadline) is FINAL
+        assert len(exchange.asked) == asked
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio, "sleep", sleep)
+        asyncio.run(test())
+    assert len(slept) == pauses
+    assert max(slept) <= 60
+
+
+def test_a_leader_that_is_full_is_still_the_one_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def sleep(_: float) -> None: ...
+
+    async def test() -> None:
+        full = HttpAnswer(429, {}, b"")
+        exchange = Scripted(FINAL, full, full, FINAL)
+        caller = Caller(Nodes(["a:1", "b:2"], Random(1)), exchange, timeout=2.0, random=Random(1))
+        deadline = asyncio.get_running_loop().time() + 1_000
+        for _ in range(2):
+            await caller.call(Call("GET", "/x"), deadline)
+        assert len(set(exchange.asked)) == 1
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio, "sleep", sleep)
+        asyncio.run(test())
 
 
 def test_the_deadline_ends_a_call_that_waits_for_a_free_connection() -> None:

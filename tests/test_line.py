@@ -73,6 +73,16 @@ def test_who_waits_is_told_as_soon_as_enough_has_begun_and_in_order() -> None:
     assert len(told.line) == 1
 
 
+def test_of_an_address_that_stands_in_line_no_more_nothing_is_kept() -> None:
+    told = Told(mixed())
+    for address in (A, B, C):
+        told.line.leave(told.wait("x", address=address), 0.0)
+    assert told.names == ["x"] * 3
+    assert not told.line._left
+    assert not told.line._queues
+    assert not told.line._promised
+
+
 def test_what_was_promised_is_counted_until_it_begins() -> None:
     admission = mixed()
     told = Told(admission)
@@ -263,6 +273,13 @@ def test_a_crowd_is_one_until_it_has_asked_for_little_for_a_while() -> None:
     asked(admission, B, now_s + 0.9 * ALONE_S)
     assert asked(admission, A, now_s + 0.9 * ALONE_S)
     assert not asked(admission, A, now_s + 1.1 * ALONE_S)
+
+
+def test_of_a_crowd_that_is_none_any_more_nothing_is_kept() -> None:
+    admission = mixed()
+    assert ask_for(admission, A, IN_TURN_LEAST + 1)[-1]
+    assert not asked(admission, A, 10 * ALONE_S)
+    assert not admission._crowds
 
 
 def test_when_the_others_have_gone_a_crowd_is_none() -> None:
