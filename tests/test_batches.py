@@ -286,12 +286,12 @@ def test_batches_are_read_one_at_a_time_and_little_in_a_turn() -> None:
 
                 assert len(await reading.read(body, read)) == 8
 
-            asking = asyncio.gather(ask("small", 15_000), ask("large", 50_000))
+            asking = asyncio.gather(ask("large", 50_000), ask("small", 15_000))
             while not asking.done():
                 await asyncio.sleep(0)
                 turn += 1
             await asking
-            assert [name for name, _ in reads] == ["small"] * 8 + ["large"] * 8
+            assert [name for name, _ in reads] == ["large"] * 8 + ["small"] * 8
             together = Counter(turn for _, turn in reads)
             assert max(together.values()) == SHORT_BYTES // 15_000
             assert {together[turn] for name, turn in reads if name == "large"} == {1}
