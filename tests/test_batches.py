@@ -296,6 +296,8 @@ def test_batches_are_read_one_at_a_time_and_little_in_a_turn() -> None:
             assert max(together.values()) == SHORT_BYTES // 15_000
             assert {together[turn] for name, turn in reads if name == "large"} == {1}
 
+    run(test())
+
 
 # --- one that came alone, from a crowd ------------------------------------------------------------
 

@@ -271,3 +271,35 @@ def test_an_import_downwards_is_allowed(name: str, source: str) -> None:
 )
 def test_an_impurity_is_noticed(source: str) -> None:
     assert impurities("coordinator/ids.py", source)
+
+
+# --- tests ----------------------------------------------------------------------------------------
+
+
+def scenarios_never_run(source: str) -> list[str]:
+    """Of a file of tests: those in which a function is written that nothing there uses."""
+    found = []
+    for test in ast.walk(ast.parse(source)):
+        if isinstance(test, ast.FunctionDef) and test.name.startswith("test_"):
+            written = {
+                node.name
+                for node in test.body
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+            used = {node.id for node in ast.walk(test) if isinstance(node, ast.Name)}
+            found += [f"{test.name}: {name}" for name in sorted(written - used)]
+    return found
+
+
+def test_a_scenario_that_is_never_run_is_noticed() -> None:
+    forgotten = "def test_a() -> None:\n    async def scenario() -> None:\n        assert False\n"
+    assert scenarios_never_run(forgotten) == ["test_a: scenario"]
+    assert scenarios_never_run(forgotten + "\n    run(scenario())\n") == []
+
+
+def test_every_scenario_of_a_test_is_run() -> None:
+    """A test that forgets to passes whatever the code does."""
+    files = sorted((HOUSE / "tests").rglob("test_*.py"))
+    assert files
+    found = {path.name: scenarios_never_run(path.read_text(encoding="utf-8")) for path in files}
+    assert {name: tests for name, tests in found.items() if tests} == {}
