@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from random import Random
 
 import pytest
 
@@ -509,5 +510,30 @@ def test_a_closed_lane_pauses_as_long_as_the_settings_say() -> None:
         gateway = Gateway(limits=Limits(), timings=timings)
         assert gateway._new_door(("http://p", False, True)).lane._backoff == Backoff(0.2, 30.0)
         assert gateway._new_door(("http://p", True, True)).lane._backoff is None
+
+    asyncio.run(main())
+
+
+def test_an_operator_in_a_hurry_wakes_a_closed_lane() -> None:
+    class Longest(Random):
+        def uniform(self, _a: float, b: float) -> float:
+            return b
+
+    async def main() -> None:
+        hour_ms = 3_600_000
+        timings = Timings(retry_initial_ms=hour_ms, retry_max_ms=hour_ms)
+        gateway = Gateway(limits=Limits(), timings=timings, random=Longest())
+        await gateway.start()
+        try:
+            async with Stub(reset) as stub, asyncio.timeout(30):
+                assert isinstance(await ask(gateway, stub.url, COMMIT), Failed)
+                stub.behaviour = answer(b"")
+                waiting = asyncio.ensure_future(ask(gateway, stub.url, COMMIT))
+                await asyncio.sleep(0)
+                assert gateway.waiting() == {stub.url: 1}
+                gateway.wake(stub.url)
+                assert await waiting == Acknowledged()
+        finally:
+            await gateway.stop()
 
     asyncio.run(main())
