@@ -43,6 +43,8 @@ def test_the_procfile_starts_every_node_of_its_settings_and_the_sample_services(
     lines = (TOP / "Procfile").read_text(encoding="utf-8").splitlines()
     started, config = [], Path()
     for line in lines:
+        if line.startswith("#"):
+            continue
         name, _, command = line.partition(": ")
         program, *arguments = shlex.split(command)
         if program == "assent":
