@@ -88,7 +88,7 @@ async def _run(
     for warning in settings.warnings():
         LOG.warning("%s", warning)
     disk = PosixDisk()
-    identity = Identity(settings.name, node_id, tuple(sorted(node.id for node in settings.nodes)))
+    identity = Identity.of(settings.name, node_id, (node.id for node in settings.nodes))
     directory = open_directory(data_dir, identity, bootstrap=bootstrap, disk=disk)
     try:
         node = Node(

@@ -23,7 +23,7 @@ from typing import Any
 
 from aiohttp import web
 
-from participants.contract import Operation, Vote
+from participants.contract import BranchKey, Operation, Vote
 from participants.memory_store import MemoryStore
 from participants.sdk import Participant, ParticipantSettings, Refused, Resource, Work
 from participants.sqlite_store import SqliteStore
@@ -36,10 +36,6 @@ not those of a week."""
 _SAYS_NO = "asked to refuse"
 
 
-_Key = tuple[str, str]
-"""A transaction's id and a branch's."""
-
-
 @dataclass(slots=True)
 class Ends:
     """How many branches came to what, since the process began, and those that are open."""
@@ -47,13 +43,13 @@ class Ends:
     prepared: int = 0
     committed: int = 0
     rolled_back: int = 0
-    _open: dict[_Key, float] = field(default_factory=dict)
+    _open: dict[BranchKey, float] = field(default_factory=dict)
 
-    def prepare(self, key: _Key) -> None:
+    def prepare(self, key: BranchKey) -> None:
         self.prepared += 1
         self._open[key] = time.monotonic()
 
-    def end(self, key: _Key) -> bool:
+    def end(self, key: BranchKey) -> bool:
         """Whether the branch was open, and no longer is."""
         return self._open.pop(key, None) is not None
 
@@ -183,5 +179,5 @@ def _asked_vote(payload: Any) -> Vote:
     return Vote(asked) if asked in ("no", "read_only") else Vote.YES
 
 
-def _key(message: Any) -> _Key:
+def _key(message: Any) -> BranchKey:
     return message["transaction_id"], message["branch_id"]

@@ -14,10 +14,10 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from participants.branch import ENDED, State
+from participants.contract import BranchKey
 from participants.store import BranchRecord, Ended, LocalTransaction, as_exception
 
 R = TypeVar("R")
-Key = tuple[str, str]
 Undo = tuple[Callable[..., object], *tuple[Any, ...]]
 """A function that takes a change back, and its arguments."""
 _PREPARED = State.PREPARED
@@ -61,8 +61,8 @@ class MemoryStore:
     def __init__(self) -> None:
         self.table = MemoryTable()
         self._undo = self.table._undo
-        self._prepared: dict[Key, BranchRecord] = {}
-        self._others: dict[Key, BranchRecord] = {}
+        self._prepared: dict[BranchKey, BranchRecord] = {}
+        self._others: dict[BranchKey, BranchRecord] = {}
         self._ended: dict[int, BranchRecord] = {}
         self._last_number = 0
         self._is_torn = False
@@ -152,7 +152,7 @@ class MemoryStore:
             take_back(*arguments)
             self._undo.pop()
 
-    def _take_back(self, key: Key, before: BranchRecord | None, number: int) -> None:
+    def _take_back(self, key: BranchKey, before: BranchRecord | None, number: int) -> None:
         self._prepared.pop(key, None)
         self._others.pop(key, None)
         self._ended.pop(number, None)

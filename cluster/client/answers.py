@@ -258,15 +258,20 @@ def is_refusal(answer: Any) -> bool:
     return isinstance(error, dict) and isinstance(error.get("code"), str)
 
 
-def read_error(status: int, answer: Any) -> Refused:
-    """The refusal that a status and a decoded body mean, also where the body has another shape."""
+def read_error(status: int, answer: Any, asked: str | None = None) -> Refused:
+    """The refusal that a status and a decoded body mean, also where the body has another shape.
+
+    Raises BadAnswer if it names another transaction than the one asked about.
+    """
     fields = answer["error"] if is_refusal(answer) else {}
     code = str(fields.get("code", f"http_{status}"))
     message = str(fields.get("message", f"answered {status}"))
     details = fields.get("details")
+    named = details if isinstance(details, dict) else {}
+    if asked is not None and named.get("id", asked) != asked:
+        raise BadAnswer(f"asked about {asked}, refused {str(named['id'])[:64]!r}")
     kinds = {404: UnknownTransaction, 409: Conflict, 410: Expired, 413: TooLarge}
-    kind = kinds.get(status, BadRequest)
-    return kind(status, code, message, details if isinstance(details, dict) else {})
+    return kinds.get(status, BadRequest)(status, code, message, named)
 
 
 def _branch(entry: Any) -> Branch:

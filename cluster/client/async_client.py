@@ -329,10 +329,7 @@ class Client:
         self._learn_nodes()
         decoded = read_json(answer.body)
         if answer.status >= 300:
-            refusal = read_error(answer.status, decoded)
-            if about is not None and refusal.details.get("id", about) != about:
-                raise BadAnswer(f"asked about {about}, refused {str(refusal.details['id'])[:64]!r}")
-            raise refusal
+            raise read_error(answer.status, decoded, about)
         if decoded is None:
             raise BadAnswer(f"answered {answer.status} without JSON")
         return decoded

@@ -87,15 +87,14 @@ def elements(answer: Any, sent: int) -> list[Any]:
 
 def element_answer(entry: Any, body: Mapping[str, Any]) -> Transaction | ClientError | Open:
     """What an element of a batch was answered; Open: it is to be sent again."""
-    if isinstance(entry, dict) and "error" in entry:
-        error = read_error(400, entry)
-        if error.details.get("id", body["id"]) != body["id"]:
-            return Open(f"another transaction was refused: {error}")
-        if error.code in _AGAIN:
-            return Open(str(error), crowded=error.code in _CROWDED)
-        return read_error(_DEFINITE.get(error.code, 400), entry)
+    id = str(body["id"])
     try:
-        transaction = read_transaction(entry, str(body["id"]))
+        if isinstance(entry, dict) and "error" in entry:
+            refusal = read_error(400, entry, id)
+            if refusal.code in _AGAIN:
+                return Open(str(refusal), crowded=refusal.code in _CROWDED)
+            return read_error(_DEFINITE.get(refusal.code, 400), entry)
+        transaction = read_transaction(entry, id)
     except BadAnswer as error:
         return Open(str(error))
     if transaction.outcome is None and body.get("wait") != "none":

@@ -22,6 +22,7 @@ anything without an identity, or an identity without a journal, was tampered wit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +52,11 @@ class Identity(NamedTuple):
     cluster: str
     node: str
     nodes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, cluster: str, node: str, nodes: Iterable[str]) -> Identity:
+        """As settings name them, in any order."""
+        return cls(cluster, node, tuple(sorted(nodes)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +92,7 @@ def open_directory(path: Path, identity: Identity, *, bootstrap: bool, disk: Dis
     if not bootstrap and not names - {LOCK_NAME}:
         raise NotBootstrapped(
             f"{path} is empty. If this is the first start of a new cluster, start node "
-            f"{identity.node} with "
-            f"--bootstrap. If its disk was lost: {IS_LOST}"
+            f"{identity.node} with --bootstrap. If its disk was lost: {IS_LOST}"
         )
     try:
         _make(path, disk)

@@ -155,8 +155,7 @@ class NodeHost(Host):
 
     async def main(self, process: Process) -> int:
         world = self.world
-        names = tuple(sorted(node.id for node in world.settings.nodes))
-        identity = Identity(CLUSTER, self.name, names)
+        identity = Identity.of(CLUSTER, self.name, (node.id for node in world.settings.nodes))
         directory = open_directory(
             DIRECTORY, identity, bootstrap=not self.bootstrapped, disk=self.disk
         )
