@@ -24,13 +24,14 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from cluster.clocks import ClockWatch
-from cluster.errors import DiskFailed, FailStop, StorageError
+from cluster.errors import DiskFailed, FailStop, Foreign, StorageError
 from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import Role
 from cluster.raft.status import PeerStatus
 from cluster.settings import ClusterSettings, NodeSettings, SettingsError
 from cluster.storage.directory import Directory, Identity, open_directory
 from cluster.storage.disk import Disk, PosixDisk
+from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import SnapshotStore
 from coordinator import api_http
@@ -89,7 +90,8 @@ async def _run(
         LOG.warning("%s", warning)
     disk = PosixDisk()
     identity = Identity.of(settings.name, node_id, (node.id for node in settings.nodes))
-    directory = open_directory(data_dir, identity, bootstrap=bootstrap, disk=disk)
+    random = SystemRandom()
+    directory = open_directory(data_dir, identity, bootstrap=bootstrap, disk=disk, random=random)
     try:
         node = Node(
             settings,
@@ -98,7 +100,7 @@ async def _run(
             disk=disk,
             fsync=fsync,
             now_ms=_wall_clock_ms,
-            random=SystemRandom(),
+            random=random,
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,6 +149,7 @@ class Node:
             machine=self.machine,
             journal=self._journal,
             snapshots=SnapshotStore(directory.snapshots, disk=disk, cluster=settings.name),
+            fellows=Fellows(directory.fellows, disk, directory.birth),
             timings=settings.raft_timings,
             now_ms=now_ms,
             random=random,
@@ -203,7 +206,8 @@ class Node:
     # --- running ---
 
     async def run(self) -> int:
-        """Serve until told to stop; 0, or 1 if the node had to stop by itself."""
+        """Serve until told to stop: 0; 1 if the node had to stop by itself, 2 if the other nodes
+        do not know its directory."""
         try:
             await self._start()
             await self._told_to_stop.wait()
@@ -213,7 +217,7 @@ class Node:
             await self._end()
         if self._failure is not None:
             LOG.critical("node %s stops: %s", self._me.id, self._failure)
-            return 1
+            return 2 if isinstance(self._failure, Foreign) else 1
         LOG.info("node %s has stopped", self._me.id)
         return 0
 

@@ -32,7 +32,9 @@ from typing import Any
 from tests.checked import ABORTED, COMMITTED, Event, Nameless, Transaction, wrong_money
 
 PROBE_LIMIT_S = 15.0
-DAMAGE = ("full disk", "rot", "lost write", "misdirected write")
+WIPED = "wipe"
+"""The fault after which a node has nothing, and may take no part under its old id."""
+DAMAGE = ("full disk", "rot", "lost write", "misdirected write", WIPED)
 """Faults after which the node that they hit may stop by itself, in order: it says why."""
 FAILING = "failing syncs"
 """Another one: but it may stop for nothing else than the operation that failed."""
@@ -90,6 +92,7 @@ class Checker:
         self._entries: dict[int, tuple[int, str]] = {}
         self._applied: dict[tuple[str, int], int] = {}
         self._excused: dict[str, None] = {}
+        self._wiped: dict[str, None] = {}
         self._failing: dict[str, None] = {}
         self._participants: dict[str, Event] = {}
         self._nodes: dict[str, Event] = {}
@@ -356,6 +359,7 @@ class Checker:
 
     def _on_leader(self, event: Event) -> None:
         self._led_s = event["at"]
+        self._takes_part(event["node"])
         other = self._leaders.setdefault(event["term"], event["node"])
         if other != event["node"]:
             self._found("I14", event["node"], f"leads term {event['term']}, as {other} did")
@@ -369,16 +373,27 @@ class Checker:
         if index <= self._applied.get(life, 0):
             self._found("I14", node, f"applies {index} after {self._applied[life]}")
         self._applied[life] = index
+        self._takes_part(node)
+
+    def _takes_part(self, node: str) -> None:
+        if node in self._wiped:
+            del self._wiped[node]  # told once
+            self._found("I14", node, "takes part though its directory was lost")
 
     def _on_recovered(self, event: Event) -> None:
         node, last = event["node"], event["last"]
+        if node in self._wiped:
+            return
         applied = max((i for (n, _), i in self._applied.items() if n == node), default=0)
         if last < applied:
             self._found("I4", node, f"comes back with {last} entries, {applied} were applied")
 
     def _on_fault(self, event: Event) -> None:
         if event["kind"] in DAMAGE:
-            self._excused[event["target"].split()[0]] = None
+            node = event["target"].split()[0]
+            self._excused[node] = None
+            if event["kind"] == WIPED:
+                self._wiped[node] = None
         elif event["kind"] == FAILING:
             self._failing[event["target"]] = None
 

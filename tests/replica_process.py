@@ -17,6 +17,7 @@ from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import CoreLimits
 from cluster.settings import RaftTimings
 from cluster.storage.disk import PosixDisk
+from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import SnapshotStore
 from tests.ledger import Ledger, put
@@ -39,6 +40,7 @@ async def main(node: str, ports: dict[str, int], directory: Path, start: int) ->
         machine=ledger,
         journal=Journal.open(directory / "journal", cluster="test", node=node, disk=disk),
         snapshots=SnapshotStore(directory / "snapshots", disk=disk, cluster="test"),
+        fellows=Fellows(directory / "fellows", disk, node.encode()),
         now_ms=lambda: time.time_ns() // 1_000_000,
         random=random.Random(),
         timings=RaftTimings(heartbeat_ms=50, election_min_ms=250, election_max_ms=500),

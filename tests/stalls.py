@@ -38,6 +38,7 @@ from cluster.raft.entries import NOTHING
 from cluster.raft.replica import Replica
 from cluster.settings import RaftTimings
 from cluster.storage.disk import PosixDisk
+from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import SnapshotMeta, SnapshotStore
 from coordinator.commands import Acknowledge, Begin, Command, Decide, Forget, encode
@@ -283,6 +284,7 @@ def make_replica(
         machine=machine,
         journal=Journal.open(directory / "journal", cluster="stalls", node=node, disk=disk),
         snapshots=SnapshotStore(directory / "snapshots", disk=disk, cluster="stalls"),
+        fellows=Fellows(directory / "fellows", disk, node.encode()),
         now_ms=_now_ms,
         random=random.Random(3),
         timings=RaftTimings(heartbeat_ms=40, election_min_ms=200, election_max_ms=400),

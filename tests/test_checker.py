@@ -201,6 +201,18 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
         ("an overdraft", [*COMMITTED, *end(balances={"a": -5}, opening=-10)]),
     ],
     "I14": [
+        (
+            "a node that lost its directory applies what comes",
+            [
+                RUN,
+                event("fault", kind="wipe", target="n2"),
+                event("applied", node="n2", start=2, index=1, digest=7),
+            ],
+        ),
+        (
+            "a node that lost its directory leads",
+            [RUN, event("fault", kind="wipe", target="n2"), event("leader", node="n2", term=3)],
+        ),
         ("two leaders", [*COMMITTED, event("leader", node="n2", term=1)]),
         (
             "another entry",
@@ -376,3 +388,11 @@ def test_what_is_no_history_is_not_called_sound(tmp_path: Path, text: str) -> No
     path = tmp_path / "history.jsonl"
     path.write_text(text)
     assert main([str(path)]) == main([str(tmp_path / "nothing")]) == main([]) == 2
+
+
+def test_a_node_that_lost_its_directory_may_come_up_empty_and_stop() -> None:
+    stopped = event("exited", host="n2", start=2, code=2, why="Foreign: n1 knows n2")
+    empty = event("recovered", node="n2", start=2, last=0)
+    wiped = event("fault", kind="wipe", target="n2")
+    assert invariants([*COMMITTED, *end(), wiped, empty, stopped]) == set()
+    assert invariants([*COMMITTED, *end(), empty, stopped]) == {"I4", "I17"}

@@ -52,6 +52,16 @@ def mistake(command: Sequence[str]) -> str:
     return said
 
 
+def bootstrapped_anew(command: Sequence[str]) -> str:
+    """What the node says that ends with exit code 2."""
+    again = [*command, "--bootstrap"]
+    ended = subprocess.run(again, cwd=PROJECT, capture_output=True, timeout=60, check=False)
+    said = ended.stderr.decode()
+    assert ended.returncode == 2, said
+    assert "Traceback" not in said
+    return said
+
+
 def test_a_node_that_lags_catches_up_from_a_snapshot(local: LocalCluster) -> None:
     """What it lacks is in no journal any more when it comes back."""
 
@@ -100,6 +110,9 @@ def test_a_wiped_node_does_not_come_back_under_its_old_id(local: LocalCluster) -
         directory.rename(aside)
         said = await asyncio.to_thread(mistake, local.command(wiped))
         assert f"{directory} is empty" in said
+        assert "must not come back under its old id" in said
+        said = await asyncio.to_thread(bootstrapped_anew, local.command(wiped))
+        assert f"knows {wiped} by another data directory than this new one" in said
         assert "must not come back under its old id" in said
         async with Client(local.node_urls) as client:
             answer = await client.submit(order(local.url, new_id(), "A-1", 1))

@@ -19,10 +19,12 @@ from tests.memory_disk import MemoryDisk, PowerCut
 
 HOME = Path("/home/n1")
 N1 = Identity("c", "n1", ("n1", "n2", "n3"))
+RANDOM = random.Random(1)
 
 
 def start(disk: Disk, path: Path = HOME, *, node: str = "n1", bootstrap: bool = False) -> Directory:
-    return open_directory(path, N1._replace(node=node), bootstrap=bootstrap, disk=disk)
+    identity = N1._replace(node=node)
+    return open_directory(path, identity, bootstrap=bootstrap, disk=disk, random=RANDOM)
 
 
 def bootstrapped(disk: Disk, path: Path = HOME) -> None:
@@ -73,7 +75,9 @@ def test_s18_another_nodes_or_clusters_directory_is_refused_even_with_bootstrap(
         with pytest.raises(Foreign, match="belongs to node n1 of cluster c, not to node n2"):
             start(disk, node="n2", bootstrap=bootstrap)
         with pytest.raises(Foreign, match="not to node n1 of cluster d"):
-            open_directory(HOME, N1._replace(cluster="d"), bootstrap=bootstrap, disk=disk)
+            open_directory(
+                HOME, N1._replace(cluster="d"), bootstrap=bootstrap, disk=disk, random=RANDOM
+            )
     start(disk).close()
 
 
@@ -84,7 +88,9 @@ def test_settings_that_name_other_nodes_than_the_first_are_refused(nodes: tuple[
     bootstrapped(disk)
     for bootstrap in (False, True):
         with pytest.raises(Foreign, match=f"cluster of n1, n2, n3, .* name {', '.join(nodes)}:"):
-            open_directory(HOME, N1._replace(nodes=nodes), bootstrap=bootstrap, disk=disk)
+            open_directory(
+                HOME, N1._replace(nodes=nodes), bootstrap=bootstrap, disk=disk, random=RANDOM
+            )
     start(disk).close()
 
 
@@ -104,11 +110,12 @@ def test_s18_a_second_process_on_the_same_directory_is_refused(tmp_path: Path) -
     path = tmp_path / "n1"
     bootstrapped(PosixDisk(), path)
     code = (
-        "import sys; from pathlib import Path\n"
+        "import random, sys; from pathlib import Path\n"
         "from cluster.storage.directory import Identity, open_directory\n"
         "from cluster.storage.disk import PosixDisk\n"
         "identity = Identity('c', 'n1', ('n1', 'n2', 'n3'))\n"
-        "held = open_directory(Path(sys.argv[1]), identity, bootstrap=False, disk=PosixDisk())\n"
+        "how = {'bootstrap': False, 'disk': PosixDisk(), 'random': random.Random(1)}\n"
+        "held = open_directory(Path(sys.argv[1]), identity, **how)\n"
         "print('held', flush=True); input()"
     )
     child = subprocess.Popen(
@@ -223,8 +230,8 @@ def test_another_format_version_is_refused() -> None:
     content = disk.files[HOME / "identity"]
     body = decode_record(bytes(content.now), 0, 0)
     assert body is not None
-    newer = body.replace(b"\xa6format\x02", b"\xa6format\x03")
+    newer = body.replace(b"\xa6format\x03", b"\xa6format\x04")
     assert newer != body
     content.now[:] = encode_record(0, 0, newer)
-    with pytest.raises(Foreign, match="format 3"):
+    with pytest.raises(Foreign, match="format 4"):
         start(disk)

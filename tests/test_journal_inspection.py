@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from cluster.raft.entries import COMMANDS, MEMBERS, NOTHING, encode_group
 from cluster.raft.members import encode_members
 from cluster.storage.directory import Identity, open_directory
 from cluster.storage.disk import PosixDisk
+from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
 from cluster.storage.journal_inspection import NotADirectory, inspect
 from cluster.storage.journal_words import Unreadable, words_of, words_of_entry
@@ -86,7 +88,7 @@ def sync(journal: Journal) -> None:
 def directory_of_a_node(home: Path) -> Path:
     """Several segments behind a snapshot, a vote, and entries of every kind."""
     disk = PosixDisk()
-    open_directory(home, N1, bootstrap=True, disk=disk).close()
+    open_directory(home, N1, bootstrap=True, disk=disk, random=Random(1)).close()
     journal = open_journal(home)
     journal.append(NOTHING, 1, 0)
     journal.append(MEMBERS + encode_members(("n1", "n2")), 2, 1)
@@ -125,7 +127,7 @@ def starts(home: Path) -> bool:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(home, copy)
     try:
-        open_directory(copy, N1, bootstrap=False, disk=PosixDisk()).close()
+        open_directory(copy, N1, bootstrap=False, disk=PosixDisk(), random=Random(1)).close()
         open_journal(copy).close()
         SnapshotStore(copy / "snapshots", disk=PosixDisk(), cluster="c").load(lambda _: None)
     except StorageError:
@@ -193,7 +195,7 @@ def test_inspect_for_machines(home: Path, run: Run) -> None:
 
 
 def test_a_running_node_is_neither_hindered_nor_passed_over(home: Path, run: Run) -> None:
-    held = open_directory(home, N1, bootstrap=False, disk=PosixDisk())
+    held = open_directory(home, N1, bootstrap=False, disk=PosixDisk(), random=Random(1))
     journal = open_journal(home)
     try:
         journal.append(NOTHING, 13, 2)
@@ -210,7 +212,7 @@ def test_a_running_node_is_neither_hindered_nor_passed_over(home: Path, run: Run
         journal.close()
         held.close()
     assert "the node is running" not in run("inspect", home)[1]
-    open_directory(home, N1, bootstrap=False, disk=PosixDisk()).close()
+    open_directory(home, N1, bootstrap=False, disk=PosixDisk(), random=Random(1)).close()
 
 
 # --- verify
@@ -264,6 +266,17 @@ def test_damage_is_told_with_file_place_meaning_and_what_to_do(home: Path, run: 
     assert code == 1
     assert json.loads(out)["damage"][0]["file"] == str(path)
     assert bytes_of(home) == before
+
+
+def test_damage_to_what_is_kept_of_the_other_nodes_is_told(home: Path, run: Run) -> None:
+    path = home / "fellows"
+    Fellows(path, PosixDisk(), b"").learn("n2", b"0123456789abcdef")
+    assert inspect(home, verify=True).findings == []
+    flip(path, path.stat().st_size - 3)
+    code, out, _ = run("verify", home)
+    assert code == 1
+    assert f"{path} is damaged at byte 0" in out
+    assert "must not come back under its old id" in out
 
 
 def test_a_torn_tail_behind_the_last_sync_is_told_and_is_no_damage(home: Path, run: Run) -> None:
@@ -331,7 +344,9 @@ def test_a_journal_of_another_node_is_a_mistake_of_who_moved_it(
     home: Path, tmp_path: Path, run: Run
 ) -> None:
     other = tmp_path / "n2"
-    open_directory(other, N1._replace(node="n2"), bootstrap=True, disk=PosixDisk()).close()
+    open_directory(
+        other, N1._replace(node="n2"), bootstrap=True, disk=PosixDisk(), random=Random(1)
+    ).close()
     shutil.copy(other / "identity", home / "identity")
     code, _, err = run("verify", home)
     assert code == 2

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from io import StringIO
 from pathlib import Path
+from random import Random
 from typing import Any, NoReturn
 
 import pytest
@@ -123,7 +124,7 @@ def test_a_node_whose_snapshot_is_missing_refuses_to_start_before_it_serves(
 ) -> None:
     disk = PosixDisk()
     identity = Identity("assent", "n1", ("n1",))
-    open_directory(tmp_path, identity, bootstrap=True, disk=disk).close()
+    open_directory(tmp_path, identity, bootstrap=True, disk=disk, random=Random(1)).close()
     journal = Journal.open(tmp_path / "journal", cluster="assent", node="n1", disk=disk)
     journal.reset([(b"", 11, 1), (b"", 12, 1)])
     journal.close()

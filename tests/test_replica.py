@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import DiskFailed, FailStop
+from cluster.errors import DiskFailed, FailStop, Foreign
 from cluster.raft import replica as replica_module
 from cluster.raft.entries import NOTHING, encode_group
 from cluster.raft.proposals import ProposalLimits
@@ -23,6 +24,7 @@ from cluster.raft.state import CoreLimits, Role
 from cluster.raft.wire import Append, RaftMessage, SnapshotPiece
 from cluster.settings import RaftTimings
 from cluster.storage.disk import PosixDisk
+from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import SnapshotStore
 from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
@@ -72,6 +74,7 @@ class Cluster:
         self.ledgers: dict[str, Ledger] = {}
         self.epochs: dict[str, list[int | None]] = {name: [] for name in names}
         self.starts = 0
+        self.births = {name: name.encode() for name in names}
 
     async def start(self, *names: str) -> None:
         for name in names or self.addresses:
@@ -89,6 +92,7 @@ class Cluster:
                     directory / "journal", cluster="test", node=name, disk=disk, sync=self.sync
                 ),
                 snapshots=SnapshotStore(directory / "snapshots", disk=disk, cluster="test"),
+                fellows=Fellows(directory / "fellows", disk, self.births[name]),
                 now_ms=self.now_ms,
                 random=random.Random(f"{name} {self.starts}"),
                 **{"timings": TIMINGS, **self.options},
@@ -518,6 +522,46 @@ def test_a_directory_of_an_earlier_cluster_of_that_name_takes_no_part(tmp_path: 
             (tmp_path / "aside").rename(tmp_path / "later" / mixed)
             await nodes.start(mixed)
             await nodes.all_have("later", *lines)
+
+    run(scenario())
+
+
+def test_a_node_that_was_bootstrapped_anew_stops_when_another_knows_its_old_directory(
+    tmp_path: Path,
+) -> None:
+    """With it those that missed what it had acknowledged would be a majority."""
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.leader()
+            wiped, late = (name for name in nodes.replicas if name != leader.node)
+            await nodes.all_have()
+            nodes.isolate(late)
+            await nodes.put("only leader and the one that is wiped have it")
+            await nodes.stop(wiped, leader.node)
+            shutil.rmtree(tmp_path / wiped)
+            nodes.births[wiped] = b"another"
+            nodes.heal()
+            await nodes.start(wiped)
+            new = nodes.replicas[wiped]
+            await until(lambda: new.fatal is not None)
+            assert isinstance(new.fatal, Foreign)
+            assert f"{late} knows {wiped} by another data directory" in str(new.fatal)
+            assert nodes.leading is None
+            await nodes.stop(wiped)
+            await nodes.start(leader.node)
+            await nodes.all_have("only leader and the one that is wiped have it")
+
+    run(scenario())
+
+
+def test_a_node_with_a_log_does_not_stop_for_what_one_peer_says(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            leader._is_another("n9")
+            assert leader.fatal is None
+            await nodes.put("b")
 
     run(scenario())
 

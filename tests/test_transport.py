@@ -7,12 +7,17 @@ import random
 import socket
 import struct
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 
 import pytest
 
+from cluster.errors import DiskFailed, StorageError
 from cluster.raft import wire
 from cluster.raft.transport import NotLoopback, Transport, TransportLimits
 from cluster.raft.wire import Frames, Hello, RaftMessage, Refused, TimeoutNow, Welcome, encode
+from cluster.storage.disk import Disk
+from cluster.storage.fellows import Fellows
+from tests.memory_disk import MemoryDisk
 
 DEADLINE_S = 30
 
@@ -21,6 +26,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def fellows_of(name: str, *known: str, disk: Disk | None = None) -> Fellows:
+    """Everybody's birth is their name, here."""
+    fellows = Fellows(Path("/fellows"), disk or MemoryDisk(), name.encode())
+    for other in known:
+        fellows.learn(other, other.encode())
+    return fellows
 
 
 class Node:
@@ -33,19 +46,25 @@ class Node:
         *,
         limits: TransportLimits | None = None,
         seed: int = 1,
+        fellows: Fellows | None = None,
     ) -> None:
         self.heard: asyncio.Queue[tuple[str, RaftMessage]] = asyncio.Queue()
         self.connected: asyncio.Queue[str] = asyncio.Queue()
         self.disconnected: asyncio.Queue[str] = asyncio.Queue()
+        self.another: asyncio.Queue[str] = asyncio.Queue()
+        self.failed: asyncio.Queue[StorageError] = asyncio.Queue()
         self.transport = Transport(
             node=name,
             cluster="test",
             peers={peer: ("127.0.0.1", port) for peer, port in ports.items() if peer != name},
             bind=("127.0.0.1", ports[name]),
             random=random.Random(f"{name} {seed}"),
+            fellows=fellows or fellows_of(name),
             on_message=lambda peer, message: self.heard.put_nowait((peer, message)),
             on_connected=self.connected.put_nowait,
             on_disconnected=self.disconnected.put_nowait,
+            on_another=self.another.put_nowait,
+            on_failed=self.failed.put_nowait,
             limits=limits,
         )
 
@@ -93,8 +112,9 @@ class Stranger:
         cluster: str = "test",
         founding: str = "",
     ) -> None:
-        boot_bytes = bytes([boot]) * 16
-        self.write(encode(Hello(cluster, sender, receiver, boot_bytes, stream, b"", founding)))
+        start = bytes([boot]) * 16
+        hello = Hello(cluster, sender, receiver, start, stream, sender.encode(), b"", founding)
+        self.write(encode(hello))
 
     async def answer(self) -> wire.Message | None:
         """The next message, or None when the stream has ended."""
@@ -121,6 +141,13 @@ def run(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(bounded())
 
 
+async def until_told(caplog: pytest.LogCaptureFixture, line: str) -> None:
+    while True:
+        if line in caplog.text:
+            return
+        await asyncio.sleep(0.01)
+
+
 async def pair() -> tuple[Node, Node]:
     ports = {"n1": free_port(), "n2": free_port()}
     first, second = Node("n1", ports), Node("n2", ports)
@@ -128,12 +155,17 @@ async def pair() -> tuple[Node, Node]:
     await second.transport.start()
     assert await first.connected.get() == "n2"
     assert await second.connected.get() == "n1"
+    first.say("n2", 0)
+    second.say("n1", 0)
+    assert await first.hears() == ("n2", TimeoutNow(0))
+    assert await second.hears() == ("n1", TimeoutNow(0))
     return first, second
 
 
 async def lone(limits: TransportLimits | None = None) -> Node:
-    """n1, whose peer n2 never starts: strangers play it."""
-    node = Node("n1", {"n1": free_port(), "n2": free_port()}, limits=limits)
+    """n1, which has reached its peer n2 before. That never starts: strangers play it."""
+    ports = {"n1": free_port(), "n2": free_port()}
+    node = Node("n1", ports, limits=limits, fellows=fellows_of("n1", "n2"))
     await node.transport.start()
     return node
 
@@ -317,9 +349,88 @@ def test_a_peer_of_another_founding_is_refused_and_one_without_is_not(
                 assert "founded by n1-5, that of n2 by n2-5" in answer.reason
                 assert answer.reason in caplog.text
             else:
-                assert answer == Welcome(node.transport.boot, b"", "n1-5")
+                assert answer == Welcome(node.transport.boot, b"n1", b"", "n1-5")
             stranger.close()
         await node.stop()
+
+    run(scenario)
+
+
+def test_a_peer_with_another_directory_is_refused_and_told_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        node = await lone()
+        stranger = await Stranger.open(node.transport.port)
+        stranger.write(encode(Hello("test", "n2", "n1", bytes(16), 1, b"another")))
+        stranger.write(encode(TimeoutNow(7)))
+        refusal = await stranger.answer()
+        assert isinstance(refusal, Refused)
+        assert refusal.is_another
+        assert refusal.reason == "n1 knows n2 by another data directory than the one it has now"
+        assert refusal.reason in caplog.text
+        assert await stranger.answer() is None
+        assert node.heard.empty()
+        stranger.close()
+        await node.stop()
+
+    run(scenario)
+
+
+def test_nobody_is_heard_before_this_node_has_reached_them_itself() -> None:
+    """Else any stranger could say first by which directory a peer is to be known."""
+
+    async def scenario() -> None:
+        ports = {"n1": free_port(), "n2": free_port()}
+        node = Node("n1", ports)
+        await node.transport.start()
+        early = await Stranger.welcomed(ports["n1"], 1, 1)
+        early.write(encode(TimeoutNow(1)))
+        await asyncio.sleep(0.05)
+        assert node.heard.empty()
+        assert not node.transport.is_in_touch("n2")
+        peer = Node("n2", ports, fellows=fellows_of("n2", "n1"))
+        await peer.transport.start()
+        assert await node.connected.get() == "n2"
+        early.write(encode(TimeoutNow(2)))
+        assert await node.hears() == ("n2", TimeoutNow(2))
+        early.close()
+        await node.stop()
+        await peer.stop()
+
+    run(scenario)
+
+
+def test_a_peer_that_is_reached_with_another_directory_is_not_spoken_to(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        ports = {"n1": free_port(), "n2": free_port()}
+        first = Node("n1", ports, fellows=fellows_of("n1", "n2"))
+        anew = Node("n2", ports, fellows=Fellows(Path("/fellows"), MemoryDisk(), b"another"))
+        await first.transport.start()
+        await anew.transport.start()
+        assert await anew.another.get() == "n1"
+        await until_told(caplog, "stream to n2 is cut: n1 knows n2 by another data directory")
+        assert first.connected.empty()
+        await first.stop()
+        await anew.stop()
+
+    run(scenario)
+
+
+def test_a_peer_that_cannot_be_remembered_is_not_spoken_to() -> None:
+    async def scenario() -> None:
+        ports = {"n1": free_port(), "n2": free_port()}
+        disk = MemoryDisk()
+        disk.fail_at = 1
+        first, second = Node("n1", ports, fellows=fellows_of("n1", disk=disk)), Node("n2", ports)
+        await first.transport.start()
+        await second.transport.start()
+        assert isinstance(await first.failed.get(), DiskFailed)
+        assert first.connected.empty()
+        await first.stop()
+        await second.stop()
 
     run(scenario)
 
@@ -330,7 +441,7 @@ def test_a_dialer_leaves_an_acceptor_of_another_founding(caplog: pytest.LogCaptu
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read(4096)
-            writer.write(encode(Welcome(bytes(16), b"", "n2-5")))
+            writer.write(encode(Welcome(bytes(16), b"n2", b"", "n2-5")))
             assert await reader.read() == b"", "it says nothing more, and ends"
             greeted.put_nowait(writer)
 
@@ -381,9 +492,9 @@ def test_streams_are_cut_when_the_founding_comes_to_be_known() -> None:
         b"\x80\x04\x95" + b"x" * 100,
         encode(TimeoutNow(1)),
         struct.pack(">BI", wire.WIRE_VERSION, 5000) + b"x" * 5000,
-        b"\x01" + encode(Hello("test", "n2", "n1", bytes(16), 1))[1:],
-        encode(Hello("test", "n2", "n1", bytes(16), 1)) * 2,
-        encode(Hello("test", "n2", "n1", bytes(16), 1)) + b"\x01\xff\xff\xff\xff",
+        b"\x01" + encode(Hello("test", "n2", "n1", bytes(16), 1, b"n2"))[1:],
+        encode(Hello("test", "n2", "n1", bytes(16), 1, b"n2")) * 2,
+        encode(Hello("test", "n2", "n1", bytes(16), 1, b"n2")) + b"\x01\xff\xff\xff\xff",
     ],
     ids=["http", "pickle", "no hello", "large hello", "version", "two hellos", "huge frame"],
 )
@@ -532,7 +643,7 @@ def test_a_peer_that_does_not_read_is_disconnected() -> None:
         async def greet_back(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writers.append(writer)
             writer.transport.pause_reading()  # type: ignore[attr-defined]
-            writer.write(encode(Welcome(bytes(16))))
+            writer.write(encode(Welcome(bytes(16), b"n2")))
 
         silent = await asyncio.start_server(greet_back, "127.0.0.1", 0)
         ports = {"n1": free_port(), "n2": silent.sockets[0].getsockname()[1]}
@@ -589,9 +700,12 @@ def test_binding_beyond_loopback_is_refused(host: str) -> None:
             peers={},
             bind=(host, 0),
             random=random.Random(1),
+            fellows=fellows_of("n1"),
             on_message=lambda *_: None,
             on_connected=lambda _: None,
             on_disconnected=lambda _: None,
+            on_another=lambda _: None,
+            on_failed=lambda _: None,
         )
 
 

@@ -17,9 +17,9 @@ from cluster.raft.wire import BadFrame, Frames, Message, encode
 
 BOOT = bytes(range(16))
 MESSAGES: list[Message] = [
-    wire.Hello("assent", "n1", "n2", BOOT, 4, b"later", "n1-1700000000000"),
-    wire.Welcome(BOOT),
-    wire.Refused("another cluster"),
+    wire.Hello("assent", "n1", "n2", BOOT, 4, b"birth", b"later", "n1-1700000000000"),
+    wire.Welcome(BOOT, b"birth"),
+    wire.Refused("another cluster", is_another=False),
     wire.PreVote(3, 17, 2),
     wire.PreVoteReply(2, 3, True),
     wire.RequestVote(3, 17, 2, False),
@@ -123,7 +123,7 @@ def test_all_of_it_holds_where_msgpack_is_installed_without_its_c_part() -> None
 
 
 def test_another_wire_version_is_refused_by_name() -> None:
-    with pytest.raises(BadFrame, match="wire version 1; this node speaks 2"):
+    with pytest.raises(BadFrame, match="wire version 1; this node speaks 3"):
         read(b"\x01" + encode(wire.TimeoutNow(1))[1:])
 
 

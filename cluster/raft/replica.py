@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from cluster.errors import FailStop, StorageError
+from cluster.errors import IS_LOST, FailStop, Foreign, StorageError
 from cluster.raft import wire
 from cluster.raft.core import RaftCore, Surroundings
 from cluster.raft.entries import encode_group
@@ -37,6 +37,7 @@ from cluster.raft.syncing import Syncs
 from cluster.raft.transport import Address, Transport, TransportLimits
 from cluster.raft.wire import Append, RaftMessage, SnapshotPiece
 from cluster.settings import RaftTimings
+from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import SnapshotStore
 from coordinator.log import Done, FateUnknown, NotLeader, Overloaded, StateMachine
@@ -71,6 +72,7 @@ class Replica:
         machine: StateMachine,
         journal: Journal,
         snapshots: SnapshotStore,
+        fellows: Fellows,
         now_ms: Callable[[], int],
         random: Random,
         timings: RaftTimings | None = None,
@@ -106,9 +108,12 @@ class Replica:
             peers={peer: address for peer, address in peers.items() if peer != node},
             bind=bind or peers[node],
             random=random,
+            fellows=fellows,
             on_message=self._received,
             on_connected=self._connected,
             on_disconnected=self._disconnected,
+            on_another=self._is_another,
+            on_failed=self._die,
             limits=self._limits.transport,
             boot=now_ms().to_bytes(8, "big") + random.randbytes(wire.BOOT_BYTES - 8),
         )
@@ -339,6 +344,16 @@ class Replica:
         if self._core is not None:
             self._core.disconnected(peer)
 
+    def _is_another(self, peer: str) -> None:
+        """A new directory is of no use; one with a log is not given up for what one peer says."""
+        if not self.machine.founding:
+            what = (
+                f"{peer} knows {self.node} by another data directory than this new one. If that was"
+                f" lost: {IS_LOST}. If a new cluster is started for the first time, {peer} has a"
+                " directory of an old one: give it an empty one"
+            )
+            self._die(Foreign(what))
+
     def _kick(self) -> None:
         """Let a step run soon, unless one will anyway."""
         if not self._scheduled and self._sync is None and not self._is_over:
@@ -375,7 +390,7 @@ class Replica:
             self._inbox_bytes -= size
             core.receive(peer, message)
         core.tick()
-        if self.transport.founding != self.machine.founding:
+        if self.transport.handshakes.founding != self.machine.founding:
             self.transport.belong_to(self.machine.founding)
         self.stats.elections = core.elections
         self.stats.snapshots = core.snapshots_taken

@@ -2,11 +2,10 @@
 
 Rules
 - A stream begins with `Hello`, answered by `Welcome` or `Refused`; then frames flow from dialer to
-  acceptor and nothing flows back. Strangers, other clusters and other wire versions are refused.
-- Peers whose logs were founded apart (`cluster/raft/founding.py`) do not hear each other, also when
-  that is known only after they were connected.
-- Of one peer only the newest stream delivers. A stream of an earlier start of that peer, or dialed
-  before the one in use, is refused however late it comes: what travelled on it is lost, never late.
+  acceptor and nothing flows back. Who is refused: `cluster/raft/handshakes.py`.
+- Peers whose logs were founded apart do not hear each other, also when that is known only after
+  they were connected.
+- Of one peer only the newest stream delivers: what travelled on another is lost, never late.
 - `send` queues; `flush` lets go. The replica calls `flush` when the journal holds what the messages
   claim. A message to a peer that is not connected is dropped: the protocol above repeats itself.
 - Buffers are bounded: a peer that does not read is disconnected.
@@ -22,15 +21,16 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Final, TypeAlias, cast
 
+from cluster.errors import StorageError
 from cluster.raft import wire
-from cluster.raft.founding import foreign
+from cluster.raft.handshakes import Handshakes
 from cluster.raft.wire import BadFrame, Frames, Hello, Message, RaftMessage, Refused, Welcome
+from cluster.storage.fellows import Fellows
 from coordinator.sockets import drop_unacknowledged
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ _UNACKNOWLEDGED_MS: Final = 4000
 """A connection whose bytes were not acknowledged for so long is dropped, else a healed partition
 would stay closed until the kernel's next try."""
 _SAME_LINE_S: Final = 10.0
-_MAX_RETIRED: Final = 16
 
 
 class NotLoopback(ValueError):
@@ -73,9 +72,12 @@ class Transport:
         peers: Mapping[str, Address],
         bind: Address,
         random: Random,
+        fellows: Fellows,
         on_message: Callable[[str, RaftMessage], None],
         on_connected: Callable[[str], None],
         on_disconnected: Callable[[str], None],
+        on_another: Callable[[str], None],
+        on_failed: Callable[[StorageError], None],
         limits: TransportLimits | None = None,
         boot: bytes | None = None,
     ) -> None:
@@ -83,19 +85,22 @@ class Transport:
 
         `boot`, `wire.BOOT_BYTES` long, must differ from that of any earlier start of this node:
         peers refuse streams that seem to come from before. Drawn from `random` by default.
-        `on_connected` and `on_disconnected` tell of streams towards a peer, the ones we send on.
+        `on_connected` and `on_disconnected` tell of streams towards a peer, the ones we send on;
+        `on_another` that a peer knows this node by another data directory; `on_failed` of a disk.
         """
         refuse_beyond_loopback(bind)
         self.node = node
         self.cluster = cluster
         self.limits = limits or TransportLimits()
         self.boot = random.randbytes(wire.BOOT_BYTES) if boot is None else boot
-        self.founding = ""
+        self.handshakes = Handshakes(node, cluster, peers, fellows)
         self.blocked: set[str] = set()
         """Peers that this node neither hears nor reaches: a partition, for tests."""
         self.on_message = on_message
         self.on_connected = on_connected
         self.on_disconnected = on_disconnected
+        self.on_another = on_another
+        self.on_failed = on_failed
         self.inbound: dict[str, _Acceptor] = {}
         self.streams: dict[_Stream, None] = {}
         self.dials = 0
@@ -108,8 +113,6 @@ class Transport:
         self._dialing: list[asyncio.Task[None]] = []
         self._closed = False
         self._told: dict[str, float] = {}
-        self._newest: dict[str, tuple[bytes, int]] = {}
-        self._retired: dict[str, deque[bytes]] = {}
 
     async def start(self) -> None:
         """Listen and begin to dial. Raises OSError when the port is busy."""
@@ -145,7 +148,7 @@ class Transport:
 
     def belong_to(self, founding: str) -> None:
         """This node's log is the one of that founding: peers with another one are cut off."""
-        self.founding = founding
+        self.handshakes.founding = founding
         for stream in list(self.streams):
             stream.refuse_foreign()
 
@@ -208,35 +211,15 @@ class Transport:
     def closed(self) -> bool:
         return self._closed
 
-    def objection(self, hello: Hello) -> str | None:
+    def objection(self, hello: Hello) -> Refused | None:
         """Why the stream that begins with `hello` is refused, or None."""
-        if hello.cluster != self.cluster:
-            return f"{self.node} belongs to cluster {self.cluster!r}, not {hello.cluster!r}"
-        if objection := foreign(self.node, self.founding, hello.sender, hello.founding):
-            return objection
-        if hello.receiver != self.node:
-            return f"this is {self.node}, not {hello.receiver}"
-        if hello.sender not in self._peers:
-            return f"{self.node} has no peer {hello.sender!r}; add it on every node"
-        if hello.sender in self.blocked:
-            return "blocked"
-        if hello.boot in self._retired.get(hello.sender, ()):
-            return "a stream of an earlier start"
-        newest = self._newest.get(hello.sender)
-        if newest is not None and newest[0] == hello.boot and hello.stream <= newest[1]:
-            return "an older stream than the last one"
-        return None
-
-    def start_heard(self, peer: str) -> bytes | None:
-        """The start of the peer whose stream was the last to count, None at first."""
-        return self._newest[peer][0] if peer in self._newest else None
+        return (
+            Refused("blocked") if hello.sender in self.blocked else self.handshakes.objection(hello)
+        )
 
     def accepted(self, stream: _Acceptor, hello: Hello) -> None:
         """From now on `stream` alone delivers what its sender says."""
-        before = self.start_heard(hello.sender)
-        if before is not None and before != hello.boot:
-            self._retired.setdefault(hello.sender, deque(maxlen=_MAX_RETIRED)).append(before)
-        self._newest[hello.sender] = (hello.boot, hello.stream)
+        self.handshakes.counts(hello)
         superseded = self.inbound.get(hello.sender)
         self.inbound[hello.sender] = stream
         if superseded is not None:
@@ -311,8 +294,7 @@ class _Stream(asyncio.Protocol):
                     return
                 self.receive(message)
         except BadFrame as error:
-            self.owner.tell(f"stream {self.name} is cut: {error}")
-            self.abort()
+            self.cut(str(error))
 
     def connection_lost(self, error: Exception | None) -> None:
         del error  # a stream ends as it ends; the dialer tries again
@@ -342,14 +324,15 @@ class _Stream(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    def refuse_foreign(self) -> bool:
+    def cut(self, why: str) -> None:
+        self.owner.tell(f"stream {self.name} is cut: {why}")
+        self.abort()
+
+    def refuse_foreign(self) -> None:
         """Cut this stream if its peer's log is another one than this node's."""
-        owner = self.owner
-        objection = foreign(owner.node, owner.founding, self.peer, self.founding)
+        objection = self.owner.handshakes.is_foreign(self.peer, self.founding)
         if objection is not None:
-            owner.tell(f"stream {self.name} is cut: {objection}")
-            self.abort()
-        return objection is not None
+            self.cut(objection)
 
     def establish(self) -> None:
         self.ready = True
@@ -381,22 +364,35 @@ class _Dialer(_Stream):
             receiver=self.peer,
             boot=owner.boot,
             stream=self.number,
-            founding=owner.founding,
+            birth=owner.handshakes.birth,
+            founding=owner.handshakes.founding,
         )
         self.write(wire.encode(hello))
 
     def receive(self, message: Message) -> None:
         match message:
             case Welcome() if not self.ready:
-                self.founding = message.founding
-                if not self.refuse_foreign():
-                    self.establish()
-                    self.owner.dialed(self)
-            case Refused(reason) if not self.ready:
+                self._welcomed(message)
+            case Refused(reason, is_another) if not self.ready:
                 self.owner.tell(f"{self.peer} refuses this node: {reason}")
                 self.abort()
+                if is_another:
+                    self.owner.on_another(self.peer)
             case _:
                 raise BadFrame("the acceptor speaks out of turn")
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        self.founding = welcome.founding
+        try:
+            objection = self.owner.handshakes.objection_to(self.peer, welcome)
+        except StorageError as error:
+            self.owner.on_failed(error)
+            return
+        if objection is not None:
+            self.cut(objection)
+            return
+        self.establish()
+        self.owner.dialed(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
@@ -447,29 +443,33 @@ class _Acceptor(_Stream):
     def _greet(self, message: Message) -> None:
         if not isinstance(message, Hello):
             raise BadFrame(f"{type(message).__name__} before Hello")
-        reason = self.owner.objection(message)
-        if reason is not None:
-            self.owner.tell(f"stream {self.name} is refused: {reason}")
-            self.write(wire.encode(Refused(reason)))
+        refusal = self.owner.objection(message)
+        if refusal is not None:
+            self.owner.tell(f"stream {self.name} is refused: {refusal.reason}")
+            self.write(wire.encode(refusal))
             if self.transport is not None:
                 self.transport.close()
             return
         self.hello = message
         self.peer, self.founding = message.sender, message.founding
-        self.heard_before = self.owner.start_heard(message.sender)
+        self.heard_before = self.owner.handshakes.start_heard(message.sender)
         if self.heard_before in (None, message.boot):
             self._begin_to_count(message)
         self.establish()
-        self.write(wire.encode(Welcome(self.owner.boot, founding=self.owner.founding)))
+        ours = self.owner.handshakes
+        self.write(wire.encode(Welcome(self.owner.boot, ours.birth, founding=ours.founding)))
 
     def _begin_to_count(self, hello: Hello) -> bool:
-        """False, and it is cut, if another stream of this sender has begun to count meanwhile."""
-        reason = self.owner.objection(hello)
-        if self.owner.start_heard(hello.sender) not in (self.heard_before, hello.boot):
+        """False, and it is cut, if another stream of this sender has begun to count meanwhile;
+        False as long as this node has not reached the sender itself."""
+        handshakes, refusal = self.owner.handshakes, self.owner.objection(hello)
+        reason = None if refusal is None else refusal.reason
+        if handshakes.start_heard(hello.sender) not in (self.heard_before, hello.boot):
             reason = "another start of it was heard of meanwhile"
         if reason is not None:
-            self.owner.tell(f"stream {self.name} is cut: {reason}")
-            self.abort()
+            self.cut(reason)
+            return False
+        if not handshakes.knows(hello.sender):
             return False
         self.counts = True
         self.owner.accepted(self, hello)

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 
 import msgpack
 
-WIRE_VERSION: Final = 2
+WIRE_VERSION: Final = 3
 """The first byte of every frame. A peer of another version is refused, and the log says which."""
 
 MAX_HELLO_BYTES: Final = 4 * 1024
@@ -62,6 +62,8 @@ class Hello:
     """Drawn at each start of the sender's process, so that its streams are told from older ones."""
     stream: int
     """Counts the sender's dials since its start: of two streams the later one counts."""
+    birth: bytes
+    """Of the sender's data directory (`cluster/storage/fellows.py`)."""
     credential: bytes = b""
     founding: str = ""
     """Of the sender's log (`coordinator.log.StateMachine.founding`); empty while it has none."""
@@ -72,6 +74,7 @@ class Welcome:
     """The acceptor's answer to `Hello`: from here on frames flow from dialer to acceptor."""
 
     boot: bytes
+    birth: bytes
     credential: bytes = b""
     founding: str = ""
 
@@ -81,6 +84,8 @@ class Refused:
     """The acceptor's other answer: why, in a sentence. The stream is closed after it."""
 
     reason: str
+    is_another: bool = False
+    """The node is known by another data directory than the one whose birth it said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,9 +363,9 @@ def _unpack_entries(packed: bytes, index: int) -> tuple[Entry, ...]:
 _Check: TypeAlias = Callable[[object], Any]
 _STANDING: Final[tuple[_Check, ...]] = (_integer, _integer, _integer)  # term, round, now_ms
 _SHAPES: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
-    1: (Hello, (_name, _name, _name, _boot, _integer, _bytes, _founding)),
-    2: (Welcome, (_boot, _bytes, _founding)),
-    3: (Refused, (_sentence,)),
+    1: (Hello, (_name, _name, _name, _boot, _integer, _bytes, _bytes, _founding)),
+    2: (Welcome, (_boot, _bytes, _bytes, _founding)),
+    3: (Refused, (_sentence, _boolean)),
     10: (PreVote, (_integer, _integer, _integer)),
     11: (PreVoteReply, (_integer, _integer, _boolean)),
     12: (RequestVote, (_integer, _integer, _integer, _boolean)),

@@ -5,6 +5,8 @@ Rules:
   without `bootstrap`: a node whose disk was wiped has forgotten its votes and what it
   acknowledged, and must not come back under its old id;
 - on a directory that holds an identity `bootstrap` changes nothing;
+- a directory that is bootstrapped has a birth of its own, by which the other nodes tell it from one
+  that was lost (`cluster/storage/fellows.py`);
 - the cluster has the nodes that it was bootstrapped with. Settings that name others would make
   majorities of nodes that know nothing: two new ones elected the one old one that had missed what
   the others acknowledged, and that was lost;
@@ -15,7 +17,8 @@ nothing else, so a bootstrap that a crash interrupted is simply done again; a jo
 anything without an identity, or an identity without a journal, was tampered with and is refused.
 
     LOCK                    held by the process
-    identity                format, cluster, node, all nodes: one checksummed record
+    identity                format, cluster, node, all nodes, birth: one checksummed record
+    fellows                 `cluster/storage/fellows.py`
     journal/                `cluster/storage/journal.py`
     snapshots/              `cluster/storage/snapshots.py`
 """
@@ -25,23 +28,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from random import Random
+from typing import Any, NamedTuple
 
 import msgpack
 
 from cluster.errors import IS_LOST, Damaged, DiskFailed, Foreign, NoDirectory, NotBootstrapped
-from cluster.storage.disk import Disk, File, read_file
+from cluster.storage.disk import Disk, File
+from cluster.storage.fellows import BIRTH_BYTES
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import segment_numbers
-from cluster.storage.records import OVERHEAD, decode_record, encode_record
+from cluster.storage.small_file import ASIDE, put_small_file, read_small_file
 
-FORMAT = 2
+FORMAT = 3
 """Goes up when the layout of the directory changes; a directory of another format is refused."""
 
-LOCK_NAME, IDENTITY_NAME, IDENTITY_ASIDE_NAME = "LOCK", "identity", "identity.new"
+LOCK_NAME, IDENTITY_NAME, FELLOWS_NAME = "LOCK", "identity", "fellows"
 JOURNAL_NAME, SNAPSHOTS_NAME = "journal", "snapshots"
 
-_OURS = {LOCK_NAME, IDENTITY_NAME, IDENTITY_ASIDE_NAME, JOURNAL_NAME, SNAPSHOTS_NAME}
+_OURS = {LOCK_NAME, IDENTITY_NAME, FELLOWS_NAME, JOURNAL_NAME, SNAPSHOTS_NAME}
+_OURS |= {IDENTITY_NAME + ASIDE, FELLOWS_NAME + ASIDE}
+_IDENTITY_KIND = 0
 _TOLERATED = {"lost+found"}
 """What a file system puts at the root of a volume."""
 
@@ -66,6 +73,8 @@ class Directory:
     path: Path
     bootstrapped: bool
     """True if this very call made the directory's identity: the node has never run before."""
+    birth: bytes
+    """Drawn when it was bootstrapped: no other directory has it."""
     lock: File
 
     @property
@@ -78,13 +87,20 @@ class Directory:
         """The directory of the snapshot."""
         return self.path / SNAPSHOTS_NAME
 
+    @property
+    def fellows(self) -> Path:
+        """The file of the other nodes' births."""
+        return self.path / FELLOWS_NAME
+
     def close(self) -> None:
         """Give the lock up."""
         self.lock.close()
 
 
-def open_directory(path: Path, identity: Identity, *, bootstrap: bool, disk: Disk) -> Directory:
-    """Lock a data directory and make sure that it is this node's.
+def open_directory(
+    path: Path, identity: Identity, *, bootstrap: bool, disk: Disk, random: Random
+) -> Directory:
+    """Lock a data directory and make sure that it is this node's; `random` gives it its birth.
 
     Raises NotBootstrapped, Foreign, InUse, NoDirectory, Damaged, DiskFailed.
     """
@@ -103,10 +119,11 @@ def open_directory(path: Path, identity: Identity, *, bootstrap: bool, disk: Dis
         names = _our_names(path, disk)
         made = IDENTITY_NAME not in names
         if made:
-            _bootstrap(path, identity, bootstrap=bootstrap, disk=disk)
+            birth = random.randbytes(BIRTH_BYTES)
+            _bootstrap(path, identity, birth, bootstrap=bootstrap, disk=disk)
         else:
-            _check_identity(path, identity, disk)
-        return Directory(path, made, lock)
+            birth = _check_identity(path, identity, disk)
+        return Directory(path, made, birth, lock)
     except BaseException:
         lock.close()
         raise
@@ -131,7 +148,9 @@ def _make(path: Path, disk: Disk) -> None:
         disk.sync_directory(path.parent)
 
 
-def _bootstrap(path: Path, identity: Identity, *, bootstrap: bool, disk: Disk) -> None:
+def _bootstrap(
+    path: Path, identity: Identity, birth: bytes, *, bootstrap: bool, disk: Disk
+) -> None:
     """Make a journal and then the identity, unless something tells of a life before."""
     cluster, node, nodes = identity
     journal = path / JOURNAL_NAME
@@ -144,19 +163,8 @@ def _bootstrap(path: Path, identity: Identity, *, bootstrap: bool, disk: Disk) -
         )
     Journal.open(journal, cluster=cluster, node=node, disk=disk).close()
     _make(path / SNAPSHOTS_NAME, disk)
-    aside = path / IDENTITY_ASIDE_NAME
-    if disk.exists(aside):
-        disk.unlink(aside)
-    file = disk.create(aside)
-    try:
-        fields = {"format": FORMAT, "cluster": cluster, "node": node, "nodes": nodes}
-        body = bytes(msgpack.packb(fields))
-        file.write(0, encode_record(0, 0, body))
-        file.sync()
-    finally:
-        file.close()
-    disk.rename(aside, path / IDENTITY_NAME)
-    disk.sync_directory(path)
+    fields = {"format": FORMAT, "cluster": cluster, "node": node, "nodes": nodes, "birth": birth}
+    put_small_file(path / IDENTITY_NAME, _IDENTITY_KIND, msgpack.packb(fields), disk)
 
 
 def _is_used(path: Path, cluster: str, node: str, disk: Disk) -> bool:
@@ -175,22 +183,26 @@ def _is_used(path: Path, cluster: str, node: str, disk: Disk) -> bool:
 
 def read_identity(path: Path, disk: Disk) -> Identity:
     """Whose a data directory is. Raises Damaged, Foreign, DiskFailed."""
-    identity = path / IDENTITY_NAME
-    blob = read_file(disk, identity)
-    body = decode_record(blob, 0, 0)
-    if body is None or len(blob) != len(body) + OVERHEAD:
-        raise Damaged(identity, 0, "its checksum does not fit")
-    fields = msgpack.unpackb(body)
+    fields = _read_identity(path, disk)
+    return Identity(fields["cluster"], fields["node"], tuple(fields["nodes"]))
+
+
+def _read_identity(path: Path, disk: Disk) -> dict[str, Any]:
+    fields: dict[str, Any] = msgpack.unpackb(
+        read_small_file(path / IDENTITY_NAME, _IDENTITY_KIND, disk)
+    )
     if fields["format"] != FORMAT:
         raise Foreign(
             f"{path} has format {fields['format']}, this program writes {FORMAT}: "
             "start the program that wrote it"
         )
-    return Identity(fields["cluster"], fields["node"], tuple(fields["nodes"]))
+    return fields
 
 
-def _check_identity(path: Path, identity: Identity, disk: Disk) -> None:
-    owner = read_identity(path, disk)
+def _check_identity(path: Path, identity: Identity, disk: Disk) -> bytes:
+    """The directory's birth, if it is this node's."""
+    fields = _read_identity(path, disk)
+    owner = Identity(fields["cluster"], fields["node"], tuple(fields["nodes"]))
     if owner[:2] != identity[:2]:
         raise Foreign(
             f"{path} belongs to node {owner.node} of cluster {owner.cluster}, not to node "
@@ -205,3 +217,5 @@ def _check_identity(path: Path, identity: Identity, disk: Disk) -> None:
     journal = path / JOURNAL_NAME
     if not disk.exists(journal) or not segment_numbers(journal, disk):
         raise Damaged(journal, 0, "the journal is missing, and with it what this node promised")
+    birth: bytes = fields["birth"]
+    return birth

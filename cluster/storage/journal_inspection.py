@@ -21,6 +21,7 @@ from pathlib import Path
 
 from cluster.errors import IS_LOST, Damaged, DiskFailed, StorageError
 from cluster.storage.directory import (
+    FELLOWS_NAME,
     IDENTITY_NAME,
     JOURNAL_NAME,
     LOCK_NAME,
@@ -28,6 +29,7 @@ from cluster.storage.directory import (
     read_identity,
 )
 from cluster.storage.disk import File, PosixDisk, PosixFile
+from cluster.storage.fellows import Fellows
 from cluster.storage.journal_format import (
     NOWHERE,
     Entry,
@@ -132,6 +134,11 @@ def _look(directory: Path, *, running: bool, verify: bool) -> Inspection:
         meaning = "It is not known whose directory this is, so nothing in it can be judged."
         found.findings.append(_finding(error, meaning))
         return found
+    try:
+        Fellows(directory / FELLOWS_NAME, disk, birth=b"")
+    except Damaged as error:
+        meaning = "It said by which data directories this node knows the others."
+        found.findings.append(_finding(error, meaning))
     _look_at_journal(found, directory / JOURNAL_NAME, disk)
     snapshot = directory / SNAPSHOTS_NAME / SNAPSHOT_NAME
     _look_at_snapshot(found, snapshot, disk, verify=verify)

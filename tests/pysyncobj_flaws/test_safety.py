@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -536,7 +537,9 @@ def test_s17_a_snapshot_is_taken_without_a_fork(
 def test_s18_two_processes_do_not_share_a_directory(tmp_path: Path) -> None:
     def open_it() -> Directory:
         identity = Identity("test", "n1", ("n1", "n2", "n3"))
-        return open_directory(tmp_path / "n1", identity, disk=PosixDisk(), bootstrap=True)
+        return open_directory(
+            tmp_path / "n1", identity, disk=PosixDisk(), bootstrap=True, random=Random(1)
+        )
 
     held = open_it()
     with pytest.raises(InUse):

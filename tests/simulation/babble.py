@@ -62,12 +62,12 @@ def _frames(world: World, host: NodeHost, draw: Random) -> list[bytes]:
     """For the Raft port: the second piece comes as if the first had been liked."""
     peers = [node.name for node in world.nodes if node is not host]
     boot = draw.randbytes(wire.BOOT_BYTES)
-    hello = wire.encode(wire.Hello(CLUSTER, draw.choice(peers), host.name, boot, 1))
+    hello = wire.encode(wire.Hello(CLUSTER, draw.choice(peers), host.name, boot, 1, boot))
     begins = [
         draw.randbytes(draw.randint(1, 300)),
-        wire.encode(wire.Hello("another", peers[0], host.name, boot, 1)),
-        wire.encode(wire.Hello(CLUSTER, "n99", host.name, boot, 1)),
-        wire.encode(wire.Hello(CLUSTER, peers[0], "n99", boot, 1)),
+        wire.encode(wire.Hello("another", peers[0], host.name, boot, 1, boot)),
+        wire.encode(wire.Hello(CLUSTER, "n99", host.name, boot, 1, boot)),
+        wire.encode(wire.Hello(CLUSTER, peers[0], "n99", boot, 1, boot)),
         struct.pack(">BI", wire.WIRE_VERSION + 1, 10) + draw.randbytes(10),
         struct.pack(">BI", wire.WIRE_VERSION, 0xFFFFFFFF) + draw.randbytes(100),
         hello[: draw.randrange(len(hello))],

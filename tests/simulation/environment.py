@@ -88,6 +88,9 @@ QUICK_FAULTS = (
 DAY_MS = 86_400_000
 BRIEFLY_MS = 12_000
 
+WIPED = 1 / 12
+"""The share of seeds in which a node loses its directory, and is started once more."""
+
 IN_BYTES = 1 / 8
 """The share of seeds that take the whole way through aiohttp, which costs more than all else."""
 
@@ -154,6 +157,8 @@ class Environment:
     nodes_twice: float
     nodes_twice_s: float
     """The share of the nodes' answers that come once more, up to so much later."""
+    wiped_s: float
+    """When a node loses its directory, after the faults have begun; 0: none does."""
     bounds: Mapping[str, float]
     """How much is done in a turn, where it is less than in production (`bounds`)."""
     http_in_bytes: bool
@@ -193,6 +198,7 @@ def draw_environment(seed: int) -> Environment:
     slowly = Random(f"working {seed}")
     fronts = Random(f"fronts {seed}")
     before_nodes = Random(f"before nodes {seed}")
+    wiped = Random(f"wiped {seed}")
     nodes_twice = 0.0 if calm or brief else before_nodes.choice((0.0, 0.0, 0.0, 0.02, 0.1))
     # Everything of Raft scales with it, and nothing costs as much as heartbeats.
     heartbeat_ms = choice((100, 150, 250, 400))
@@ -283,6 +289,7 @@ def draw_environment(seed: int) -> Environment:
         inquiry_after_s=choice((0.1, 0.5, 1.5, 3.0, 6.0)),
         nodes_twice=nodes_twice,
         nodes_twice_s=before_nodes.choice((0.01, 0.1, 1.0)),
+        wiped_s=0.0 if calm or brief or wiped.random() > WIPED else wiped.uniform(0.5, 8.0),
         bounds=draw_bounds(Random(f"bounds {seed}")),
         http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,
     )

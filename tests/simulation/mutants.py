@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import cluster.raft.snapshots
+import cluster.storage.fellows
 import cluster.storage.journal_segments
 import coordinator.courier
 import coordinator.inquiry
@@ -26,6 +27,7 @@ from cluster.raft.core import RaftCore
 from cluster.raft.proposals import Proposals
 from cluster.raft.replica import Replica
 from cluster.raft.replication import Replication
+from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import _Reading
 from cluster.storage.journal_segments import Segments
@@ -193,6 +195,16 @@ MUTANTS = {
             "vote-for-less",
             "no vote for a log that lacks entries",
             replaced(RaftCore, "_is_up_to_date", rules.vote_for_less),
+        ),
+        Mutant(
+            "another-directory",
+            "a node that lost its directory takes no part under its old id",
+            replaced(Fellows, "is_another", rules.no_other),
+        ),
+        Mutant(
+            "fellows-not-kept",
+            "by which directory a node is known is durable",
+            replaced(cluster.storage.fellows, "put_small_file", rules.put_nothing),
         ),
         Mutant(
             "snapshot-over-newer-log",
@@ -443,6 +455,7 @@ CLUMSY = {
 """What some planted bugs come with, to be seen: by itself it does no harm."""
 
 QUICK = (
+    "another-directory",
     "sync-is-a-lie",
     "journal-not-synced",
     "commit-alone",

@@ -32,6 +32,9 @@ async def rage(world: World) -> None:
     next_at = loop.now + draw.expovariate(1.0) * environment.fault_gap_s
     if not environment.faults:
         next_at = until
+    if environment.wiped_s:
+        wipe = _Nemesis(world, world.draw("wipe")).wipe
+        world.network.later(loop.now + environment.wiped_s, wipe)
     while loop.now < until:
         wake_at = min([until, next_at, *(at for at, _, _ in healing)])
         await asyncio.sleep(max(0.0, wake_at - loop.now))
@@ -356,3 +359,44 @@ class _Nemesis(Moments):
         self._down(host, power=False)
         host.rotten = host.disk.rot(self._draw)
         self._say("rot", f"{host.name} {host.rotten}")
+
+    def wipe(self) -> None:
+        """A node's directory is lost. Not where another might never have heard of it: two of three
+        that know nothing cannot be told from a cluster that begins.
+        """
+        world, nodes = self._world, self._world.nodes
+        leader = self._leader()
+        host, *others = self._draw.sample(
+            [node for node in nodes if node is not leader], len(nodes) - 1
+        )
+        known = all(node.has_reached(host) for node in nodes if node is not host)
+        if not world.faulty or not known or any(node.damaged for node in nodes):
+            return
+        if self._draw.random() < 0.3:
+            self._lose_directory(host)
+            return
+        # The worst moment: the others, with it a majority, have missed what it has acknowledged.
+        late = others[: len(nodes) // 2]
+        rest = [node for node in nodes if node not in late]
+        found = self._cut("isolate", " ".join(n.name for n in late), self._both(late, rest))
+        world.healing.append(found)
+        silent = [node for node in rest if node is not host]
+
+        def lost() -> None:
+            if found not in world.healing:
+                return
+            sides = self._both(silent, [host, *late])
+            world.healing.append(self._cut("isolate", " ".join(n.name for n in silent), sides))
+            world.healing.remove(found)
+            found()
+            self._lose_directory(host)
+
+        world.network.later(world.loop.now + self._draw.uniform(0.5, 4.0), lost)
+
+    def _lose_directory(self, host: NodeHost) -> None:
+        if any(node.damaged for node in self._world.nodes):
+            return
+        self._say("wipe", host.name)
+        self._world.count("wipe")
+        host.die(power=False, again_s=0.2)
+        host.wipe(bootstrap=self._draw.random() < 0.8)

@@ -143,6 +143,7 @@ class NodeHost(Host):
         self.sick = False
         """Its disk takes what is written, and does not sync it."""
         self.slow_s = 0.0
+        self._reached: set[str] = set()
         self.rotten = ""
         """What is wrong with its disk, since a fault made it so."""
         self.settings = NodeSettings(
@@ -156,11 +157,15 @@ class NodeHost(Host):
     async def main(self, process: Process) -> int:
         world = self.world
         identity = Identity.of(CLUSTER, self.name, (node.id for node in world.settings.nodes))
+        environment = world.environment
         directory = open_directory(
-            DIRECTORY, identity, bootstrap=not self.bootstrapped, disk=self.disk
+            DIRECTORY,
+            identity,
+            bootstrap=not self.bootstrapped,
+            disk=self.disk,
+            random=Random(f"{environment.seed} {self.name} {process.number} birth"),
         )
         self.bootstrapped = True
-        environment = world.environment
         every = environment.snapshot_every[world.nodes.index(self)]
         self.node = Node(
             replace(world.settings, log=LogSettings(every)),
@@ -192,11 +197,26 @@ class NodeHost(Host):
         super().ended(code, why)
 
     def crashed(self, *, power: bool) -> None:
+        for other in self.world.nodes:
+            self.has_reached(other)
         self.node = None
         if power:
             self.disk.lose_power(self.world.draw("power"))
         else:
             self.disk.kill()
+
+    def wipe(self, *, bootstrap: bool) -> None:
+        """Its directory is lost while it is down; `bootstrap`: whether it is started as if new."""
+        self.disk = SimDisk()
+        self.disk.before = self._before_operation
+        self.bootstrapped = not bootstrap
+        self.rotten = "wiped"
+
+    def has_reached(self, other: NodeHost) -> bool:
+        """Whether its node knows that one, or did when it last ended."""
+        if self.node is not None and self.node.replica.transport.handshakes.knows(other.name):
+            self._reached.add(other.name)
+        return other.name in self._reached
 
     @property
     def damaged(self) -> bool:
