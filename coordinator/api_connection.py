@@ -23,7 +23,7 @@ from coordinator.admission import Rests
 from coordinator.alarms import Alarms
 from coordinator.api import Api
 from coordinator.api_errors import ApiError, unreadable
-from coordinator.api_requests import Answer, Later, Request, error_answer
+from coordinator.api_requests import Answer, Later, Request, error_answer, named
 from coordinator.bell import Bell
 from coordinator.bodies import Bodies
 
@@ -114,6 +114,8 @@ class Connection(asyncio.Protocol):
         self._rest_s = 0.0
         """After the present request."""
         self._has_answered = False
+        self._request_name: str | None = None
+        """What the present request calls itself, set by who reads it."""
         self._refusal: Answer | None = None
         """What is held back."""
         self._awaited: Later | None = None
@@ -278,6 +280,8 @@ class Connection(asyncio.Protocol):
                 return
             answer = self._with_rest(answer)
         self._has_answered = True
+        if self._request_name is not None:
+            answer = named(answer, self._request_name)
         try:
             self._send(answer, closes=self._closes)
         except ValueError:

@@ -20,6 +20,12 @@ JSON = "application/json"
 _JSON_TYPES = (JSON, "application/octet-stream")
 """Octet-stream is what some client libraries call bytes of which they know nothing."""
 
+REQUEST_HEADER = "Assent-Request"
+"""Names a request, in up to `MAX_REQUEST_NAME` characters that the client draws; its answer has the
+same. So an answer that something on the way gives to another request is known, however alike."""
+
+MAX_REQUEST_NAME = 64
+
 encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
@@ -95,6 +101,13 @@ def text_answer(status: int, text: str) -> Answer:
 
 def error_answer(error: ApiError) -> Answer:
     return Answer(error.status, encode(error.body()).encode("ascii"), JSON, error.headers)
+
+
+def named(answer: Answer, name: str | None) -> Answer:
+    """The answer with the name of its request, if that has one that can be said again."""
+    if name is None or len(name) > MAX_REQUEST_NAME or not (name.isascii() and name.isprintable()):
+        return answer
+    return answer._replace(headers={**answer.headers, REQUEST_HEADER: name})
 
 
 def require_json(request: Request) -> None:

@@ -27,7 +27,7 @@ from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessa
 from coordinator import api_connection
 from coordinator.api_connection import LOG, READING, Common, Connection, Phase
 from coordinator.api_errors import ApiError, overloaded, too_large
-from coordinator.api_requests import Answer, Later, Request, error_answer
+from coordinator.api_requests import REQUEST_HEADER, Answer, Later, Request, error_answer
 from coordinator.bodies import LARGE_BYTES
 from coordinator.http_wire import CONTINUE, answer_bytes, unknown_packing, unpacked
 
@@ -125,6 +125,7 @@ class HttpConnection(Connection):
         request = Request(message.method, path, query, headers, b"", self._address)
         self._message = message
         self._payload = payload
+        self._request_name = headers.get(REQUEST_HEADER)
         # aiohttp's parser loses what follows a request to change the protocol.
         self._closes = message.should_close or message.upgrade
         if "Expect" in headers and headers["Expect"].lower() != "100-continue":

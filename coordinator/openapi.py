@@ -18,7 +18,8 @@ _ABOUT = """Atomic work across services by two-phase commit; the decisions are h
 
 `committed` and `aborted` are final. No answer, a broken connection or 503 mean *unknown*: ask again
 with the same id, at any node; it is never run twice. 404 of an id does not mean that it aborted.
-Unknown fields and parameters are refused. Redirects (307) keep method and body."""
+Unknown fields and parameters are refused. Redirects (307) keep method and body. The header
+`Assent-Request`, up to 64 printable ASCII characters, names a request; its answer repeats it."""
 
 
 def document(limits: Limits, timings: Timings) -> dict[str, Any]:

@@ -349,6 +349,33 @@ def test_an_answer_about_another_transaction_is_none() -> None:
     run(test)
 
 
+def test_an_answer_to_another_request_is_none_however_alike() -> None:
+    """A proxy that has lost its way gives the answer to one request to the next."""
+    names: list[str] = []
+
+    async def late(request: web.Request, _: Any) -> web.StreamResponse:
+        names.append(request.headers["Assent-Request"])
+        old = {"Assent-Request": names[-2] if len(names) > 1 else "0"}
+        return web.json_response(shown("a", None, "preparing"), headers=old)
+
+    async def in_time(request: web.Request, _: Any) -> web.StreamResponse:
+        names.append(request.headers["Assent-Request"])
+        now = {"Assent-Request": names[-1]}
+        return web.json_response(shown("a", "committed"), headers=now)
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [late, late, in_time]
+        async with asking(nodes[0]) as client:
+            assert (await client.get("a")).outcome == "committed"
+        assert len(set(names)) == len(names) == 3
+        nodes[0].usual = late
+        async with asking(nodes[0]) as client:
+            with pytest.raises(OutcomeUnknown, match="the answer to another request"):
+                await client.submit(ORDER, id="a", deadline=0.3)
+
+    run(test, nodes=1)
+
+
 def test_a_refusal_of_another_transaction_refuses_nothing() -> None:
     async def expired(_: web.Request, body: Any) -> web.StreamResponse:
         details = {"id": "another" if body["id"] == "a" else body["id"]}
@@ -822,7 +849,7 @@ def test_waiting_for_a_free_connection_is_no_silence_of_the_node(
 
     async def test(nodes: list[FakeNode]) -> None:
         nodes[0].usual = hangs
-        exchange = AiohttpExchange()
+        exchange = AiohttpExchange(Random(1))
         url = nodes[0].url + "/x"
         first = asyncio.create_task(exchange.send("GET", url, None, FOREVER))
         await until(lambda: bool(nodes[0].requests))

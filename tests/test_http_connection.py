@@ -486,3 +486,38 @@ def test_an_answer_with_a_header_that_is_two_is_not_sent(caplog: pytest.LogCaptu
 
     run(test)
     assert "defect" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/now", "/later", "/rests", "/nowhere"])
+def test_an_answer_has_the_name_of_its_request_and_the_next_one_has_not(path: str) -> None:
+    async def test(rig: Rig) -> None:
+        rig.feed(get(path, "assent-request: first.1"))
+        await rig.turn()
+        rig.api.go_on()
+        await rig.pass_s(10)
+        rig.feed(get("/now"))
+        rig.feed(get("/now", "Assent-Request: third"))
+        names = [answer.headers.get("assent-request") for answer in rig.answers()]
+        assert names == ["first.1", None, "third"]
+
+    run(test)
+
+
+def test_of_a_body_that_is_refused_the_name_is_said_too() -> None:
+    async def test(rig: Rig) -> None:
+        rig.feed(post(b"x" * (LIMIT + 1), "/now", "Assent-Request: large"))
+        (answer,) = rig.answers()
+        assert (answer.status, answer.headers["assent-request"]) == (413, "large")
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", ["x" * 65, "a\tb", "\u00e4"])
+def test_a_name_that_cannot_be_said_again_is_none(name: str) -> None:
+    async def test(rig: Rig) -> None:
+        rig.feed(get("/now", f"Assent-Request: {name}"))
+        (answer,) = rig.answers()
+        assert answer.status == 200
+        assert "assent-request" not in answer.headers
+
+    run(test)

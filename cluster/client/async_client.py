@@ -80,7 +80,7 @@ class Client:
         # ids.
         chance = random or random_module.SystemRandom()
         self._timeout = timeout
-        self._exchange = exchange or AiohttpExchange()
+        self._exchange = exchange or AiohttpExchange(chance)
         self._nodes = Nodes(node_urls(nodes), chance)
         self._caller = Caller(self._nodes, self._exchange, timeout=timeout, random=chance)
         self._new_id = IdMaker(now_ms or _wall_clock_ms, chance)

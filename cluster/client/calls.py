@@ -41,6 +41,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from cluster.client.answers import is_refusal, read_json
+from coordinator.api_requests import REQUEST_HEADER
 
 _log = logging.getLogger(__name__)
 
@@ -86,9 +87,14 @@ class Exchange(Protocol):
 
 class AiohttpExchange:
     """The real network, with connections kept alive. Belongs to the event loop of its first
-    `send`."""
+    `send`.
 
-    def __init__(self) -> None:
+    Every request has a name, which its answer repeats: an answer to another one, which a proxy that
+    has lost its way may give, is none. `random` draws the names.
+    """
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
         self._session: aiohttp.ClientSession | None = None
         self._free = asyncio.Semaphore(_CONNECTIONS)
         """Waited for before a try's time begins: it says nothing of the node."""
@@ -104,14 +110,19 @@ class AiohttpExchange:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Content-Type": "application/json"},
             )
+        name = f"{self._random.getrandbits(64):016x}"
         try:
             async with self._session.request(
                 method,
                 url,
                 data=body,
+                headers={REQUEST_HEADER: name},
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout),
             ) as response:
+                if response.headers.get(REQUEST_HEADER, name) != name:
+                    response.close()  # its own may still be to come
+                    raise NoAnswer("what came is the answer to another request")
                 return HttpAnswer(response.status, response.headers, await response.read())
         except TimeoutError:
             raise Silence(f"no answer within {timeout:.1f} s") from None

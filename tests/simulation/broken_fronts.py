@@ -56,6 +56,11 @@ def undeclared(original: Any, *asked: Any, declared: bool) -> Any:
     return original(*asked)
 
 
+def unnamed(_original: Any, answer: Any, _name: Any) -> Any:
+    """Nobody can tell which request an answer belongs to."""
+    return answer
+
+
 def whosever_decision(original: Any, body: bytes, branch: Any) -> Any:
     """An inquiry's answer is taken for the branch that was asked about, whatever it says."""
     with suppress(ValueError, AttributeError):

@@ -258,8 +258,7 @@ def draw_environment(seed: int) -> Environment:
         read_only=choice((0.0, 0.1, 0.4)),
         contended=chance() < 0.3,
         repeat=choice((0.0, 0.1, 0.4)),
-        # Whose id stands for two things cannot tell to which of them a second answer belongs.
-        other_body=choice((0.0, 0.1, 0.4)) * (not nodes_twice),
+        other_body=choice((0.0, 0.1, 0.4)),
         impatient=choice((0.0, 0.1, 0.4)),
         comes_back=choice((0.0, 0.3, 0.8)),
         operator=choice((0.0, 0.0, 0.3)),

@@ -103,24 +103,24 @@ class LightSession:
         url = _usable(text)
         async with asyncio.timeout(total_s):
             while True:
-                answer = await self._exchange(method, url, data, headers)
+                answer, line = await self._exchange(method, url, data, headers)
                 location = answer.headers.get("Location")
                 if answer.status not in _REDIRECTING or not redirects or location is None:
-                    return LightResponse(answer)
+                    return LightResponse(answer, line)
                 url = url.join(URL(location, encoded=True))
                 redirects -= 1
 
     async def _exchange(
         self, method: str, url: URL, data: bytes | None, headers: CIMultiDict[str]
-    ) -> Answer:
+    ) -> tuple[Answer, _Line]:
         line = await self._connector.line(url)
         try:
-            return await line.exchange(method, url.raw_path_qs, data, headers)
+            return await line.exchange(method, url.raw_path_qs, data, headers), line
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
             if method not in _IDEMPOTENT or data is not None:
                 raise
         line = await self._connector.line(url)
-        return await line.exchange(method, url.raw_path_qs, data, headers)
+        return await line.exchange(method, url.raw_path_qs, data, headers), line
 
 
 class _Asking:
@@ -149,7 +149,8 @@ class LightResponse:
 
     connection = None
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, line: _Line) -> None:
+        self._line = line
         self.status = answer.status
         self.headers = answer.headers
         self.content = self
@@ -170,7 +171,9 @@ class LightResponse:
         return self._body
 
     def close(self) -> None:
-        """It has let go of its connection already."""
+        """The connection carries nothing more. It was let go of when the answer was there, and
+        nobody has taken it since, if this is called at once."""
+        self._line.close()
 
 
 class LightConnector:

@@ -24,6 +24,7 @@ from yarl import URL
 
 from coordinator import api_requests
 from coordinator.api_connection import Common, Connection, Phase
+from coordinator.api_requests import REQUEST_HEADER
 from coordinator.http_connection import HttpConnection
 from tests.simulation.manners import TWICE
 from tests.simulation.network import Endpoint
@@ -72,7 +73,6 @@ class _ApiConnection(Connection):
     def __init__(self, common: Common) -> None:
         super().__init__(common)
         self._waiting: deque[Request] = deque()
-        self._is_read = False
 
     def message_received(self, request: Request) -> None:
         self._waiting.append(request)
@@ -84,7 +84,7 @@ class _ApiConnection(Connection):
         while self._phase is Phase.IDLE and self._waiting:
             method, target, headers, body = self._waiting.popleft()
             path, _, query = target.partition("?")
-            self._is_read = method == "GET" and not path.endswith("/decision")
+            self._request_name = headers.get(REQUEST_HEADER)
             request = api_requests.Request(method, path, query, headers, body, self._address)
             self._respond(request)
 
@@ -93,11 +93,10 @@ class _ApiConnection(Connection):
         endpoint = cast("Endpoint", self._transport)
         message = Answer(answer.status, headers, answer.body, closes)
         endpoint.send(message)
-        if not self._is_read:
-            self._send_again(endpoint, message)
+        self._send_again(endpoint, message)
 
     def _send_again(self, endpoint: Endpoint, message: Answer) -> None:
-        """Perhaps, later. Not what was read: once more, it would be old, and nobody could tell."""
+        """Perhaps, later."""
         world = endpoint.process.owner.world
         draw = world.draw("before nodes")
         if world.faulty and draw.random() < world.environment.nodes_twice:

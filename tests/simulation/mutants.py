@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import cluster.raft.snapshots
 import cluster.storage.fellows
 import cluster.storage.journal_segments
+import coordinator.api_connection
 import coordinator.courier
 import coordinator.inquiry
 import coordinator.machine
@@ -344,6 +345,11 @@ MUTANTS = {
             "decision-of-another",
             "an inquiry's answer counts for the branch that it names",
             replaced(participants.inquiry, "read_decision", fronts.whosever_decision),
+        ),
+        Mutant(
+            "answer-to-another",
+            "an answer counts for the request that it names",
+            replaced(coordinator.api_connection, "named", fronts.unnamed),
         ),
         # Operators, and who gives no id.
         Mutant(

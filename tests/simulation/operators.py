@@ -86,7 +86,7 @@ class Operator:
         if kept:
             self._world.count("branches resolved by hand")
         call.end("ok", outcome=answer.outcome, state=answer.state, kept=kept)
-        return kept or answer.finished  # else it was an old answer, which has come twice
+        return kept
 
     async def _is_finished(self, id: str) -> bool:
         try:

@@ -50,7 +50,7 @@ class RawRequests(Session):
         One that was asleep, or cut off, and believes that it leads, must not answer from the past.
         """
         told, known = self.load.told, list(self.load.bodies)
-        if not told or self._cannot_tell():
+        if not told:
             return
         id = self._draw.choice(told[-3:] if self._draw.random() < 0.5 else known[-6:])
         nodes = self.world.nodes
@@ -71,8 +71,6 @@ class RawRequests(Session):
 
     async def nonsense(self) -> None:
         """A request that no node can obey (I18)."""
-        if self._cannot_tell():
-            return
         draw = self._draw
         node = draw.choice(self.world.nodes)
         method, path, body = draw.choice(NONSENSE)
@@ -90,8 +88,6 @@ class RawRequests(Session):
         """A transaction without an id, which may be asked for once only: what is not answered may
         run or not. An answer, or a 503 that knows the id, names it.
         """
-        if self._cannot_tell():
-            return
         body = self.load.new_body(self._draw, "")
         del body["id"]
         call = self.invoke("submit", None, **told_of(body))
@@ -115,10 +111,6 @@ class RawRequests(Session):
         self._learn(call, body, id)
         self.load.unknown.append(id)
         call.end("info", error=code)
-
-    def _cannot_tell(self) -> bool:
-        """Whether an answer may be that to another request, which only the library looks for."""
-        return self.world.environment.nodes_twice > 0
 
     def _learn(self, call: Call, body: Body, id: str) -> None:
         self.load.bodies[id] = {**body, "id": id}
