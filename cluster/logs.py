@@ -2,9 +2,9 @@
 
     2026-01-31T12:00:00.123Z INFO  n1 assent.transaction: 0190...e1 decided commit
 
-A node writes seven lines for each transaction. They come many to a record (`coordinator/steps.py`)
-and are made of as little as possible; a line for people begins with the transaction's id, and in
-JSON that is the field `transaction`.
+A node writes seven lines for each transaction. They come many to a record (`coordinator/steps.py`),
+each with its own time, and are made of as little as possible; a line for people begins with the
+transaction's id, and in JSON that is the field `transaction`.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ class _Text(logging.Formatter):
         self._node = f"{node} " if node else ""
 
     def format(self, record: logging.LogRecord) -> str:
-        head = f"{_time(record)} {record.levelname:<5} {self._node}{record.name}: "
+        head = f" {record.levelname:<5} {self._node}{record.name}: "
         if isinstance(record.msg, Lines):
-            return "\n".join([f"{head}{id} {one_line(text)}" for id, text in record.msg])
-        line = head + one_line(record.getMessage())
+            return "\n".join(
+                [f"{_time(at)}{head}{id} {one_line(text)}" for at, id, text in record.msg]
+            )
+        line = _time(int(record.created * 1000)) + head + one_line(record.getMessage())
         trace = _trace(self, record)
         return f"{line}\n{trace}" if trace else line
 
@@ -63,34 +65,27 @@ class _Json(logging.Formatter):
         self._node = {"node": node} if node else {}
 
     def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
-            "time": _time(record),
-            "level": record.levelname,
-            **self._node,
-            "logger": record.name,
-        }
+        about: dict[str, Any] = {"level": record.levelname, **self._node, "logger": record.name}
         if isinstance(record.msg, Lines):
-            head = _encode(entry)[:-1]
+            rest = _encode(about)[1:-1]
             return "\n".join(
                 [
-                    f'{head}, "message": {_encode(text)}, "transaction": "{id}"}}'
-                    for id, text in record.msg
+                    f'{{"time": "{_time(at)}", {rest}, "message": {_encode(text)}, '
+                    f'"transaction": "{id}"}}'
+                    for at, id, text in record.msg
                 ]
             )
-        entry["message"] = record.getMessage()
+        entry = {"time": _time(int(record.created * 1000)), **about, "message": record.getMessage()}
         trace = _trace(self, record)
         if trace:
             entry["trace"] = trace
         return _encode(entry)
 
 
-def _time(record: logging.LogRecord) -> str:
-    return f"{_to_the_second(int(record.created))}.{int(record.msecs):03d}Z"
-
-
-@functools.lru_cache(maxsize=2)
-def _to_the_second(unix_s: int) -> str:
-    return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%dT%H:%M:%S}"
+@functools.lru_cache(maxsize=64)
+def _time(unix_ms: int) -> str:
+    seconds, ms = divmod(unix_ms, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:

@@ -16,7 +16,7 @@ import pytest
 from cluster.client import Client
 from cluster.local.cluster import LocalCluster
 from cluster.local.sample_order import order
-from tests.cluster_rig import Shared, kill_leader, new_id, run_with, shared_cluster
+from tests.cluster_rig import Shared, eventually, kill_leader, new_id, run_with, shared_cluster
 from tests.recording import Recording
 from tests.stubs import Stub, answer, hang, in_turn, per_operation
 
@@ -31,13 +31,20 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     yield from shared_cluster(directory, arguments=arguments, settings=settings)
 
 
-def lines_of(local: LocalCluster) -> list[dict[str, Any]]:
-    """Every line of every node's log, decoded."""
-    return [
-        json.loads(line)
-        for node in local.node_ids
-        for line in local.log(node).read_text().splitlines()
-    ]
+async def lines_of(local: LocalCluster, id: str) -> list[dict[str, Any]]:
+    """Every line of every node's log, decoded, once the last one about this transaction is there:
+    a client may be answered before.
+    """
+
+    async def lines() -> list[dict[str, Any]] | None:
+        found = [
+            json.loads(line)
+            for node in local.node_ids
+            for line in local.log(node).read_text().splitlines()
+        ]
+        return found if any("finished" in said for said in steps(found, id)) else None
+
+    return await eventually(lines, f"the end of {id} is not in the log")
 
 
 def test_every_step_is_in_the_log_with_its_transaction(shared: Shared) -> None:
@@ -54,7 +61,7 @@ def test_every_step_is_in_the_log_with_its_transaction(shared: Shared) -> None:
             stub.behaviour = per_operation(prepare=answer(b"false"))
             bad = await run_with(client, local, history, stub.url, wait="completion")
             assert bad.state == "aborted"
-        lines = lines_of(local)
+        lines = await lines_of(local, bad.id)
         said = steps(lines, good.id)
         for step in (
             "begun with inventory, odd, profile, activity",
@@ -106,6 +113,7 @@ def test_a_takeover_is_in_the_log_with_what_it_took_over(shared: Shared) -> None
             successor = await local.wait_leader(other_than=victim)
             stub.behaviour = per_operation(prepare=answer(b"true"))
             assert (await client.get(ended.id, wait_ms=60_000)).state == "committed"
+        await lines_of(local, ended.id)
         lines = [json.loads(line) for line in local.log(successor).read_text().splitlines()]
         taken = [line for line in lines if "taking over 1 unfinished" in line["message"]]
         assert taken

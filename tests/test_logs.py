@@ -11,7 +11,8 @@ from datetime import datetime
 import pytest
 
 from cluster.logs import LogFormat, configure_logs
-from coordinator.steps import Steps
+from coordinator import steps as coordinator_steps
+from coordinator.steps import WRITE_WITHIN_S, Steps
 from participants import logs as participants_logs
 
 
@@ -56,22 +57,29 @@ def test_a_machine_reads_one_object_a_line(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("log_format", LogFormat)
-def test_what_a_turn_of_the_loop_says_is_a_line_each_in_its_order(
-    log_format: LogFormat, capsys: pytest.CaptureFixture[str]
+def test_what_is_said_within_a_moment_is_a_line_each_in_its_order_and_with_its_time(
+    log_format: LogFormat, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure_logs(log_format, node="n1")
+    said_at = iter(range(1_770_000_000_001, 1_770_000_000_005))
+    monkeypatch.setattr(coordinator_steps, "_now_ms", lambda: next(said_at))
 
-    async def turn() -> None:
+    async def moment() -> str:
         steps = Steps()
         steps.retry_planned("t-1", "a\nforged line", 0.5)
         steps.retry_planned("t-2", "b", 0.25)
+        await asyncio.sleep(0)
         assert capsys.readouterr().err == ""
         steps.resolved("t-3", "aborted", "ada", "stuck")  # a warning does not wait
         steps.retry_planned("t-4", "c", 1.0)
-        await asyncio.sleep(0)
+        at_once = capsys.readouterr().err
+        assert len(at_once.splitlines()) == 3
+        later = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(WRITE_WITHIN_S, later.set_result, None)
+        await later
+        return at_once + capsys.readouterr().err
 
-    asyncio.run(turn())
-    lines = capsys.readouterr().err.splitlines()
+    lines = asyncio.run(moment()).splitlines()
     said = (
         ("INFO", "t-1", "a\\nforged line is called again in 0.500 s"),
         ("INFO", "t-2", "b is called again in 0.250 s"),
@@ -79,14 +87,16 @@ def test_what_a_turn_of_the_loop_says_is_a_line_each_in_its_order(
         ("INFO", "t-4", "c is called again in 1.000 s"),
     )
     assert len(lines) == len(said)
-    for line, (level, transaction_id, text) in zip(lines, said, strict=True):
+    for number, (level, transaction_id, text) in enumerate(said, 1):
+        line, time = lines[number - 1], f"2026-02-02T02:40:00.00{number}Z"
         if log_format is LogFormat.JSON:
             entry = json.loads(line)
             assert (entry["level"], entry["transaction"]) == (level, transaction_id)
             assert entry["message"] == text.replace("\\n", "\n")
             assert (entry["node"], entry["logger"]) == ("n1", "assent.transaction")
+            assert entry["time"] == time
         else:
-            assert line.endswith(f"Z {level:<5} n1 assent.transaction: {transaction_id} {text}")
+            assert line == f"{time} {level:<5} n1 assent.transaction: {transaction_id} {text}"
 
 
 def test_nothing_is_kept_of_what_nobody_listens_to() -> None:
