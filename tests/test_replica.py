@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import shutil
 import socket
@@ -21,7 +22,7 @@ from cluster.raft.entries import NOTHING, encode_group
 from cluster.raft.proposals import ProposalLimits
 from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import CoreLimits, Role
-from cluster.raft.wire import Append, RaftMessage, SnapshotPiece
+from cluster.raft.wire import Append, AppendReply, RaftMessage, SnapshotPiece
 from cluster.settings import RaftTimings
 from cluster.storage.disk import PosixDisk
 from cluster.storage.fellows import Fellows
@@ -165,6 +166,32 @@ def test_what_is_proposed_is_applied_everywhere_in_one_order(tmp_path: Path, syn
             assert leader.stats.entries < 300, "commands that wait share an entry"
             assert (leader.stats.syncs > 0) == sync
             assert {r.leader for r in nodes.replicas.values()} == {leader.node}
+
+    run(scenario())
+
+
+def test_a_follower_of_a_quick_disk_answers_before_it_applies(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.leader()
+            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            follower.syncs.quick_s = math.inf
+            has_answered: list[bool] = []
+            ledger = nodes.ledgers[follower.node]
+            apply = ledger.apply
+
+            def watched(command: bytes) -> object:
+                unsent = [type(message) for _, message in follower.transport._outbox]
+                has_answered.append(AppendReply not in unsent)
+                return apply(command)
+
+            ledger.apply = watched  # type: ignore[method-assign]
+            texts = [f"line {number}" for number in range(20)]
+            for text in texts:
+                await nodes.put(text)
+            await nodes.all_have(*texts)
+            assert len(has_answered) >= len(texts)
+            assert all(has_answered)
 
     run(scenario())
 

@@ -7,6 +7,7 @@ Rules
   the quorum wait for the sync. Only a leader's entries travel while they are being synced.
 - No step runs during a sync, so what becomes durable is exactly what was written before it; what
   arrives meanwhile is the next step's, and so is the next group of commands.
+- A follower whose disk is quick syncs and answers before it applies: the leader waits for that.
 - The machine's results are told after the tick, never from within; a callback that raises is logged
   and changes nothing.
 - Any other exception in a step ends this replica for good (`fatal`): it does not speak any more.
@@ -389,6 +390,8 @@ class Replica:
             peer, message, size = self._inbox.popleft()
             self._inbox_bytes -= size
             core.receive(peer, message)
+        if core.role is not Role.LEADER and self.syncs.is_quick(leads=False):
+            self._release(core)  # a leader waits for the answers, nobody for what is applied here
         core.tick()
         if self.transport.handshakes.founding != self.machine.founding:
             self.transport.belong_to(self.machine.founding)

@@ -48,13 +48,17 @@ class Syncs:
 
         `disk_is_busy`: other jobs of this node are at work in threads.
         """
-        quick_s = self.quick_s
-        if leads:
-            quick_s = 0.0 if disk_is_busy else self.leader_quick_s
-        if self._average_s < quick_s:
+        if self.is_quick(leads=leads, disk_is_busy=disk_is_busy):
             self._timed(job)
             return None
         return asyncio.get_running_loop().run_in_executor(None, self._timed, job)
+
+    def is_quick(self, *, leads: bool, disk_is_busy: bool = False) -> bool:
+        """Whether `run` would run a job at once."""
+        quick_s = self.quick_s
+        if leads:
+            quick_s = 0.0 if disk_is_busy else self.leader_quick_s
+        return self._average_s < quick_s
 
     def _timed(self, job: Callable[[], None]) -> None:
         began = self._now()
