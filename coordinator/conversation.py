@@ -296,11 +296,13 @@ class Conversation:
         for position, leg in enumerate(self.legs):
             if leg.called_again_s is None:
                 continue
-            is_due = leg.called_again_s <= now_s
-            if not is_due or len(actions) >= CALLS_PER_TURN:
+            if leg.called_again_s > now_s:
                 self._next_call_s = min(self._next_call_s, leg.called_again_s)
-                self._more_due |= is_due
                 continue
+            if len(actions) >= CALLS_PER_TURN:
+                self._next_call_s = leg.called_again_s  # it is past: the next turn looks on
+                self._more_due = True
+                return
             leg.called_again_s = None
             if self.transaction.outcome is None:
                 self._prepare(position, actions)
