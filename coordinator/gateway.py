@@ -277,7 +277,9 @@ class Gateway:
         if calls:
             self._answer(door, calls, delivery, now)
         door.requests -= 1
-        if self._batch_url(door) is None:
+        if not door.lane:
+            self._look_again(door, now, None)
+        elif self._batch_url(door) is None:
             self._pump(door)
         else:
             door.pump_soon(self._loop, self._pump)
