@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import zlib
 
 import msgpack
 import pytest
@@ -35,7 +36,7 @@ MESSAGES: list[Message] = [
 
 def frame(fields: object) -> bytes:
     body: bytes = msgpack.packb(fields)
-    return struct.pack(">BI", wire.WIRE_VERSION, len(body)) + body
+    return struct.pack(">BII", wire.WIRE_VERSION, len(body), zlib.crc32(body)) + body
 
 
 def read(received: bytes, limit: int = wire.MAX_FRAME_BYTES) -> list[Message]:
@@ -59,7 +60,7 @@ def test_a_stream_may_be_cut_anywhere() -> None:
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_every_field_of_the_wrong_type_or_sign_is_refused(message: Message) -> None:
-    good = msgpack.unpackb(encode(message)[5:])
+    good = msgpack.unpackb(encode(message)[9:])
     assert read(frame(good)) == [message]  # the frames below are wrong in the one field alone
     for place in range(len(good)):
         for wrong in (
@@ -127,10 +128,23 @@ def test_another_wire_version_is_refused_by_name() -> None:
         read(b"\x01" + encode(wire.TimeoutNow(1))[1:])
 
 
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_frame_in_which_a_bit_has_changed_is_no_message(message: Message) -> None:
+    good = encode(message)
+    for bit in range(8 * len(good)):
+        changed = bytearray(good)
+        changed[bit // 8] ^= 1 << bit % 8
+        try:
+            received = read(bytes(changed) + good)  # a length that grew takes from the next frame
+        except BadFrame:
+            continue
+        assert received == [], "a length that grew beyond both: nothing is complete"
+
+
 def test_a_frame_over_the_limit_is_refused_before_it_is_held() -> None:
     frames = Frames()
     with pytest.raises(BadFrame, match="4096 are allowed"):
-        list(frames.feed(struct.pack(">BI", wire.WIRE_VERSION, wire.MAX_HELLO_BYTES + 1)))
+        list(frames.feed(struct.pack(">BII", wire.WIRE_VERSION, wire.MAX_HELLO_BYTES + 1, 0)))
 
 
 def test_the_limit_may_be_raised_between_two_frames_of_one_read() -> None:

@@ -1,8 +1,11 @@
 """What nodes say to each other, as bytes: frames, their limits, and the shape of every message.
 
 Rules
-- A frame is one byte of wire version, four bytes of length (big endian), and a msgpack array of
-  the message's number followed by its fields. There is no pickle.
+- A frame is one byte of wire version, four bytes of length and four of CRC-32 (big endian), and a
+  msgpack array of the message's number followed by its fields. There is no pickle.
+- What arrives otherwise than it was sent is no message: the checksums of TCP miss some of what
+  hardware and proxies change, and one bit of an entry stops a node for good, or makes its state
+  another one than its fellows'.
 - Every field is checked before a message exists: type, sign, size. What does not fit is
   `BadFrame`, and the stream that brought it is closed.
 - What a peer can make this node hold is bounded by the frame's limit: fields are scalars, never
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -39,7 +43,7 @@ _MAX_INTEGER: Final = 2**63 - 1
 _MAX_FIELDS: Final = 12
 _ARRAY: Final = 0x90
 """The first byte of a msgpack array of fewer than 16 elements, less their number."""
-_HEADER = struct.Struct(">BI")
+_HEADER = struct.Struct(">BII")
 _ENTRY = struct.Struct(">QI")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -210,7 +214,7 @@ def encode(message: Message) -> bytes:
         raise BadFrame(
             f"{type(message).__name__} of {len(body)} bytes; {MAX_FRAME_BYTES} are allowed"
         )
-    return _HEADER.pack(WIRE_VERSION, len(body)) + body
+    return _HEADER.pack(WIRE_VERSION, len(body), zlib.crc32(body)) + body
 
 
 class Frames:
@@ -232,7 +236,7 @@ class Frames:
         start = 0
         try:
             while len(buffer) - start >= _HEADER.size:
-                version, length = _HEADER.unpack_from(buffer, start)
+                version, length, checksum = _HEADER.unpack_from(buffer, start)
                 if version != WIRE_VERSION:
                     raise BadFrame(f"wire version {version}; this node speaks {WIRE_VERSION}")
                 if length > self.limit:
@@ -242,6 +246,8 @@ class Frames:
                     break
                 body = bytes(memoryview(buffer)[start + _HEADER.size : end])
                 start = end
+                if zlib.crc32(body) != checksum:
+                    raise BadFrame("a frame whose checksum does not fit")
                 yield decode(body)
         finally:
             del buffer[:start]
