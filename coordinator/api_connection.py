@@ -6,6 +6,8 @@ Rules
 - One request at a time. What a client sends ahead is not read meanwhile, save one piece.
 - Whatever is waited for has an end: `_until_s`, which one alarm looks after.
 - No answer is made for a client that does not take those that it has.
+- There are so many connections at most, for they are files, and without a free one a node cannot
+  write its log. One too many takes the place of one that is idle, or is refused.
 - Nobody's going away ends a transaction. A client that has ended its direction may still read, so
   it is answered, for a while; once the connection is lost, what is awaited is cancelled.
 """
@@ -17,12 +19,13 @@ import enum
 import logging
 import math
 import socket
+from itertools import islice
 from typing import Any, cast
 
 from coordinator.admission import Rests
 from coordinator.alarms import Alarms
 from coordinator.api import Api
-from coordinator.api_errors import ApiError, unreadable
+from coordinator.api_errors import ApiError, overloaded, unreadable
 from coordinator.api_requests import Answer, Later, Request, error_answer, named
 from coordinator.bell import Bell
 from coordinator.bodies import Bodies
@@ -30,6 +33,12 @@ from coordinator.bodies import Bodies
 KEEP_S = 3630.0
 """An idle connection is closed then: longer than proxies keep theirs, so that it is they who close,
 and no request meets a connection that is just being closed. As aiohttp has it."""
+
+IDLE_S = 1.0
+"""A connection that has been idle for so long may be closed for another one's sake."""
+
+LOOKED_AT = 64
+"""Connections that are looked at for one that is idle, so that a crowd at the door costs little."""
 
 HEAD_TIMEOUT_S = 30.0
 BODY_TIMEOUT_S = 30.0
@@ -76,10 +85,11 @@ _NOT_YET = (_ANSWER, _HELD, _RESTS, _FULL)
 
 
 class Common:
-    """What the connections of a server share."""
+    """What the connections of a server share. `most`: how many of them there may be."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, *, most: int) -> None:
         self.api = api
+        self.most = most
         self.rests = Rests()
         self.bodies = Bodies(api.bodies_bytes)
         self.is_stopping = False
@@ -148,6 +158,9 @@ class Connection(asyncio.Protocol):
         self._enter(_IDLE, KEEP_S)
         if self._common.is_stopping:  # it was being taken already
             self.close()
+        elif len(self._common.connections) > self._common.most and not self._make_room():
+            self._send(error_answer(overloaded()), closes=True)
+            self.close()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
         self._phase = Phase.CLOSED
@@ -186,6 +199,17 @@ class Connection(asyncio.Protocol):
         self._is_full = False
         if self._phase is _FULL:
             self._go_on()
+
+    def _make_room(self) -> bool:
+        """Close another connection that is idle; whether there was one."""
+        connections = self._common.connections
+        since_s = self._loop.time() - IDLE_S
+        for other in list(islice(connections, LOOKED_AT)):
+            if other._phase is _IDLE and other._until_s - KEEP_S <= since_s:
+                other.close()
+                return True
+            connections[other] = connections.pop(other)  # looked at again after all others
+        return False
 
     # --- what the server and the clock tell
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import resource
 from typing import Any
 
 from coordinator.api import Api
@@ -14,6 +15,22 @@ BACKLOG = 1_024
 """Connections that wait to be taken: when the leader changes, all clients come to the next at once,
 and one that finds no room here tries again only after a second."""
 
+KEPT_FILES = 128
+"""Files that clients leave to the log, to the other nodes, and to strangers at the Raft port."""
+
+_MANY_CONNECTIONS = 65_536
+"""Where the system sets no limit of open files."""
+
+
+def most_connections() -> int:
+    """What connections to participants (`courier.most_connections`) leave of the files that this
+    process may have open, but for a few; where there are few, half of it."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:
+        return _MANY_CONNECTIONS
+    left = files - files // 2
+    return max(1, left // 2, left - KEPT_FILES)
+
 
 class Server:
     """Serves `api` wherever it is told to listen.
@@ -22,7 +39,7 @@ class Server:
     """
 
     def __init__(self, api: Api, *, shutdown_timeout_s: float) -> None:
-        self._common = Common(api)
+        self._common = Common(api, most=most_connections())
         self._shutdown_timeout_s = shutdown_timeout_s
         self._listening: list[asyncio.AbstractServer] = []
 

@@ -178,7 +178,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.api = FakeApi()
-        self.common = Common(cast("Api", self.api))
+        self.common = Common(cast("Api", self.api), most=10_000)
         self.loop = cast("Clock", asyncio.get_running_loop())
         self.connection, self.wire = self.connect()
 

@@ -10,11 +10,13 @@ from coordinator.api_connection import (
     HALF_CLOSED_S,
     HEAD_TIMEOUT_S,
     HELD_BACK_S,
+    IDLE_S,
     KEEP_S,
     LINGER_S,
+    LOOKED_AT,
     SEND_TIMEOUT_S,
 )
-from tests.connection_rig import HIGH_WATER, LARGE, Rig, run
+from tests.connection_rig import HIGH_WATER, LARGE, Rig, read, run
 from tests.test_http_connection import CHUNKED, get, post
 
 GRAIN_S = 0.01
@@ -435,5 +437,69 @@ def test_one_timer_serves_all_connections() -> None:
         assert {wire.written[:12] for _, wire in connections[1::2]} == {b"HTTP/1.1 200"}
         await rig.pass_s(KEEP_S)
         assert not rig.common.connections
+
+    run(test)
+
+
+# --- how many there may be
+
+
+def test_one_connection_too_many_takes_the_place_of_one_that_is_idle() -> None:
+    async def test(rig: Rig) -> None:
+        rig.common.most = 3
+        rig.feed(get("/later"))  # the first one is busy
+        idle, _ = rig.connect()
+        await rig.pass_s(IDLE_S)
+        young, _ = rig.connect()
+        newcomer, wire = rig.connect()
+        await rig.turn()
+        assert list(rig.common.connections) == [young, newcomer, rig.connection]
+        assert idle not in rig.common.connections
+        newcomer.data_received(get())
+        assert [answer.status for answer in read(wire.written)] == [200]
+        rig.api.go_on()
+        await rig.turn()
+        assert len(rig.answers()) == 1
+
+    run(test)
+
+
+def test_a_connection_for_which_none_can_make_room_is_refused() -> None:
+    async def test(rig: Rig) -> None:
+        rig.common.most = 2
+        rig.feed(get("/later"))
+        answered, _ = rig.connect()
+        await rig.pass_s(IDLE_S)
+        answered.data_received(get())  # its client may be about to ask again
+        refused, wire = rig.connect()
+        refused.data_received(get())  # as it came: it is too late to be read
+        await rig.turn()
+        assert list(rig.common.connections) == [rig.connection, answered]
+        (answer,) = read(wire.written)
+        assert (answer.status, answer.code) == (429, "overloaded")
+        assert answer.headers["connection"] == "close"
+        assert "retry-after" in answer.headers
+        rig.api.go_on()
+        await rig.turn()
+        assert len(rig.answers()) == 1
+
+    run(test)
+
+
+def test_of_many_connections_others_are_looked_at_with_each_that_comes() -> None:
+    async def test(rig: Rig) -> None:
+        rig.common.most = LOOKED_AT + 1
+        busy = [rig.connect()[0] for _ in range(LOOKED_AT - 1)]
+        idle, _ = rig.connect()
+        for connection in (rig.connection, *busy):
+            connection.data_received(get("/later"))
+        await rig.pass_s(IDLE_S)
+        rig.connect()
+        await rig.turn()
+        assert len(rig.common.connections) == LOOKED_AT + 1  # refused: none of those was idle
+        newcomer, _ = rig.connect()
+        await rig.turn()
+        assert newcomer in rig.common.connections
+        assert idle not in rig.common.connections
 
     run(test)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import resource
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -17,7 +18,7 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from coordinator import api_connection
+from coordinator import api_connection, api_http, courier
 from coordinator.admission import Admission, Line, Rests
 from coordinator.api import Api
 from coordinator.api_connection import Common
@@ -265,7 +266,7 @@ def test_a_client_that_is_gone_before_its_request_has_begun_does_no_harm() -> No
 
     async def test() -> None:
         async with api_node() as node:
-            connection, wire = HttpConnection(Common(node.api)), Wire()
+            connection, wire = HttpConnection(Common(node.api, most=1)), Wire()
             connection.connection_made(wire)
             connection.data_received(get("/v1/transactions/t-1"))
             connection.connection_lost(None)
@@ -275,6 +276,16 @@ def test_a_client_that_is_gone_before_its_request_has_begun_does_no_harm() -> No
             await node.passes()
 
     run(test())
+
+
+@pytest.mark.parametrize(("files", "most"), [(64, 16), (400, 100), (1_024, 384), (20_000, 9_872)])
+def test_clients_leave_files_to_participants_and_to_the_log(
+    files: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle clients alone used up a node's files; it could not write its log then, and ended."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert api_http.most_connections() == most
+    assert most + courier.most_connections() < files
 
 
 # --- sockets, with both event loops
