@@ -128,7 +128,8 @@ class ParticipantSettings:
     """`grace_ms`: how far clocks may be apart; a prepare is accepted so long after `expires_at`.
 
     `tombstones_kept_ms`: longer than the coordinator remembers (a day) and than any message can be
-    under way. `sweep_every_s`: how often older ones are dropped. `batches`: offer the call that
+    under way. `sweep_every_s`: how often older ones are dropped, if the wall clock was not set in
+    between. `batches`: offer the call that
     carries many messages.
     """
 
@@ -166,7 +167,7 @@ class Participant(Generic[T]):
         random: randomness.Random | None = None,
         ask: AskNode | None = None,
     ) -> None:
-        for function in (resource.prepare, resource.commit, resource.rollback):
+        for function in (resource.create, resource.prepare, resource.commit, resource.rollback):
             if inspect.iscoroutinefunction(function):
                 raise TypeError(
                     f"{function.__qualname__} is async; write it as a plain function, it runs "
@@ -291,10 +292,10 @@ class Participant(Generic[T]):
         if cell.action is not _NOTHING:
             assert record is not None
             work = Work(*message[:2], record.payload, local.resource, message.traceparent)
-            if cell.action is _COMMIT:
-                self._resource.commit(work)
-            else:
-                self._resource.rollback(work)
+            resource = self._resource
+            done = resource.commit(work) if cell.action is _COMMIT else resource.rollback(work)
+            if done is not None:
+                _refuse_to_be_run(done)
         after = branch.after(before, message.end, cell)
         if after is not None and after is not before:
             ended = BranchRecord(
@@ -312,7 +313,15 @@ class Participant(Generic[T]):
             raise StoreUnavailable(reply.body["error"]["message"])
 
     async def _sweep(self) -> None:
+        """A clock that was set is not believed: a day ahead for a moment, it would take away what
+        repeated messages are answered from."""
+        clock_ms = self._clock_ms()
         while True:
+            await asyncio.sleep(self._settings.sweep_every_s)
+            clock_ms, before = self._clock_ms(), clock_ms
+            if abs(clock_ms - before) > self._settings.grace_ms:
+                log.warning("the clock was set: tombstones are dropped when it has been steady")
+                continue
             try:
                 before_ms = self._now_ms() - self._settings.tombstones_kept_ms
                 dropped = await self.store.drop_tombstones(before_ms)
@@ -321,7 +330,21 @@ class Participant(Generic[T]):
                 log.warning("tombstones were not dropped, they will be later: %s", error)
             except Exception:
                 log.exception("tombstones were not dropped, they will be later")
-            await asyncio.sleep(self._settings.sweep_every_s)
+
+    def _clock_ms(self) -> float:
+        """Of the wall clock, how far it is from one that nobody sets."""
+        return self._now_ms() - asyncio.get_running_loop().time() * 1000
+
+
+def _refuse_to_be_run(returned: object) -> None:
+    """Nobody runs what a generator or an asynchronous function returns: nothing has been done.
+
+    Not all of them can be told before they are called: they may be decorated, for example.
+    """
+    if inspect.iscoroutine(returned):
+        returned.close()
+    if inspect.isawaitable(returned) or inspect.isgenerator(returned):
+        raise ResourceFailed(f"it returned {returned!r}, which nobody runs; write it as a function")
 
 
 # --- replies ------------------------------------------------------------------------------------

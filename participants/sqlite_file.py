@@ -3,9 +3,11 @@
 Rules:
 - What is not ours is refused before anything is written to it, and so is a second process
   (by a lock on the file beside it that ends in `-lock`).
+- Nothing is said to be kept in a file that is no longer where it was opened.
 - Only `carry_out` ends a local transaction. The resource's functions get a StoreConnection, which
   refuses to.
-- Rows are read as they are, whatever `row_factory` the resource gives its connection.
+- Rows are read as they are, whatever `row_factory` the resource gives its connection. It may not
+  give it a `text_factory`.
 - Each piece of work has its own savepoint in the shared local transaction, so one that fails does
   not undo another; what makes SQLite give up the whole is reported to all of them.
 
@@ -36,6 +38,15 @@ from participants.store import (
 )
 
 FORMAT_VERSION = 1
+
+_WORK = "assent_work"
+"""A piece of work's savepoint. No name that a resource gives to one of its own: SQLite goes back to
+the last one of a name."""
+
+_ENDED_ITSELF = (
+    "the resource's function ended the local transaction of {} itself; take COMMIT or ROLLBACK out"
+    " of it"
+)
 
 # What the machine, and not the resource's own SQL, is to blame for.
 _UNAVAILABLE = {
@@ -118,6 +129,15 @@ class StoreConnection(sqlite3.Connection):
     def __enter__(self) -> NoReturn:
         self._refuse("'with connection', which commits,")
 
+    @property
+    def text_factory(self) -> Any:
+        return str
+
+    @text_factory.setter
+    def text_factory(self, _: Any) -> None:
+        what = "text_factory is not for the resource: the store's own rows are read through it"
+        raise sqlite3.ProgrammingError(f"{what}; CAST(... AS BLOB) gives bytes")
+
 
 def open_writing(
     path: Path,
@@ -142,7 +162,7 @@ def open_writing(
                 cached_statements=256,
             )
             try:
-                return Local(file, lock, _prepare_file(file, path, owner, adopt, create))
+                return Local(file, path, lock, _prepare_file(file, path, owner, adopt, create))
             except BaseException:
                 _close(file)
                 raise
@@ -199,8 +219,9 @@ def _prepare_file(
 
 
 def _lock(path: Path) -> int:
-    """Two processes would number the same tombstones. The lock ends with the process."""
-    lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Two processes would number the same tombstones. The lock ends with the process; it is the
+    file's, whatever links lead to it."""
+    lock = os.open(f"{os.path.realpath(path)}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -235,8 +256,10 @@ def _is_new(file: sqlite3.Connection, path: Path, owner: str, adopt: bool) -> bo
 class Local:
     """The writing thread's side of the file; implements `LocalTransaction`."""
 
-    def __init__(self, file: sqlite3.Connection, lock: int, last_number: int) -> None:
+    def __init__(self, file: sqlite3.Connection, path: Path, lock: int, last_number: int) -> None:
         self.resource = file
+        self._path = path
+        self._opened = _file_at(path)
         self._lock = lock
         self._last_number = last_number
         self._execute = _plain(file).execute
@@ -271,7 +294,16 @@ class Local:
         os.close(self._lock)
 
     def undo(self) -> None:
-        self._execute("ROLLBACK TO work")
+        self._execute(f"ROLLBACK TO {_WORK}")
+
+    def gone(self) -> str | None:
+        """Why nobody would find what is kept in the file, if it is no longer where it was."""
+        if self._opened == _file_at(self._path):
+            return None
+        return (
+            f"the store {self._path} was moved, replaced or deleted while it was open; put it back,"
+            " or start the service again with the file that it is to have"
+        )
 
 
 def carry_out(
@@ -293,14 +325,14 @@ def carry_out(
         # One of them is to blame (a deferred constraint, a COMMIT in its SQL). The others' work is
         # undone or answered by the branch table, so each can be carried out again, alone.
         return [carry_out(path, local, [work])[0] for work in works]
-    return results
+    return [StoreUnavailable(gone)] * len(works) if (gone := local.gone()) else results
 
 
 def _carry_out_one(
     path: Path, local: Local, work: Callable[[LocalTransaction[sqlite3.Connection]], Any]
 ) -> Any | Exception:
     file = local.resource
-    file.execute("SAVEPOINT work")
+    file.execute(f"SAVEPOINT {_WORK}")
     result: Any | Exception
     try:
         result = work(local)
@@ -312,14 +344,21 @@ def _carry_out_one(
         # included.
         if not file.in_transaction:
             raise unavailable(path, error) from error
-        file.execute("ROLLBACK TO work")
+        _at_savepoint(path, file, "ROLLBACK TO")
     if not file.in_transaction:
-        raise StoreUnavailable(
-            f"the resource's function ended the local transaction of {path} itself; "
-            "take COMMIT or ROLLBACK out of it"
-        )
-    file.execute("RELEASE work")
+        raise StoreUnavailable(_ENDED_ITSELF.format(path))
+    _at_savepoint(path, file, "RELEASE")
     return result
+
+
+def _at_savepoint(path: Path, file: sqlite3.Connection, statement: str) -> None:
+    """Raises StoreUnavailable if it is not there: another local transaction was begun since."""
+    try:
+        file.execute(f"{statement} {_WORK}")
+    except sqlite3.OperationalError as error:
+        if _primary_code(error) in _UNAVAILABLE:
+            raise
+        raise StoreUnavailable(_ENDED_ITSELF.format(path)) from error
 
 
 def read_in_doubt(file: sqlite3.Connection, limit: int) -> list[BranchRecord]:
@@ -339,6 +378,15 @@ def read_count(file: sqlite3.Connection) -> dict[State, int]:
 def drop_tombstones(file: sqlite3.Connection, ended_before_ms: int, after: int, limit: int) -> int:
     """Of the first `limit` tombstones after the number `after`, drop the old ones."""
     return file.execute(_DROP, (ended_before_ms, after, limit)).rowcount
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Which file stands there; None: none does."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _close(file: sqlite3.Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -223,8 +224,37 @@ def test_async_functions_are_refused_when_the_participant_is_made() -> None:
         async def prepare(self, work: Any, payload: Any) -> Vote:  # type: ignore[override]
             raise NotImplementedError
 
+    class NeverCreates(Ledger):
+        async def create(self, transaction: Any) -> None:  # type: ignore[override]
+            raise NotImplementedError
+
     with pytest.raises(TypeError, match=r"Wrong\.prepare is async"):
         Participant(Wrong(), SqliteStore(Path("unused"), owner="unused"))
+    with pytest.raises(TypeError, match=r"NeverCreates\.create is async"):
+        Participant(NeverCreates(), SqliteStore(Path("unused"), owner="unused"))
+
+
+@pytest.mark.parametrize("operation", ["commit", "rollback"])
+def test_what_nobody_runs_is_no_end_of_a_branch(operation: str, tmp_path: Path) -> None:
+    """As a decorated function that is async within, or one with a `yield`: nothing was done, and
+    the branch counted as ended."""
+
+    async def never_runs() -> None:
+        raise NotImplementedError
+
+    async def scenario(r: Rig) -> None:
+        await r.call.prepare("t1")
+        right = getattr(r.resource, operation)
+        for wrong in (lambda _: never_runs(), lambda _: (n for n in range(3))):
+            setattr(r.resource, operation, wrong)
+            refused = await getattr(r.call, operation)("t1")
+            assert (refused.status, refused.code) == (500, "resource_failed")
+            assert "which nobody runs" in str(refused.body)
+        assert await r.states() == {"prepared": 1}
+        setattr(r.resource, operation, lambda work: right(work) or "as anything else")
+        assert (await getattr(r.call, operation)("t1")).status == 200
+
+    run(scenario, tmp_path)
 
 
 # --- at the same time ---------------------------------------------------------------------------
@@ -328,6 +358,30 @@ def test_tombstones_are_dropped_when_they_are_old_and_not_before(tmp_path: Path)
         assert kept.transaction_id == "younger"
 
     run(scenario, tmp_path, settings=settings, now_ms=lambda: now[0])
+
+
+def test_no_tombstone_is_dropped_by_a_clock_that_was_just_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else what is repeated finds nothing: a commit is answered 404, and its transaction never
+    ends."""
+    a_day_later_each_time = itertools.count(1_000_000, 86_400_000)
+    settings = ParticipantSettings(
+        tombstones_kept_ms=60_000, sweep_every_s=0.01, inquiry=QUIET.inquiry
+    )
+
+    async def scenario(r: Rig) -> None:
+        await r.call.rollback("t1")
+        await r.call.rollback("t2")
+
+        async def swept_twice() -> bool:
+            return caplog.text.count("the clock was set") > 1
+
+        caplog.clear()
+        await until(swept_twice)
+        assert await r.states() == {"rolled_back": 2}
+
+    run(scenario, tmp_path, settings=settings, now_ms=lambda: next(a_day_later_each_time))
 
 
 def test_a_sweep_of_tombstones_that_fails_in_any_way_is_repeated(

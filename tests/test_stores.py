@@ -432,6 +432,7 @@ def test_a_full_disk_keeps_nothing_of_the_group_and_ends_with_the_fullness(tmp_p
         lambda local: local.resource.executescript("SELECT 1"),
         lambda local: local.resource.__enter__(),
         lambda local: local.resource.execute("ROLLBACK"),
+        lambda local: local.resource.execute("RELEASE assent_work"),
     ],
 )
 def test_the_resource_cannot_end_the_local_transaction(ending: Work, tmp_path: Path) -> None:
@@ -477,6 +478,67 @@ def test_the_resource_may_have_its_rows_as_it_likes(tmp_path: Path) -> None:
         assert [ended.transaction_id for ended in await store.ended(0, 9)] == ["t2"]
         assert (await store.count())[State.COMMITTED] == 1
         await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_local_transaction_that_is_begun_again_is_told_from_the_stores_own(
+    tmp_path: Path,
+) -> None:
+    def begins_again(local: Local) -> None:
+        local.resource.execute("COMMIT")
+        local.resource.execute("BEGIN")
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            for work in (begins_again, both(begins_again, failing(ValueError("and fails")))):
+                (result,) = await store.perform([work])
+                assert isinstance(result, StoreUnavailable)
+                assert "take COMMIT or ROLLBACK out of it" in str(result)
+
+    asyncio.run(scenario())
+
+
+def test_savepoints_of_the_resources_own_do_not_stand_in_the_way_of_an_undo(
+    tmp_path: Path,
+) -> None:
+    """One that is left open when the work fails: under the store's name it was gone back to, and
+    what came before it was kept of work that had failed."""
+
+    def opens_savepoint(local: Local) -> None:
+        put("a", 1)(local)
+        local.resource.execute("SAVEPOINT work")
+        put("b", 2)(local)
+
+    def undoes(local: Local) -> None:
+        local.undo()
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            works = [
+                both(opens_savepoint, failing(ValueError("no"))),
+                both(opens_savepoint, undoes),
+            ]
+            failed, undone = await store.perform(works)
+            assert isinstance(failed, ValueError)
+            assert undone is None
+            assert await own(store) == {}
+
+    asyncio.run(scenario())
+
+
+def test_the_resource_cannot_change_how_the_store_reads_text(tmp_path: Path) -> None:
+    def as_bytes(local: Local) -> None:
+        local.resource.text_factory = bytes
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            refused, kept = await store.perform([as_bytes, keep("t1", State.PREPARED)])
+            assert isinstance(refused, sqlite3.ProgrammingError)
+            assert kept is None
+            assert await store.perform([lambda local: local.find("t1", "1")]) == [
+                record("t1", State.PREPARED)
+            ]
 
     asyncio.run(scenario())
 
@@ -624,6 +686,42 @@ def test_a_second_opener_is_refused_while_the_first_lives(tmp_path: Path) -> Non
                 await sqlite(tmp_path).open(create)
         async with opened(sqlite(tmp_path)):
             pass
+
+    asyncio.run(scenario())
+
+
+def test_a_second_opener_is_refused_by_whatever_link_it_comes(tmp_path: Path) -> None:
+    (tmp_path / "link.sqlite").symlink_to(tmp_path / "store.sqlite")
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)):
+            with pytest.raises(StoreRefused, match="another process"):
+                await SqliteStore(tmp_path / "link.sqlite", owner="test").open(create)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_kept_in_a_file_that_is_gone(replaced: bool, tmp_path: Path) -> None:
+    """It was kept, where nobody would ever find it: a commit was acknowledged, and lost."""
+    path, aside = tmp_path / "store.sqlite", tmp_path / "aside"
+    calls = []
+
+    def counted(_: Local) -> None:
+        calls.append("once")
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            assert await store.perform([put("a", 1)]) == [None]
+            path.rename(aside)
+            if replaced:
+                path.write_bytes(aside.read_bytes())
+            results = await store.perform([counted, put("c", 3)])
+            assert all(isinstance(result, StoreUnavailable) for result in results)
+            assert "replaced or deleted" in str(results[0])
+            assert calls == ["once"]
+            aside.replace(path)
+            assert await store.perform([put("d", 4)]) == [None]
 
     asyncio.run(scenario())
 
