@@ -44,7 +44,8 @@ async def lines_of(local: LocalCluster, id: str) -> list[dict[str, Any]]:
         ]
         return found if any("finished" in said for said in steps(found, id)) else None
 
-    return await eventually(lines, f"the end of {id} is not in the log")
+    found: list[dict[str, Any]] = await eventually(lines, f"the end of {id} is in the log")
+    return found
 
 
 def test_every_step_is_in_the_log_with_its_transaction(shared: Shared) -> None:

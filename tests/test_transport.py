@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-import struct
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
@@ -491,11 +490,11 @@ def test_streams_are_cut_when_the_founding_comes_to_be_known() -> None:
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x80\x04\x95" + b"x" * 100,
         encode(TimeoutNow(1)),
-        struct.pack(">BII", wire.WIRE_VERSION, 5000, 0) + b"x" * 5000,
+        wire.header(wire.WIRE_VERSION, 5000, 0) + b"x" * 5000,
         b"\x01" + encode(Hello("test", "n2", "n1", bytes(16), 1, b"n2"))[1:],
         encode(Hello("test", "n2", "n1", bytes(16), 1, b"n2")) * 2,
         encode(Hello("test", "n2", "n1", bytes(16), 1, b"n2"))
-        + struct.pack(">BII", wire.WIRE_VERSION, 0xFFFFFFFF, 0),
+        + wire.header(wire.WIRE_VERSION, 0xFFFFFFFF, 0),
     ],
     ids=["http", "pickle", "no hello", "large hello", "version", "two hellos", "huge frame"],
 )

@@ -1,11 +1,12 @@
 """What nodes say to each other, as bytes: frames, their limits, and the shape of every message.
 
 Rules
-- A frame is one byte of wire version, four bytes of length and four of CRC-32 (big endian), and a
-  msgpack array of the message's number followed by its fields. There is no pickle.
+- A frame is one byte of wire version, four bytes of length, four of its CRC-32, four of the CRC-32
+  of these nine (big endian), and a msgpack array of the message's number followed by its fields.
+  There is no pickle.
 - What arrives otherwise than it was sent is no message: the checksums of TCP miss some of what
   hardware and proxies change, and one bit of an entry stops a node for good, or makes its state
-  another one than its fellows'.
+  another one than its fellows'. One of a length would have it wait for megabytes.
 - Every field is checked before a message exists: type, sign, size. What does not fit is
   `BadFrame`, and the stream that brought it is closed.
 - What a peer can make this node hold is bounded by the frame's limit: fields are scalars, never
@@ -44,6 +45,8 @@ _MAX_FIELDS: Final = 12
 _ARRAY: Final = 0x90
 """The first byte of a msgpack array of fewer than 16 elements, less their number."""
 _HEADER = struct.Struct(">BII")
+_CHECK = struct.Struct(">I")
+_HEADER_BYTES: Final = _HEADER.size + _CHECK.size
 _ENTRY = struct.Struct(">QI")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -214,7 +217,13 @@ def encode(message: Message) -> bytes:
         raise BadFrame(
             f"{type(message).__name__} of {len(body)} bytes; {MAX_FRAME_BYTES} are allowed"
         )
-    return _HEADER.pack(WIRE_VERSION, len(body), zlib.crc32(body)) + body
+    return header(WIRE_VERSION, len(body), zlib.crc32(body)) + body
+
+
+def header(version: int, length: int, checksum: int) -> bytes:
+    """What stands before the body of a frame."""
+    head = _HEADER.pack(version, length, checksum)
+    return head + _CHECK.pack(zlib.crc32(head))
 
 
 class Frames:
@@ -235,16 +244,19 @@ class Frames:
         buffer += received
         start = 0
         try:
-            while len(buffer) - start >= _HEADER.size:
+            while len(buffer) - start >= _HEADER_BYTES:
                 version, length, checksum = _HEADER.unpack_from(buffer, start)
                 if version != WIRE_VERSION:
                     raise BadFrame(f"wire version {version}; this node speaks {WIRE_VERSION}")
+                begins = start + _HEADER_BYTES
+                if buffer[start:begins] != header(version, length, checksum):
+                    raise BadFrame("a header whose checksum does not fit")
                 if length > self.limit:
                     raise BadFrame(f"frame of {length} bytes; {self.limit} are allowed")
-                end = start + _HEADER.size + length
+                end = begins + length
                 if len(buffer) < end:
                     break
-                body = bytes(memoryview(buffer)[start + _HEADER.size : end])
+                body = bytes(memoryview(buffer)[begins:end])
                 start = end
                 if zlib.crc32(body) != checksum:
                     raise BadFrame("a frame whose checksum does not fit")

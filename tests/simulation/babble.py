@@ -7,7 +7,6 @@ stops by itself because of them is noticed as any that does (I17).
 from __future__ import annotations
 
 import asyncio
-import struct
 import zlib
 from contextvars import copy_context
 from random import Random
@@ -69,8 +68,8 @@ def _frames(world: World, host: NodeHost, draw: Random) -> list[bytes]:
         wire.encode(wire.Hello("another", peers[0], host.name, boot, 1, boot)),
         wire.encode(wire.Hello(CLUSTER, "n99", host.name, boot, 1, boot)),
         wire.encode(wire.Hello(CLUSTER, peers[0], "n99", boot, 1, boot)),
-        struct.pack(">BII", wire.WIRE_VERSION + 1, 10, 0) + draw.randbytes(10),
-        struct.pack(">BII", wire.WIRE_VERSION, 0xFFFFFFFF, 0) + draw.randbytes(100),
+        wire.header(wire.WIRE_VERSION + 1, 10, 0) + draw.randbytes(10),
+        wire.header(wire.WIRE_VERSION, 0xFFFFFFFF, 0) + draw.randbytes(100),
         hello[: draw.randrange(len(hello))],
         _frame(draw.randbytes(draw.randint(0, 60))),
         _frame(msgpack.packb(_random_fields(draw))),
@@ -80,7 +79,7 @@ def _frames(world: World, host: NodeHost, draw: Random) -> list[bytes]:
 
 
 def _frame(body: bytes) -> bytes:
-    return struct.pack(">BII", wire.WIRE_VERSION, len(body), zlib.crc32(body)) + body
+    return wire.header(wire.WIRE_VERSION, len(body), zlib.crc32(body)) + body
 
 
 def _random_fields(draw: Random) -> list[object]:

@@ -157,6 +157,8 @@ class Environment:
     nodes_twice: float
     nodes_twice_s: float
     """The share of the nodes' answers that come once more, up to so much later."""
+    flips: float
+    """The share of pieces between nodes of which a bit is another one when they arrive."""
     wiped_s: float
     """When a node loses its directory, after the faults have begun; 0: none does."""
     bounds: Mapping[str, float]
@@ -288,6 +290,7 @@ def draw_environment(seed: int) -> Environment:
         inquiry_after_s=choice((0.1, 0.5, 1.5, 3.0, 6.0)),
         nodes_twice=nodes_twice,
         nodes_twice_s=before_nodes.choice((0.01, 0.1, 1.0)),
+        flips=0.0 if calm else Random(f"flips {seed}").choice((*(0.0,) * 8, 0.002, 0.02)),
         wiped_s=0.0 if calm or brief or wiped.random() > WIPED else wiped.uniform(0.5, 8.0),
         bounds=draw_bounds(Random(f"bounds {seed}")),
         http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,

@@ -207,6 +207,7 @@ MUTANTS = {
             "by which directory a node is known is durable",
             replaced(cluster.storage.fellows, "put_small_file", rules.put_nothing),
         ),
+        Mutant("frames-unchecked", "frames between nodes are checked", rules.frames_unchecked),
         Mutant(
             "snapshot-over-newer-log",
             "a snapshot is installed only ahead (*)",

@@ -10,7 +10,7 @@ from tests.simulation.babble import babble
 from tests.simulation.moments import Moments
 from tests.simulation.services import MAX_HEARD
 from tests.simulation.strikes import Heal
-from tests.simulation.world import Host, NodeHost, World
+from tests.simulation.world import RAFT_PORT, Host, NodeHost, World
 
 BRIEF_FAULT_S = 1.5
 """The longest fault where tombstones are kept only briefly: no end of a branch may outlive them."""
@@ -27,6 +27,7 @@ async def rage(world: World) -> None:
     until = loop.now + environment.faulty_s
     world.faulty = True
     world.raging.set()
+    world.network.flips, world.network.flips_at = environment.flips, RAFT_PORT
     healing: list[tuple[float, int, Heal]] = []
     number = 0
     next_at = loop.now + draw.expovariate(1.0) * environment.fault_gap_s
@@ -52,6 +53,7 @@ async def rage(world: World) -> None:
                     lasts_s = min(lasts_s, BRIEF_FAULT_S)
                 healing.append((loop.now + lasts_s, number, heal))
     world.faulty = False
+    world.network.flips = 0.0
     world.watch = None
     for heal in [*(heal for _, _, heal in healing), *world.healing]:
         heal()

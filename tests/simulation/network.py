@@ -86,7 +86,11 @@ class SimNetwork:
         """(from, to) → how many faults cut this direction now."""
         self.delays: dict[tuple[str, str], tuple[float, float]] = {}
         """(from, to) → by how much everything is later at least, and by how much more at most."""
-        self.connections = self.resets = 0
+        self.connections = self.resets = self.flipped = 0
+        self.flips = 0.0
+        """The share of pieces of which a bit is another one when they arrive, TCP's checksum right
+        all the same, to and from `flips_at`."""
+        self.flips_at = 0
         self.serving: Callable[[Factory], Factory] = lambda factory: factory
         """What listens in the place of a factory of protocols."""
         self._random = random
@@ -119,6 +123,14 @@ class SimNetwork:
         if weather.lost and draw.random() < weather.lost:
             late += FIRST_TIMEOUT_S
         return late
+
+    def perhaps_flipped(self, piece: bytes, draw: Random) -> bytes:
+        if draw.random() >= self.flips:
+            return piece
+        self.flipped += 1
+        changed = bytearray(piece)
+        changed[draw.randrange(len(piece))] ^= 1 << draw.randrange(8)
+        return bytes(changed)
 
     def later(self, when: float, callback: Callable[..., None], *args: Any) -> None:
         self.loop.call_at(when, callback, *args, context=self._outside)
@@ -348,7 +360,9 @@ class Endpoint(asyncio.Transport):
         if self._closing or not data or not self.process.alive:
             return
         piece = bytes(data)
-        weather, draw = self.network.weather, self._draw
+        network, weather, draw = self.network, self.network.weather, self._draw
+        if network.flips and network.flips_at in (self.address[1], self.peer.address[1]):
+            piece = network.perhaps_flipped(piece, draw)
         if weather.reset and draw.random() < weather.reset:
             self.reset()
             return

@@ -173,6 +173,8 @@ async def _whole(world: World) -> None:
     if world.environment.bounds:
         world.count("seeds with small bounds")
     await rage(world)
+    if world.network.flipped:
+        world.count("bits that changed between nodes", world.network.flipped)
     for host in world.hosts:
         host.start()
     if await _settle(world):
