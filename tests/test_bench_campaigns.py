@@ -475,6 +475,17 @@ def test_the_page_is_what_its_files_say(tmp_path: Path) -> None:
     assert made == there
 
 
+def test_a_page_of_no_figures_is_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- figures: growth -->\nold\n<!-- end of figures -->\n")
+    for folder in (tmp_path, page):
+        assert main(["bench", "page", str(folder), "--page", str(page)]) == 2
+        assert f"there are no figures in {folder}" in capsys.readouterr().err
+    assert "old" in page.read_text()
+
+
 # --- plots ----------------------------------------------------------------------------------------
 
 SVG = "{http://www.w3.org/2000/svg}"

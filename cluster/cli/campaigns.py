@@ -180,6 +180,9 @@ def _page(arguments: argparse.Namespace) -> int:
         text = page.read_text()
     except (OSError, ValueError, KeyError) as error:
         raise UserMistake(f"bench: page: {error}") from None
+    if not results:
+        written_by = f"write them with: assent bench all --to {folder}"
+        raise UserMistake(f"bench: page: there are no figures in {folder}; {written_by}")
     for result in results.values():
         for name, drawn in plots(result).items():
             (folder / name).write_text(drawn)
