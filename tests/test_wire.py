@@ -209,5 +209,5 @@ def test_every_changed_bit_of_a_frame_is_noticed_before_anything_is_waited_for(
     for bit in range(8 * len(good)):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(BadFrame, match="checksum|wire version"):
+        with pytest.raises(BadFrame, match=r"checksum|wire version"):
             read(bytes(bad))
