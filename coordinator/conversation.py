@@ -291,8 +291,7 @@ class Conversation:
         self._next_call_s = min(self._next_call_s, at_s)
 
     def _make_due_calls(self, now_s: float, actions: list[Action]) -> None:
-        self._next_call_s = NEVER_S
-        self._more_due = False
+        self._next_call_s, self._more_due = NEVER_S, False
         for position, leg in enumerate(self.legs):
             if leg.called_again_s is None:
                 continue
@@ -300,8 +299,7 @@ class Conversation:
                 self._next_call_s = min(self._next_call_s, leg.called_again_s)
                 continue
             if len(actions) >= CALLS_PER_TURN:
-                self._next_call_s = leg.called_again_s  # it is past: the next turn looks on
-                self._more_due = True
+                self._next_call_s, self._more_due = now_s, True  # the next turn looks on
                 return
             leg.called_again_s = None
             if self.transaction.outcome is None:

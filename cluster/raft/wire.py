@@ -244,11 +244,14 @@ class Frames:
         buffer += received
         start = 0
         try:
-            while len(buffer) - start >= _HEADER_BYTES:
-                version, length, checksum = _HEADER.unpack_from(buffer, start)
+            while len(buffer) > start:
+                version = buffer[start]
                 if version != WIRE_VERSION:
                     raise BadFrame(f"wire version {version}; this node speaks {WIRE_VERSION}")
                 begins = start + _HEADER_BYTES
+                if len(buffer) < begins:
+                    break
+                _, length, checksum = _HEADER.unpack_from(buffer, start)
                 if buffer[start:begins] != header(version, length, checksum):
                     raise BadFrame("a header whose checksum does not fit")
                 if length > self.limit:
