@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -39,7 +40,13 @@ Behaviour = Callable[[Received, asyncio.StreamWriter], Awaitable[None]]
 class Stub:
     """A server that does what its behaviour says; `behaviour` may be replaced at any time."""
 
-    def __init__(self, behaviour: Behaviour, *, listener: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        behaviour: Behaviour,
+        *,
+        listener: socket.socket | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.behaviour = behaviour
         self.received: list[Received] = []
         self.connections = 0
@@ -47,11 +54,16 @@ class Stub:
         self.most_under_way = 0
         self.arrived = asyncio.Condition()
         self._listener = listener or bound_socket()
+        self._tls = tls
         self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, sock=self._listener, backlog=1024)
+        self._server = await asyncio.start_server(
+            self._serve, sock=self._listener, backlog=1024, ssl=self._tls
+        )
         self.url = url_of(self._listener)
+        if self._tls is not None:
+            self.url = self.url.replace("http:", "https:").replace("127.0.0.1", "localhost")
         return self
 
     async def __aexit__(
