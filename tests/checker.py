@@ -369,6 +369,9 @@ class Checker:
         digest, first = self._entries.setdefault(index, (event["digest"], node))
         if digest != event["digest"]:
             self._found("I14", node, f"applies another entry {index} than {first}")
+        quorum = len(self._run.get("nodes", ())) // 2 + 1
+        if event.get("synced_on", quorum) < quorum:
+            self._found("I4", node, f"applies entry {index}, synced on {event['synced_on']} nodes")
         life = (node, event["start"])
         if index <= self._applied.get(life, 0):
             self._found("I14", node, f"applies {index} after {self._applied[life]}")

@@ -99,6 +99,10 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
             "a node comes back without what it had",
             [*COMMITTED, event("recovered", node="n2", start=2, last=0)],
         ),
+        (
+            "applied, and most nodes do not have it",
+            [*COMMITTED, event("applied", node="n1", start=1, index=2, digest=8, synced_on=1)],
+        ),
         ("told to be finished, and it is not done", [*COMMITTED[:-2], *FINISHED]),
         (
             "nobody knows it any more",

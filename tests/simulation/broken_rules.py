@@ -21,6 +21,7 @@ from cluster.raft.core import RaftCore
 from cluster.raft.proposals import Proposals
 from cluster.raft.replica import Replica
 from cluster.raft.replication import Replication
+from cluster.raft.wire import AppendReply
 from cluster.storage.journal import Journal
 from cluster.storage.journal_format import Log
 from coordinator.api_transactions import Transactions
@@ -82,6 +83,15 @@ def half_is_enough(taken: ExitStack) -> None:
 
 
 # --- replication ----------------------------------------------------------------------------------
+
+
+def refusal_acknowledges(original: Any, core: RaftCore, peer: str, message: AppendReply) -> None:
+    """Who says that the logs do not meet counts as having all that comes before."""
+    original(core, peer, message)
+    held = min(message.next_index - 1, core.journal.last_index)
+    to_us = core.role.name == "LEADER" and message.term == core.term
+    if to_us and not message.matched and held > core.match_index(peer):
+        core.set_match_index(peer, held)
 
 
 def commit_at_once(original: Any, core: RaftCore) -> None:

@@ -167,6 +167,11 @@ MUTANTS = {
             replaced(RaftCore, "_mismatch", rules.trust_the_leader),
         ),
         Mutant(
+            "refusal-acknowledges",
+            "who refuses entries has not acknowledged any",
+            replaced(RaftCore, "on_append_reply", rules.refusal_acknowledges),
+        ),
+        Mutant(
             "leader-counts-unsynced",
             "the leader counts itself for what is synced",
             replaced(RaftCore, "_SyncObj__getEntries", rules.counts_what_is_not_synced),

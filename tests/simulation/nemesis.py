@@ -135,6 +135,7 @@ class _Nemesis(Moments):
         if host.runs and host.node is not None and process is not None and not process.paused:
             self._say("terminate", host.name)
             host.node.stop()
+            self._power_fails_soon(host)
 
     def _suspend_leader(self) -> Heal | None:
         """When it wakes up, what comes first may be a question, and nothing that tells the time."""
@@ -305,14 +306,18 @@ class _Nemesis(Moments):
             return None
         self._say("failing syncs", host.name)
         host.sick = True
-        if self._draw.random() < 0.6:
-            at = self._world.loop.now + self._draw.choice((0.3, 1.0, 3.0)) * self._draw.random()
-            self._world.network.later(at, self._lose_power, host)
+        self._power_fails_soon(host)
 
         def mend() -> None:
             host.sick = False
 
         return mend
+
+    def _power_fails_soon(self, host: NodeHost) -> None:
+        """Perhaps."""
+        if self._draw.random() < 0.6:
+            at = self._world.loop.now + self._draw.choice((0.3, 1.0, 3.0)) * self._draw.random()
+            self._world.network.later(at, self._lose_power, host)
 
     def _lose_power(self, host: NodeHost) -> None:
         if self._world.faulty:

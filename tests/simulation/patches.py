@@ -87,7 +87,9 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
         apply(core, command)
         process = PROCESS.get()
         assert process is not None
-        process.owner.world.applied(core.node, process.number, index, command)
+        world = process.owner.world
+        term = core.journal[index - core.journal.first_index][2]
+        world.applied(core.node, process.number, index, command, world.synced_on(index, term))
 
     def state_set(core: RaftCore, state: int) -> None:
         set_state(core, state)

@@ -36,6 +36,9 @@ class Strikes:
         if host.runs:
             self._say("power" if power else "kill", host.name)
             self._world.down(host, power=power)
+        elif power and host.has_power:
+            self._say("power", f"{host.name}, where nothing runs")
+            host.lose_power()
 
     def _all_down(self, *, power: bool) -> None:
         for host in self._world.nodes:

@@ -129,6 +129,13 @@ class Host(Machine):
         if again_s is not None:
             world.network.later(world.loop.now + again_s, self.start)
 
+    def lose_power(self) -> None:
+        """The machine, on which nothing runs now."""
+        assert not self.runs
+        self.world.count("power losses of what had ended")
+        self.has_power = False
+        self.crashed(power=True)
+
 
 class NodeHost(Host):
     """A node of the cluster."""
@@ -217,6 +224,17 @@ class NodeHost(Host):
         if self.node is not None and self.node.replica.transport.handshakes.knows(other.name):
             self._reached.add(other.name)
         return other.name in self._reached
+
+    def may_have_synced(self, index: int, term: int) -> bool:
+        """Surely not only if it runs, is as it should be, and its log says so."""
+        core = self.node.replica._core if self.node is not None else None
+        if core is None or self.damaged or core.journal.failed is not None:
+            return True
+        journal = core.journal
+        if index < journal.first_index:
+            return True
+        last = min(core.durable_index or journal.last_index, journal.last_index)
+        return index <= last and journal[index - journal.first_index][2] == term
 
     @property
     def damaged(self) -> bool:
@@ -469,9 +487,15 @@ class World:
         """Of the history so far."""
         return self._hash.hexdigest()
 
-    def applied(self, node: str, start: int, index: int, command: bytes) -> None:
+    def applied(self, node: str, start: int, index: int, command: bytes, synced_on: int) -> None:
         digest = zlib.crc32(command)
-        self.record("applied", node=node, start=start, index=index, digest=digest)
+        self.record(
+            "applied", node=node, start=start, index=index, digest=digest, synced_on=synced_on
+        )
+
+    def synced_on(self, index: int, term: int) -> int:
+        """How many nodes may have this entry on their disks."""
+        return sum(host.may_have_synced(index, term) for host in self.nodes)
 
     def became_leader(self, node: str, term: int) -> None:
         self.record("leader", node=node, term=term)
