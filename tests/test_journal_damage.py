@@ -11,6 +11,7 @@ import pytest
 from cluster.errors import Damaged, Foreign, StorageError
 from cluster.storage.journal import Journal
 from cluster.storage.journal_format import (
+    NOWHERE,
     Header,
     append_change,
     decode_body,
@@ -20,7 +21,7 @@ from cluster.storage.journal_format import (
     truncate_change,
     vote_change,
 )
-from cluster.storage.journal_recovery import segment_numbers, segment_path
+from cluster.storage.journal_recovery import segment_numbers, segment_path, survey
 from cluster.storage.records import decode_record, encode_record
 from cluster.storage.watermark import Watermark, read_watermark
 from tests.journal_histories import (
@@ -272,6 +273,38 @@ def test_a_journal_whose_first_entries_are_in_no_segment_is_refused() -> None:
     content[:] = encode_record(1, 0, encode_header(told))
     with pytest.raises(Damaged, match="this entry is missing"):
         open_journal(disk)
+
+
+def test_a_look_at_it_refuses_what_a_start_refuses_once_it_has_cut_a_tear() -> None:
+    disk = MemoryDisk()
+    open_journal(disk).close()
+    content = disk.files[segment_path(HOME, 1)].now
+    told = dataclasses.replace(header_of(disk, 1), start=1, next_index=4)
+    content[:] = encode_record(1, 0, encode_header(told)) + b"half a record"
+    with pytest.raises(Damaged, match="this entry is missing"):
+        survey(HOME, cluster="c", node="n1", disk=disk, watermark=NOWHERE, seen=lambda *_: None)
+
+
+@pytest.mark.parametrize("header", ["missing", "torn"])
+def test_a_journal_whose_first_segment_is_gone_is_not_begun_anew(header: str) -> None:
+    """Also where no mark tells that it was synced."""
+    disk = MemoryDisk()
+    journal = open_journal(disk, segment_bytes=300)
+    while segment_numbers(HOME, disk)[-1] < 3:
+        append(journal, 1)
+        journal.write()
+    journal.compact_to(journal.last_index)
+    oldest, newest = header_of(disk, 4).oldest, 4
+    assert 1 < oldest < newest
+    for number in range(1, oldest + (header == "missing")):
+        del disk.files[segment_path(HOME, number)]
+    del disk.files[HOME / "watermark"]
+    if header == "torn":
+        del disk.files[segment_path(HOME, oldest)].now[20:]
+    operations = disk.operations
+    with pytest.raises(Damaged, match="nothing stands before it"):
+        open_journal(disk)
+    assert disk.operations == operations
 
 
 def test_random_bytes_never_get_past_the_checks() -> None:

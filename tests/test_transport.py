@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import Callable, Coroutine
@@ -12,7 +13,13 @@ import pytest
 
 from cluster.errors import DiskFailed, StorageError
 from cluster.raft import wire
-from cluster.raft.transport import NotLoopback, Transport, TransportLimits
+from cluster.raft.transport import (
+    NotLoopback,
+    Transport,
+    TransportLimits,
+    _Acceptor,
+    refuse_beyond_loopback,
+)
 from cluster.raft.wire import Frames, Hello, RaftMessage, Refused, TimeoutNow, Welcome, encode
 from cluster.storage.disk import Disk
 from cluster.storage.fellows import Fellows
@@ -190,6 +197,20 @@ def test_messages_arrive_in_order_and_only_after_flush() -> None:
     run(scenario)
 
 
+def test_what_is_too_large_for_a_handshake_arrives_after_it() -> None:
+    async def scenario() -> None:
+        first, second = await pair()
+        piece = wire.SnapshotPiece(1, 1, 1, 1, 1, 0, False, bytes(2 * wire.MAX_HELLO_BYTES))
+        first.transport.send("n2", piece)
+        first.transport.flush()
+        assert await second.hears() == ("n1", piece)
+        await first.stop()
+        assert first.disconnected.empty(), "who closes is not told of streams that end by it"
+        await second.stop()
+
+    run(scenario)
+
+
 def test_the_time_limit_of_a_handshake_goes_with_the_handshake() -> None:
     async def scenario() -> None:
         first, second = await pair()
@@ -265,6 +286,37 @@ def test_a_stream_that_breaks_is_dialed_again() -> None:
         await second.stop()
 
     run(scenario)
+
+
+def test_a_peer_that_is_away_is_dialed_more_seldom_and_never_too_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+    established = iter([*[False] * 6, True, False])
+
+    async def dialed(_: Transport, __: str) -> bool:
+        return next(established)
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 8:
+            raise asyncio.CancelledError
+
+    class Middle(random.Random):
+        def random(self) -> float:
+            return 0.5
+
+    async def scenario() -> None:
+        node = Node("n1", {"n1": 0, "n2": 0})
+        node.transport._random = Middle()
+        monkeypatch.setattr(Transport, "_dial_once", dialed)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "sleep", pause)
+            with pytest.raises(asyncio.CancelledError):
+                await node.transport._dial("n2")
+
+    run(scenario)
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5, 0.05, 0.1]
 
 
 def test_a_peer_that_restarts_is_reached_again() -> None:
@@ -458,6 +510,43 @@ def test_a_dialer_leaves_an_acceptor_of_another_founding(caplog: pytest.LogCaptu
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        (encode(Refused("no room")), "n2 refuses this node: no room"),
+        (
+            encode(Welcome(bytes(16), b"n2")) + encode(TimeoutNow(1)),
+            "the acceptor speaks out of turn",
+        ),
+    ],
+)
+def test_a_dialer_leaves_an_acceptor_that_refuses_it_or_says_more_than_welcome(
+    frames: bytes, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        left: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(4096)
+            writer.write(frames)
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            left.put_nowait(writer)
+
+        ports = {"n1": free_port(), "n2": free_port()}
+        server = await asyncio.start_server(accept, "127.0.0.1", ports["n2"])
+        limits = TransportLimits(handshake_timeout_s=DEADLINE_S)
+        node = Node("n1", ports, limits=limits)
+        await node.transport.start()
+        (await left.get()).close()
+        assert said in caplog.text
+        assert node.heard.empty()
+        await node.stop()
+        server.close()
+
+    run(scenario)
+
+
 def test_streams_are_cut_when_the_founding_comes_to_be_known() -> None:
     async def scenario() -> None:
         first, second = await pair()
@@ -596,6 +685,19 @@ def test_the_late_words_of_a_start_that_is_over_do_not_retire_the_one_that_lives
     run(scenario)
 
 
+def test_a_start_dials_as_often_as_it_must() -> None:
+    async def scenario() -> None:
+        node = await lone()
+        for stream in (1, 2, 3):
+            peer = await Stranger.welcomed(node.transport.port, 1, stream)
+            peer.write(encode(TimeoutNow(stream)))
+            assert await node.hears() == ("n2", TimeoutNow(stream))
+            peer.close()
+        await node.stop()
+
+    run(scenario)
+
+
 def test_an_order_of_streams_outlives_the_stream_in_use() -> None:
     async def scenario() -> None:
         node = await lone()
@@ -613,6 +715,21 @@ def test_an_order_of_streams_outlives_the_stream_in_use() -> None:
     run(scenario)
 
 
+def test_what_strangers_cause_is_not_logged_again_and_again_nor_remembered_without_bound(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        transport = Node("n1", {"n1": 0, "n2": 0}).transport
+        for line in ("n8 is refused", "n9 is refused") * 2:
+            transport.tell(line)
+        assert caplog.text.count("n8 is refused") == caplog.text.count("n9 is refused") == 1
+        for number in range(300):
+            transport.tell(f"m{number} is refused")
+        assert len(transport._told) <= 256
+
+    run(scenario)
+
+
 def test_a_stranger_who_says_nothing_is_cut_off() -> None:
     async def scenario() -> None:
         node = await lone(TransportLimits(handshake_timeout_s=0.05))
@@ -620,6 +737,25 @@ def test_a_stranger_who_says_nothing_is_cut_off() -> None:
         assert await stranger.answer() is None
         stranger.close()
         await node.stop()
+
+    run(scenario)
+
+
+def test_a_stream_that_is_accepted_when_all_has_ended_is_cut() -> None:
+    """The kernel had it already when the listener was closed."""
+
+    class Late(asyncio.Transport):
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    async def scenario() -> None:
+        node = await lone()
+        await node.stop()
+        late = Late()
+        _Acceptor(node.transport).connection_made(late)
+        assert late.aborted
 
     run(scenario)
 
@@ -707,6 +843,11 @@ def test_binding_beyond_loopback_is_refused(host: str) -> None:
             on_another=lambda _: None,
             on_failed=lambda _: None,
         )
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1"])
+def test_binding_to_loopback_is_not(host: str) -> None:
+    refuse_beyond_loopback((host, 7101))
 
 
 def test_a_busy_port_is_an_error_at_start() -> None:

@@ -132,7 +132,6 @@ class Transport:
         if self._closed:
             return
         self._closed = True
-        self._outbox.clear()
         for task in self._dialing:
             task.cancel()
         if self._server is not None:
@@ -182,7 +181,7 @@ class Transport:
         for peer, message in self._outbox:
             if only is not None and not isinstance(message, only):
                 stay.append((peer, message))
-            elif peer in self._outbound and peer not in self.blocked:
+            elif peer not in self.blocked:
                 frame = frames.get(id(message))
                 if frame is None:
                     frame = frames[id(message)] = wire.encode(message)

@@ -25,17 +25,16 @@ _SLOT = struct.Struct("<QQQ")
 class Watermark:
     """The open file."""
 
-    def __init__(self, file: File, sequence: int, position: Position) -> None:
+    def __init__(self, file: File, sequence: int) -> None:
         self._file = file
         self._sequence = sequence
-        self.position = position
 
     @classmethod
     def open(cls, path: Path, disk: Disk) -> Watermark:
         """Open the file, made if it is missing (the caller syncs the directory)."""
-        sequence, position = read_watermark(path, disk)
+        sequence, _ = read_watermark(path, disk)
         file = disk.open(path) if disk.exists(path) else disk.create(path)
-        return cls(file, sequence, position)
+        return cls(file, sequence)
 
     def advance(self, position: Position) -> None:
         """Everything before `position` is on stable storage."""
@@ -43,7 +42,6 @@ class Watermark:
         slot = self._sequence % 2
         body = _SLOT.pack(self._sequence, *position)
         self._file.write(slot * _SLOT_BYTES, encode_record(slot, slot * _SLOT_BYTES, body))
-        self.position = position
 
     def sync(self) -> None:
         """Make the watermark itself durable."""
