@@ -350,6 +350,21 @@ def test_only_a_decision_of_this_branch_is_read() -> None:
     assert read_decision(b"", branch) is None
 
 
+def test_a_branch_in_doubt_is_asked_about_more_seldom_and_never_too_seldom() -> None:
+    class Longest(Random):
+        def uniform(self, a: float, b: float) -> float:
+            del a
+            return b
+
+    async def nothing(*_: object) -> Any:
+        raise AssertionError
+
+    settings = InquirySettings(first_after_s=1.0, max_delay_s=10.0)
+    inquirer = Inquirer(nothing, nothing, settings, now_ms=lambda: 0, random=Longest())
+    delays = [inquirer._delay_s(attempts) for attempts in (1, 2, 3, 4, 5, 100_000)]
+    assert delays == [2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
+
+
 def test_settings_say_when_to_ask() -> None:
     settings = InquirySettings()
     assert (settings.first_after_s, settings.max_delay_s) == (5.0, 30.0)

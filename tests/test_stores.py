@@ -340,9 +340,22 @@ def test_the_file_is_synced_at_each_end_of_a_local_transaction(tmp_path: Path) -
     asyncio.run(scenario())
 
 
-def test_what_waits_shares_one_local_transaction(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("most", "sizes", "groups"),
+    [
+        (1_000, [1] * 50, 1),
+        (3, [2, 1, 1], 2),
+        (3, [5, 1, 2], 2),
+        (3, [1, 3, 4], 3),
+    ],
+)
+def test_what_waits_shares_a_local_transaction_as_far_as_it_may(
+    most: int, sizes: list[int], groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "MAX_GROUP", most)
+
     async def scenario() -> None:
-        async with opened(sqlite(tmp_path)) as store:
+        async with opened(sqlite(tmp_path)) as store, asyncio.timeout(30):
             ends: list[str] = []
             release = threading.Event()
 
@@ -355,12 +368,15 @@ def test_what_waits_shares_one_local_transaction(tmp_path: Path) -> None:
             ends.clear()
             first = asyncio.create_task(store.perform([lambda _: release.wait(30)]))
             await asyncio.sleep(0)
-            rest = [asyncio.create_task(store.perform([put(f"k{n}", n)])) for n in range(50)]
+            rest = [
+                asyncio.create_task(store.perform([put(f"k{n}.{i}", i) for i in range(size)]))
+                for n, size in enumerate(sizes)
+            ]
             await asyncio.sleep(0)
             release.set()
             await asyncio.gather(first, *rest)
-            assert len(await own(store)) == 50
-            assert len(ends) == 2, "one for the first, one for all that waited for it"
+            assert len(await own(store)) == sum(sizes)
+            assert len(ends) == 1 + groups, "one for the first, which all others waited for"
 
     asyncio.run(scenario())
 
