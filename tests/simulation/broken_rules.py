@@ -21,7 +21,6 @@ from cluster.raft.core import RaftCore
 from cluster.raft.proposals import Proposals
 from cluster.raft.replica import Replica
 from cluster.raft.replication import Replication
-from cluster.raft.wire import AppendReply
 from cluster.storage.journal import Journal
 from cluster.storage.journal_format import Log
 from coordinator.api_transactions import Transactions
@@ -85,15 +84,6 @@ def half_is_enough(taken: ExitStack) -> None:
 # --- replication ----------------------------------------------------------------------------------
 
 
-def refusal_acknowledges(original: Any, core: RaftCore, peer: str, message: AppendReply) -> None:
-    """Who says that the logs do not meet counts as having all that comes before."""
-    original(core, peer, message)
-    held = min(message.next_index - 1, core.journal.last_index)
-    to_us = core.role.name == "LEADER" and message.term == core.term
-    if to_us and not message.matched and held > core.match_index(peer):
-        core.set_match_index(peer, held)
-
-
 def commit_at_once(original: Any, core: RaftCore) -> None:
     """The leader counts entries as committed when they are in its own journal."""
     if core.role.name == "LEADER":
@@ -148,6 +138,12 @@ def counts_what_is_not_synced(original: Any, core: RaftCore, *arguments: Any) ->
         return original(core, *arguments)
     finally:
         core.durable_index = durable
+
+
+def answer_before_the_sync(original: Any, replica: Replica, core: RaftCore) -> None:
+    """What a step has to say leaves before the disk has what it speaks of."""
+    replica.transport.flush()
+    original(replica, core)
 
 
 def follow_anybody(original: Any, core: Any, peer: str, term: int, now_ms: int) -> bool:

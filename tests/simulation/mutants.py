@@ -167,9 +167,9 @@ MUTANTS = {
             replaced(RaftCore, "_mismatch", rules.trust_the_leader),
         ),
         Mutant(
-            "refusal-acknowledges",
-            "who refuses entries has not acknowledged any",
-            replaced(RaftCore, "on_append_reply", rules.refusal_acknowledges),
+            "acknowledged-unsynced",
+            "followers acknowledge what is synced",
+            replaced(Replica, "_release", rules.answer_before_the_sync),
         ),
         Mutant(
             "leader-counts-unsynced",
