@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from contextvars import copy_context
 from pathlib import Path
 from random import Random
@@ -22,6 +23,7 @@ import pytest
 from aiohttp import web
 
 from cluster.errors import DiskFailed, InUse
+from tests.model.broken_rules import replaced
 from tests.simulation.bounds import BOUNDS
 from tests.simulation.disk import SimDisk
 from tests.simulation.environment import draw_environment
@@ -125,6 +127,29 @@ def test_a_clumsy_peer_alone_does_no_harm(peer: str) -> None:
     for seed in ("1", "4"):
         done = simulate("replay", "--seed", seed, "--mutant", peer)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_planted_bug_fits_what_it_replaces() -> None:
+    """One that a change of the code has left behind would raise, and count as caught for that."""
+    for mutant in (MUTANTS | CLUMSY).values():
+        with mutant.switched_on():
+            pass
+
+    class Greeter:
+        def greet(self, name: str, *, loudly: bool = False) -> str:
+            return f"{name}{'!' * loudly}"
+
+    def fits(_original: Any, _greeter: Greeter, name: str, **_: Any) -> str:
+        return name
+
+    def does_not(_original: Any, _greeter: Greeter, *, loudly: bool) -> str:
+        return str(loudly)
+
+    with ExitStack() as taken:
+        replaced(Greeter, "greet", fits)(taken)
+        assert Greeter().greet("ada", loudly=True) == "ada"
+        with pytest.raises(TypeError):
+            replaced(Greeter, "greet", does_not)(taken)
 
 
 def test_every_planted_bug_names_its_rule() -> None:

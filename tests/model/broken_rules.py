@@ -7,6 +7,7 @@ taken away, so that what is shown is what the rule is for.
 from __future__ import annotations
 
 import functools
+import inspect
 from array import array
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -48,11 +49,15 @@ def other_move(command: type[Command], phases: tuple[Phase, ...], move: Move) ->
     return take
 
 
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
 def replaced(owner: object, name: str, instead: Callable[..., Any]) -> Taken:
     """`instead` is called with the original, and then as the original is."""
 
     def take(taken: ExitStack) -> None:
         original = getattr(owner, name)
+        _check_fits(instead, original)
 
         @functools.wraps(original)
         def called(*arguments: Any, **named: Any) -> Any:
@@ -61,6 +66,14 @@ def replaced(owner: object, name: str, instead: Callable[..., Any]) -> Taken:
         taken.enter_context(patch.object(owner, name, called))
 
     return take
+
+
+def _check_fits(instead: Callable[..., Any], original: Callable[..., Any]) -> None:
+    """Raises TypeError; else the first call would, and be taken for what a missing rule does."""
+    parameters = inspect.signature(original).parameters.values()
+    by_place = [p for p in parameters if p.kind in _BY_PLACE and p.default is p.empty]
+    by_name = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    inspect.signature(instead).bind(original, *by_place, **by_name)
 
 
 def together(*parts: Taken) -> Taken:

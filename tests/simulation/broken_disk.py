@@ -41,10 +41,10 @@ def remove_all_before(original: Any, segments: Any, log: Log, **_named: bool) ->
     original(segments, log, replaced=True)
 
 
-def place_without_sync(_original: Any, store: Any, aside: Any, meta: Any) -> bool:
+def place_without_sync(_original: Any, store: Any, aside: Any, meta: Any, size: int) -> bool:
     """A snapshot gets its name, and what it covers goes before the name is durable."""
     store._disk.rename(aside, store._path)
-    store._meta = meta
+    store._meta, store.size = meta, size
     return True
 
 
