@@ -17,10 +17,11 @@ from coordinator.admission import Admission, Line
 from coordinator.api import Check
 from coordinator.api_requests import Request
 from coordinator.api_shapes import MAX_AHEAD_MS
+from coordinator.commands import Epoch, encode
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from coordinator.settings import Limits, Timings
 from tests.api_rig import ScriptedDriver, answered, api_node, error_of, now_ms, run
-from tests.builders import uuid7
+from tests.builders import begin, uuid7
 
 PATH = "/v1/transactions"
 
@@ -540,6 +541,34 @@ def test_a_wait_that_runs_out_before_anything_is_known_says_so(
             status, answer = await node.post(PATH, node.body(id="t-1", timeout_ms=1))
             assert (status, error_of(answer)["code"]) == (503, "outcome_unknown")
             assert driver.futures[0].cancelled()  # nobody waits for it any more
+
+    run(test())
+
+
+def test_a_wait_that_runs_out_never_shows_what_another_asked_for_under_that_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(api_transactions, "WAIT_MARGIN_MS", 1)
+
+    async def test() -> None:
+        async with api_node(scripted=ScriptedDriver(), timings=Timings(min_timeout_ms=1)) as node:
+            node.machine.apply(encode(Epoch(1, 1, "n1")))
+            node.machine.apply(encode(begin("t-1", fingerprint="another", epoch=1)))
+            assert node.machine.get("t-1") is not None
+            status, answer = await node.post(PATH, node.body(id="t-1", timeout_ms=1))
+            assert (status, error_of(answer)["code"]) == (503, "outcome_unknown")
+
+    run(test())
+
+
+def test_a_get_waits_no_longer_than_proxies_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_transactions, "MAX_WAIT_MS", 1)
+
+    async def test() -> None:
+        async with api_node() as node:
+            await node.post(PATH, node.body("down", id="t-1"))
+            status, answer = await node.get(f"{PATH}/t-1?wait_ms=600000")
+            assert (status, answer["state"]) == (200, "committing")
 
     run(test())
 
