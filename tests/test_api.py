@@ -694,6 +694,19 @@ def test_a_page_ends_where_it_is_large_enough_and_the_next_goes_on(
     run(test())
 
 
+def test_the_list_shows_what_was_begun_by_a_clock_that_is_ahead() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            node.machine.apply(encode(Epoch(1, 1, "n1")))
+            node.machine.apply(encode(begin("t-1", epoch=1, now_ms=now_ms() + 60_000)))
+            _, page = await node.get(f"{PATH}?stale=true")
+            assert [t["id"] for t in page["transactions"]] == ["t-1"]
+            _, page = await node.get(f"{PATH}?stale=true&older_than_ms=1")
+            assert page["transactions"] == []
+
+    run(test())
+
+
 def test_a_list_without_a_limit_keeps_to_the_page_size_that_is_set() -> None:
     async def test() -> None:
         async with api_node(limits=Limits(page_size=2)) as node:
