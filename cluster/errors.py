@@ -78,3 +78,8 @@ class NotBootstrapped(StorageError):
 
 class FailStop(Exception):
     """An invariant is broken: this node must not send another message."""
+
+
+def in_words(error: BaseException) -> str:
+    """What an error says, or is: memory that is used up, for example, says nothing."""
+    return str(error) or type(error).__name__

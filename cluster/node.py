@@ -24,7 +24,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from cluster.clocks import ClockWatch
-from cluster.errors import DiskFailed, FailStop, Foreign, StorageError
+from cluster.errors import DiskFailed, FailStop, Foreign, StorageError, in_words
 from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import Role
 from cluster.raft.status import PeerStatus
@@ -216,7 +216,7 @@ class Node:
         finally:
             await self._end()
         if self._failure is not None:
-            LOG.critical("node %s stops: %s", self._me.id, self._failure)
+            LOG.critical("node %s stops: %s", self._me.id, in_words(self._failure))
             return 2 if isinstance(self._failure, Foreign) else 1
         LOG.info("node %s has stopped", self._me.id)
         return 0

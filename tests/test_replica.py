@@ -757,6 +757,24 @@ def test_a_command_that_raises_stops_the_replica_for_good(
     assert stops_for_good(caplog).exc_info, "where it came from is told"
 
 
+def test_a_failure_that_has_no_words_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path, 1) as nodes:
+            leader = await nodes.put("a")
+
+            def has_no_memory() -> None:
+                raise MemoryError
+
+            monkeypatch.setattr(leader._journal, "write", has_no_memory)
+            assert isinstance(await propose(leader, "b"), FateUnknown)
+            monkeypatch.undo()
+
+    run(scenario())
+    assert stops_for_good(caplog).getMessage().endswith("stops for good: MemoryError")
+
+
 def test_a_disk_that_fails_stops_the_replica_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

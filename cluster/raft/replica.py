@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from cluster.errors import IS_LOST, FailStop, Foreign, StorageError
+from cluster.errors import IS_LOST, FailStop, Foreign, StorageError, in_words
 from cluster.raft import wire
 from cluster.raft.core import RaftCore, Surroundings
 from cluster.raft.entries import encode_group
@@ -566,10 +566,8 @@ class Replica:
             return
         self.fatal = error
         # A message says what a disk refused; of what nobody foresaw the way there matters.
-        foreseen = isinstance(error, StorageError | OSError)
-        log.critical(
-            "%s: stops for good: %s", self.node, error, exc_info=None if foreseen else error
-        )
+        trace = None if isinstance(error, StorageError | OSError) else error
+        log.critical("%s: stops for good: %s", self.node, in_words(error), exc_info=trace)
         self._fall_silent(NotLeader(f"{self.node} failed"), FateUnknown(f"{self.node} failed"))
         self.on_fatal(error)
 
