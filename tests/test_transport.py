@@ -760,14 +760,36 @@ def test_a_stream_that_is_accepted_when_all_has_ended_is_cut() -> None:
     run(scenario)
 
 
-def test_only_so_many_strangers_are_listened_to() -> None:
+def test_only_so_many_strangers_are_listened_to_the_latest() -> None:
     async def scenario() -> None:
         node = await lone(TransportLimits(max_strangers=4, handshake_timeout_s=DEADLINE_S))
-        strangers = [await Stranger.open(node.transport.port) for _ in range(5)]
-        assert await strangers[4].answer() is None
+        strangers = [await Stranger.open(node.transport.port) for _ in range(6)]
+        for cut in strangers[:2]:
+            assert await cut.answer() is None
+        assert sum(not stream.closing for stream in node.transport.streams) == 4
         for stranger in strangers:
             stranger.close()
         await node.stop()
+
+    run(scenario)
+
+
+def test_a_crowd_that_says_nothing_keeps_no_peer_out() -> None:
+    """It kept a node that was started again from its peers, in both directions."""
+
+    async def scenario() -> None:
+        ports = {"n1": free_port(), "n2": free_port()}
+        limits = TransportLimits(max_strangers=2, handshake_timeout_s=DEADLINE_S)
+        first, second = Node("n1", ports, limits=limits), Node("n2", ports)
+        await first.transport.start()
+        crowd = [await Stranger.open(ports["n1"]) for _ in range(2)]
+        await second.transport.start()
+        assert await first.connected.get() == "n2"
+        assert await second.connected.get() == "n1"
+        for stranger in crowd:
+            stranger.close()
+        await first.stop()
+        await second.stop()
 
     run(scenario)
 

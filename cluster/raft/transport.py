@@ -58,7 +58,8 @@ class TransportLimits:
     max_backlog_bytes: int = 64 * 1024 * 1024
     """Unsent bytes after which a peer counts as not reading: its stream is cut."""
     max_strangers: int = 64
-    """Streams that have not finished their handshake; more are closed at once."""
+    """Streams to this node whose handshake is not over. With one more the oldest is cut: a crowd
+    that says nothing does not keep the peers out, whose handshakes take no time."""
 
 
 class Transport:
@@ -274,14 +275,12 @@ class _Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        limits = self.owner.limits
-        strangers = sum(not stream.ready for stream in self.owner.streams)
         self.owner.streams[self] = None
-        if self.owner.closed or strangers >= limits.max_strangers:
+        if self.owner.closed:
             self.abort()
             return
         loop = asyncio.get_running_loop()
-        self.timer = loop.call_later(limits.handshake_timeout_s, self.abort)
+        self.timer = loop.call_later(self.owner.limits.handshake_timeout_s, self.abort)
         connection = transport.get_extra_info("socket")
         if connection is not None:
             drop_unacknowledged(connection, _UNACKNOWLEDGED_MS)
@@ -413,6 +412,13 @@ class _Acceptor(_Stream):
         self.heard_before: bytes | None = None
         """The start that counted when `hello` was read. If a third one does by now, which is the
         later? What a dead one had said may arrive last. Who lives dials again."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        streams = self.owner.streams
+        strangers = [s for s in streams if isinstance(s, _Acceptor) and not (s.ready or s.closing)]
+        if len(strangers) > self.owner.limits.max_strangers:
+            strangers[0].abort()
 
     @property
     def name(self) -> str:
