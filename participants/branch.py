@@ -234,7 +234,11 @@ TABLE: Mapping[Row, Mapping[State, Cell]] = {
         State.ROLLED_BACK: _NO_ROLLED_BACK,
     },
     Row.PREPARE_LATE: {
-        State.ABSENT: Cell(Action.NOTHING, Answer.NO, reason="expired: expires_at has passed"),
+        State.ABSENT: Cell(
+            Action.NOTHING,
+            Answer.NO,
+            reason="expired: expires_at has passed, by the clock of this service",
+        ),
         State.ACTIVE: _IMPOSSIBLE,
         State.PREPARED: _STILL_YES,
         State.COMMITTED: _NO_FINISHED,

@@ -156,6 +156,7 @@ def test_a_prepare_is_accepted_until_it_expires_and_the_grace_is_over(tmp_path: 
         late = await r.call.prepare("t2", expires_at="1970-01-01T00:01:34.999Z")
         assert late.body["vote"] == "no"
         assert "expired" in late.body["reason"]
+        assert "by the clock of this service" in late.body["reason"]
         assert r.resource.calls == ["prepare"]
 
     run(scenario, tmp_path, now_ms=lambda: 100_000)
