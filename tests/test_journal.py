@@ -13,7 +13,7 @@ import pytest
 from cluster.errors import DiskFailed, FailStop
 from cluster.storage.disk import PosixDisk
 from cluster.storage.journal import Journal
-from cluster.storage.journal_recovery import segment_numbers
+from cluster.storage.journal_recovery import segment_numbers, segment_path
 from tests.journal_histories import (
     HOME,
     append,
@@ -104,6 +104,23 @@ def test_what_no_correct_raft_asks_for_is_a_fail_stop_and_changes_nothing(
     with pytest.raises(FailStop):
         change(journal)
     assert state_of(journal) == before
+
+
+def test_nothing_is_synced_in_a_file_that_is_gone() -> None:
+    """It was, where no start would find it: a node went on to acknowledge what it had not."""
+    disk = MemoryDisk()
+    journal = open_journal(disk)
+    append(journal, 5)
+    sync(journal)
+    append(journal, 1)
+    path = segment_path(HOME, 1)
+    disk.rename(path, path.with_name("elsewhere"))
+    job = journal.start_sync()
+    assert job is not None
+    with pytest.raises(FailStop, match=r"segment-000000000001\.log was deleted or moved"):
+        job()
+    with pytest.raises(DiskFailed):
+        append(journal, 1)
 
 
 def test_old_segments_are_removed_only_by_a_sync_after_the_compaction() -> None:
