@@ -4,7 +4,7 @@ Rules
 - Nothing polls and nothing waits on purpose. A step is: what was received, the tick, the next group
   of commands, the journal. It runs when something happened or the one timer is due.
 - Nothing leaves before what it claims is durable: votes, answers and the leader's own count towards
-  the quorum wait for the sync. Only a leader's entries travel while they are being synced.
+  the quorum wait for the sync. Only a leader's entries travel while they are written and synced.
 - No step runs during a sync, so what becomes durable is exactly what was written before it; what
   arrives meanwhile is the next step's, and so is the next group of commands.
 - A follower whose disk is quick syncs and answers before it applies: the leader waits for that.
@@ -430,12 +430,12 @@ class Replica:
 
     def _release(self, core: RaftCore) -> None:
         """To the disk, then to the peers; a step again if that makes more possible."""
+        leads = core.role is Role.LEADER
+        if leads:
+            self.transport.flush(only=_TRAVEL_EARLY)
         job = self._journal.start_sync()
         core.sync_started()
         if job is not None:
-            leads = core.role is Role.LEADER
-            if leads:
-                self.transport.flush(only=_TRAVEL_EARLY)
             self._sync = self.syncs.run(job, leads=leads, disk_is_busy=bool(self._jobs))
             if self._sync is not None:
                 self._sync.add_done_callback(self._synced)
