@@ -34,7 +34,7 @@ from tests.checked import ABORTED, COMMITTED, Event, Nameless, Transaction, wron
 PROBE_LIMIT_S = 15.0
 WIPED = "wipe"
 """The fault after which a node has nothing, and may take no part under its old id."""
-DAMAGE = ("full disk", "rot", "lost write", "misdirected write", WIPED)
+DAMAGE = ("full disk", "rot", "lost write", "misdirected write", "failing reads", WIPED)
 """Faults after which the node that they hit may stop by itself, in order: it says why."""
 FAILING = "failing syncs"
 """Another one: but it may stop for nothing else than the operation that failed."""

@@ -60,6 +60,8 @@ class SimDisk:
         """Gets the next write instead of the disk; says what it did, or None: the disk has it."""
         self.wronged: Callable[[str], None] = _ignore
         """Told what `wrong` said."""
+        self.is_unreadable = False
+        """What is asked for does not come."""
         self._files: dict[Path, _Content] = {}
         self._directories: dict[Path, None] = {Path("/"): None}
         self._durable_names: dict[Path, _Content] = {}
@@ -207,6 +209,8 @@ class SimFile:
         self._generation = disk.generation
 
     def read(self, offset: int, size: int) -> bytes:
+        if self._disk.is_unreadable:
+            raise DiskFailed("read", self._path, "Input/output error")
         return bytes(self._content.now[offset : offset + size])
 
     def write(self, offset: int, piece: bytes) -> None:

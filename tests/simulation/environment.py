@@ -88,6 +88,9 @@ QUICK_FAULTS = (
 DAY_MS = 86_400_000
 BRIEFLY_MS = 12_000
 
+UNREADABLE = 1 / 10
+"""The share of seeds in which a disk gives nothing back for a while."""
+
 WIPED = 1 / 12
 """The share of seeds in which a node loses its directory, and is started once more."""
 
@@ -161,6 +164,8 @@ class Environment:
     """The share of pieces between nodes of which a bit is another one when they arrive."""
     wiped_s: float
     """When a node loses its directory, after the faults have begun; 0: none does."""
+    unreadable_s: float
+    """When a node's disk begins to give nothing back, after the faults have begun; 0: none does."""
     bounds: Mapping[str, float]
     """How much is done in a turn, where it is less than in production (`bounds`)."""
     http_in_bytes: bool
@@ -200,7 +205,7 @@ def draw_environment(seed: int) -> Environment:
     slowly = Random(f"working {seed}")
     fronts = Random(f"fronts {seed}")
     before_nodes = Random(f"before nodes {seed}")
-    wiped = Random(f"wiped {seed}")
+    wiped, unreadable = Random(f"wiped {seed}"), Random(f"unreadable {seed}")
     nodes_twice = 0.0 if calm or brief else before_nodes.choice((0.0, 0.0, 0.0, 0.02, 0.1))
     # Everything of Raft scales with it, and nothing costs as much as heartbeats.
     heartbeat_ms = choice((100, 150, 250, 400))
@@ -292,6 +297,9 @@ def draw_environment(seed: int) -> Environment:
         nodes_twice_s=before_nodes.choice((0.01, 0.1, 1.0)),
         flips=0.0 if calm else Random(f"flips {seed}").choice((*(0.0,) * 8, 0.002, 0.02)),
         wiped_s=0.0 if calm or brief or wiped.random() > WIPED else wiped.uniform(0.5, 8.0),
+        unreadable_s=unreadable.uniform(0.5, 8.0)
+        if not calm and unreadable.random() < UNREADABLE
+        else 0.0,
         bounds=draw_bounds(Random(f"bounds {seed}")),
         http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,
     )

@@ -36,6 +36,9 @@ async def rage(world: World) -> None:
     if environment.wiped_s:
         wipe = _Nemesis(world, world.draw("wipe")).wipe
         world.network.later(loop.now + environment.wiped_s, wipe)
+    if environment.unreadable_s:
+        fail = _Nemesis(world, world.draw("unreadable")).fail_reads
+        world.network.later(loop.now + environment.unreadable_s, fail)
     while loop.now < until:
         wake_at = min([until, next_at, *(at for at, _, _ in healing)])
         await asyncio.sleep(max(0.0, wake_at - loop.now))
@@ -366,6 +369,31 @@ class _Nemesis(Moments):
         self._down(host, power=False)
         host.rotten = host.disk.rot(self._draw)
         self._say("rot", f"{host.name} {host.rotten}")
+
+    def fail_reads(self) -> None:
+        """A disk gives nothing back for a while; another node is made to ask for a snapshot, now
+        and then: by being away.
+        """
+        world, draw = self._world, self._draw
+        host = draw.choice((self._leader(), self._node()))
+        disk = host.disk
+        if not world.faulty or host.damaged:
+            return
+        self._say("failing reads", host.name)
+        world.count("failing reads")
+        disk.is_unreadable = True
+        if draw.random() < 0.3:
+            self._down(host, power=False)
+        else:
+            self._down(self._node(), power=False)
+
+        def over() -> None:
+            if over in world.healing:
+                world.healing.remove(over)
+                disk.is_unreadable = False
+
+        world.healing.append(over)
+        world.network.later(world.loop.now + draw.uniform(0.2, 5.0), over)
 
     def wipe(self) -> None:
         """A node's directory is lost. Not where another might never have heard of it: two of three
