@@ -750,6 +750,9 @@ def test_a_stream_that_is_accepted_when_all_has_ended_is_cut() -> None:
         def abort(self) -> None:
             self.aborted = True
 
+        def is_closing(self) -> bool:
+            return self.aborted
+
     async def scenario() -> None:
         node = await lone()
         await node.stop()
