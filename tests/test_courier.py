@@ -278,6 +278,31 @@ def test_a_name_that_is_looked_up_for_ever_delays_no_other_name(
         answers.set()
 
 
+def test_a_gateway_that_stops_closes_what_is_kept_and_leaves_no_timer() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        ended: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(response(b"true"))
+            while await reader.read(1_000):
+                pass
+            ended.put_nowait(b"")
+            writer.close()
+
+        server = await asyncio.start_server(serve, sock=(listener := bound_socket()))
+        for operation in (PREPARE, COMMIT):
+            assert not isinstance(await ask(gateway, url_of(listener), operation), Failed)
+        await gateway.stop()
+        assert gateway._courier._bell._timer is None
+        await ended.get()
+        await ended.get()
+        server.close()
+        await server.wait_closed()
+
+    run(scenario)
+
+
 def test_a_failed_tls_handshake_has_not_arrived() -> None:
     async def scenario(gateway: Gateway) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
