@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import resolver
+from coordinator import participant_connections, resolver
 from coordinator.courier import Answer
 from coordinator.gateway import Gateway
 from coordinator.participant_connection import Connection, Origin
@@ -278,7 +278,11 @@ def test_a_name_that_is_looked_up_for_ever_delays_no_other_name(
         answers.set()
 
 
-def test_a_gateway_that_stops_closes_what_is_kept_and_leaves_no_timer() -> None:
+def test_a_gateway_that_stops_closes_what_is_kept_and_leaves_no_timer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(participant_connections, "IDLE_S", 3_600)
+
     async def scenario(gateway: Gateway) -> None:
         ended: asyncio.Queue[bytes] = asyncio.Queue()
 
