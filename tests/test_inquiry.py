@@ -365,6 +365,37 @@ def test_a_branch_in_doubt_is_asked_about_more_seldom_and_never_too_seldom() -> 
     assert delays == [2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
 
 
+@pytest.mark.parametrize(
+    ("first_after_s", "pause_s"), [(0.01, 0.02), (2.0, 0.5), (5.0, 1.0), (600.0, 1.0)]
+)
+def test_the_store_is_looked_at_often_and_not_all_the_time(
+    first_after_s: float, pause_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        raise asyncio.CancelledError
+
+    async def nothing(_: int) -> list[BranchRecord]:
+        return []
+
+    async def obey(*_: object) -> None:
+        raise AssertionError
+
+    async def scenario() -> None:
+        settings = InquirySettings(first_after_s=first_after_s)
+        inquirer = Inquirer(nothing, obey, settings, now_ms=lambda: 0, random=Random(1))
+        with monkeypatch.context() as patch:
+            patch.setattr("participants.inquiry.asyncio.sleep", pause)
+            await inquirer.start()
+            await asyncio.wait({inquirer._watching})  # type: ignore[type-var]
+        await inquirer.stop()
+
+    asyncio.run(scenario())
+    assert pauses[0] == pause_s
+
+
 def test_settings_say_when_to_ask() -> None:
     settings = InquirySettings()
     assert (settings.first_after_s, settings.max_delay_s) == (5.0, 30.0)
