@@ -18,6 +18,7 @@ from participants.inquiry import (
     Decision,
     Inquirer,
     InquirySettings,
+    _Asked,
     read_decision,
 )
 from participants.sdk import ParticipantSettings
@@ -350,7 +351,9 @@ def test_only_a_decision_of_this_branch_is_read() -> None:
     assert read_decision(b"", branch) is None
 
 
-def test_a_branch_in_doubt_is_asked_about_more_seldom_and_never_too_seldom() -> None:
+def test_a_branch_in_doubt_is_asked_about_more_seldom_and_never_too_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Longest(Random):
         def uniform(self, a: float, b: float) -> float:
             del a
@@ -363,6 +366,24 @@ def test_a_branch_in_doubt_is_asked_about_more_seldom_and_never_too_seldom() -> 
     inquirer = Inquirer(nothing, nothing, settings, now_ms=lambda: 0, random=Longest())
     delays = [inquirer._delay_s(attempts) for attempts in (1, 2, 3, 4, 5, 100_000)]
     assert delays == [2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
+
+    async def silence(*_: object) -> None:
+        """No node says anything."""
+
+    def noted(attempts: int) -> float:
+        counted.append(attempts)
+        return 0.0
+
+    async def scenario() -> None:
+        inquirer._asked["t1", "1"] = _Asked()
+        for _ in range(3):
+            await inquirer._inquire(silence, record)
+
+    counted: list[int] = []
+    record = BranchRecord("t1", "1", Branch(State.PREPARED, "f"), b"{}", ("http://n1",), 0)
+    monkeypatch.setattr(inquirer, "_delay_s", noted)
+    asyncio.run(scenario())
+    assert counted == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
