@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from coordinator import participant_connections, resolver
-from coordinator.courier import Answer
+from coordinator.courier import Answer, Delivery, _Errand
 from coordinator.gateway import Gateway
-from coordinator.participant_connection import Connection, Origin
+from coordinator.participant_connection import Broken, Connection, Origin
 from coordinator.participant_connections import Connections
 from coordinator.settings import Timings
 from participants.contract import (
@@ -276,6 +276,23 @@ def test_a_name_that_is_looked_up_for_ever_delays_no_other_name(
         run(scenario)
     finally:
         answers.set()
+
+
+def test_an_end_goes_again_once_though_the_next_connection_has_been_used_too() -> None:
+    """When all places are taken the next is one that another message has left."""
+
+    async def scenario(gateway: Gateway) -> None:
+        told: list[Delivery] = []
+        courier = gateway._courier
+        call, _ = call_for("http://127.0.0.1:1", COMMIT)
+        errand = _Errand(courier, (call,), call.body, 1_000, told.append)
+        courier._errands[errand] = None
+        errand.left = errand.over_used = errand.again = True
+        courier.failed(errand, Broken(begun=False))
+        assert errand.dialing is None
+        assert [failed(given).broken for each in told for given in each.answers] == [True]
+
+    run(scenario)
 
 
 def test_a_gateway_that_stops_closes_what_is_kept_and_leaves_no_timer(
