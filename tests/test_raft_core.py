@@ -14,7 +14,7 @@ from cluster.errors import FailStop
 from cluster.raft import core as raft_core
 from cluster.raft import snapshots as raft_snapshots
 from cluster.raft.core import check_library
-from cluster.raft.entries import decode_group, encode_group
+from cluster.raft.entries import MEMBERS, decode_group, encode_group
 from cluster.raft.members import Configurations, decode_members, encode_members, is_one_change
 from cluster.raft.proposals import Barriers, ProposalLimits, Proposals
 from cluster.raft.state import CoreLimits, Role
@@ -317,6 +317,19 @@ def test_a_read_that_nobody_waits_for_any_more_is_in_nobodys_way() -> None:
 
 
 # --- one core
+
+
+def test_who_is_no_member_any_more_does_not_stand_for_election(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    node = world.nodes["C"]
+    core = node.core
+    for left, asks in ((("A", "B", "C"), True), (("A", "B"), False)):
+        core.append_entry(MEMBERS + encode_members(left), core.journal.last_index + 1, 1)
+        core.set_deadline(0.0)
+        node.step()
+        asked = world.drop("C", "A") + world.drop("C", "B")
+        assert any(isinstance(message, PreVote) for message in asked) == asks
+        world.now += 5
 
 
 def test_each_waits_another_time_before_it_stands_for_election(tmp_path: Path) -> None:
