@@ -4,6 +4,8 @@ Rules (PROTOCOL, section 5):
 - Only "commit" and "abort" in an answer 200 end a branch. Everything else (404, errors, redirects
   to nowhere, pages, silence) says nothing, and the branch stays as it is: prepared.
 - The answer is obeyed through the same branch table as a call, in the same local transaction.
+- A node that did not answer is passed over for a while, by all branches but one that tries it: the
+  branches of a cluster that is gone do not hold up those of one that answers.
 - Which branches are in doubt is read from the store, never remembered beside it. What is remembered
   is only when to ask again.
 
@@ -37,6 +39,7 @@ MAX_WATCHED = 10_000
 """Branches in doubt that are looked after at a time, the longest prepared first."""
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_NODES_ASKED = 16
+MAX_SILENT_NODES = 1_000
 
 AskNode = Callable[[str, BranchRecord], Awaitable["Decision | None"]]
 """Ask one node (its base URL) about a branch. None: it said nothing that counts."""
@@ -97,6 +100,8 @@ class Inquirer:
         self._ask = ask
         self._asked: dict[BranchKey, _Asked] = {}
         self._permits = asyncio.Semaphore(settings.concurrency)
+        self._silent_until_s: dict[str, float] = {}
+        """By node that did not answer when it was last asked."""
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -182,14 +187,34 @@ class Inquirer:
                 record.branch_id,
             )
         for node in nodes[:MAX_NODES_ASKED]:
+            if self._is_passed_over(node):
+                continue
             try:
                 decision = await ask(node, record)
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 log.debug("%s did not answer the inquiry: %r", node, error)
+                self._pass_over(node)
                 continue
+            self._silent_until_s.pop(node, None)
             if decision is not None:
                 return decision
         return None
+
+    def _is_passed_over(self, node: str) -> bool:
+        """Whether it was silent just now; if it is time to try it again, this one branch does."""
+        until_s = self._silent_until_s.get(node)
+        if until_s is None:
+            return False
+        if asyncio.get_running_loop().time() < until_s:
+            return True
+        self._pass_over(node)
+        return False
+
+    def _pass_over(self, node: str) -> None:
+        if len(self._silent_until_s) >= MAX_SILENT_NODES:
+            self._silent_until_s.clear()
+        now_s = asyncio.get_running_loop().time()
+        self._silent_until_s[node] = now_s + self._settings.timeout_s
 
 
 class _HttpAsking:

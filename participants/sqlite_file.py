@@ -24,7 +24,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from participants.branch import ENDED, Branch, State
 from participants.store import (
@@ -36,6 +36,7 @@ from participants.store import (
     StoreUnavailable,
     as_exception,
 )
+from participants.store_connection import StoreConnection
 
 FORMAT_VERSION = 1
 
@@ -103,40 +104,6 @@ _DROP = """DELETE FROM assent_branches WHERE changed_at_ms < ? AND ended_number 
     (SELECT ended_number FROM assent_branches WHERE ended_number > ?
      AND ended_number < (SELECT max(ended_number) FROM assent_branches)
      ORDER BY ended_number LIMIT ?)"""
-
-
-class StoreConnection(sqlite3.Connection):
-    """What the resource's functions get: it cannot end the store's local transaction."""
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise sqlite3.ProgrammingError(
-            f"{what} is not for the resource: the store ends the local transaction, "
-            "together with the branch's own row; leave the call out"
-        )
-
-    def commit(self) -> None:
-        self._refuse("commit()")
-
-    def rollback(self) -> None:
-        self._refuse("rollback()")
-
-    def close(self) -> None:
-        self._refuse("close(), which rolls back,")
-
-    def executescript(self, sql_script: str, /) -> NoReturn:  # noqa: ARG002
-        self._refuse("executescript(), which commits,")
-
-    def __enter__(self) -> NoReturn:
-        self._refuse("'with connection', which commits,")
-
-    @property
-    def text_factory(self) -> Any:
-        return str
-
-    @text_factory.setter
-    def text_factory(self, _: Any) -> None:
-        what = "text_factory is not for the resource: the store's own rows are read through it"
-        raise sqlite3.ProgrammingError(f"{what}; CAST(... AS BLOB) gives bytes")
 
 
 def open_writing(
@@ -242,7 +209,10 @@ def _is_new(file: sqlite3.Connection, path: Path, owner: str, adopt: bool) -> bo
                 " name another file, or open it with adopt=True"
             )
         return True
-    version, file_owner = file.execute("SELECT version, owner FROM assent_format").fetchone()
+    format_row = file.execute("SELECT version, owner FROM assent_format").fetchone()
+    if format_row is None:
+        raise StoreRefused(f"{path} is damaged: it does not say whose it is; put back a copy of it")
+    version, file_owner = format_row
     if version > FORMAT_VERSION:
         raise StoreRefused(
             f"{path} has format {version}, and this program reads up to {FORMAT_VERSION};"

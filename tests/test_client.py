@@ -864,6 +864,29 @@ def test_waiting_for_a_free_connection_is_no_silence_of_the_node(
     run(test)
 
 
+def test_an_answer_without_end_is_none_and_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.client.calls._ANSWER_BYTES", 100_000)
+    sent = 0
+
+    async def endless(request: web.Request, _: Any) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 10_000)
+            sent += 10_000
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = endless
+        exchange = AiohttpExchange(Random(1))
+        with pytest.raises(NoAnswer, match="longer than 100000 bytes"):
+            await exchange.send("GET", nodes[0].url + "/x", None, FOREVER)
+        await exchange.close()
+        assert sent < 100_000_000, "what has been read, and what sockets hold"
+
+    run(test, nodes=1)
+
+
 # --- answers that are none ------------------------------------------------------------------------
 
 

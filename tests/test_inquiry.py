@@ -127,6 +127,54 @@ def test_nobody_is_asked_twice_at_once_nor_before_the_pause_is_over() -> None:
 NODES = tuple(f"http://n{number}" for number in range(100))
 
 
+def test_a_node_that_is_silent_is_tried_by_one_branch_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Thousands of branches of a cluster that is gone do not hold up those of one that answers."""
+    gone, there = "http://gone:1", "http://there:1"
+    records = [
+        BranchRecord(f"t{n}", "1", Branch(State.PREPARED, "abc"), coordinators=(gone, there))
+        for n in range(50)
+    ]
+    asked: list[str] = []
+    silent = {gone}
+
+    async def in_doubt(_: int) -> list[BranchRecord]:
+        return records
+
+    async def obey(*_: object) -> None:
+        pass
+
+    async def ask(node: str, _: BranchRecord) -> Decision | None:
+        asked.append(node)
+        if node in silent:
+            raise TimeoutError
+        return Decision.COMMIT
+
+    async def scenario() -> None:
+        loop, now_s = asyncio.get_running_loop(), 1_000.0
+        monkeypatch.setattr(loop, "time", lambda: now_s)
+        settings = InquirySettings(timeout_s=5.0)
+        inquirer = Inquirer(
+            in_doubt, obey, settings, now_ms=lambda: 60_000, random=Random(1), ask=ask
+        )
+        due = await inquirer._due(5_000)
+        for record in due[:20]:
+            await inquirer._inquire(ask, record)
+        assert (asked.count(gone), asked.count(there)) == (1, 20)
+        now_s += 5.0
+        for record in due[20:30]:
+            await inquirer._inquire(ask, record)
+        assert (asked.count(gone), asked.count(there)) == (2, 30), "one has tried it again"
+        now_s += 5.0
+        silent.clear()
+        for record in due[30:]:
+            await inquirer._inquire(ask, record)
+        assert (asked.count(gone), asked.count(there)) == (22, 30), "it answers all"
+
+    asyncio.run(scenario())
+
+
 def test_it_follows_a_followers_redirect_and_tries_the_other_nodes(tmp_path: Path) -> None:
     async def scenario(r: Rig) -> None:
         leader = Node(decision("commit"))

@@ -657,6 +657,7 @@ def test_a_strangers_database_is_refused_and_left_alone_unless_adopted(tmp_path:
     ("change", "match"),
     [
         ("UPDATE assent_format SET version = 99", "run the newer program"),
+        ("DELETE FROM assent_format", "does not say whose it is"),
         ("UPDATE assent_format SET owner = 'another'", "belongs to 'another'"),
     ],
 )

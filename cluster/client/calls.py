@@ -53,6 +53,8 @@ _MAX_RETRY_AFTER = 60.0
 _CLOSED = "the client was closed before there was an answer"
 _CONNECTIONS = 1_024
 """Of one client to all nodes. Requests beyond it wait for a free connection."""
+_ANSWER_BYTES = 64 << 20
+"""Read of an answer at most: four times the largest batch, and what it is answered."""
 _MOST_PATIENCE = 4
 """Times the first try's time. A leader that hangs is noticed by the first try, two nodes that do so
 one after the other seldom happen."""
@@ -123,7 +125,7 @@ class AiohttpExchange:
                 if response.headers.get(REQUEST_HEADER, name) != name:
                     response.close()  # its own may still be to come
                     raise NoAnswer("what came is the answer to another request")
-                return HttpAnswer(response.status, response.headers, await response.read())
+                return HttpAnswer(response.status, response.headers, await _body_of(response))
         except TimeoutError:
             raise Silence(f"no answer within {timeout:.1f} s") from None
         except aiohttp.ClientConnectorError as error:
@@ -135,6 +137,16 @@ class AiohttpExchange:
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
+
+
+async def _body_of(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > _ANSWER_BYTES:
+            response.close()
+            raise NoAnswer(f"its answer is longer than {_ANSWER_BYTES} bytes")
+    return bytes(body)
 
 
 class Nodes:
