@@ -299,7 +299,7 @@ class Conversation:
                 self._next_call_s = min(self._next_call_s, leg.called_again_s)
                 continue
             if len(actions) >= CALLS_PER_TURN:
-                self._next_call_s, self._more_due = now_s, True  # the next turn looks on
+                self._next_call_s, self._more_due = leg.called_again_s, True  # now is a grain late
                 return
             leg.called_again_s = None
             if self.transaction.outcome is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.alarms import NEVER_S
+from coordinator.alarms import GRAIN_S, NEVER_S
 from coordinator.commands import Acknowledge, Decide
 from coordinator.conversation import (
     ACKNOWLEDGE_WITHIN_S,
@@ -179,6 +179,18 @@ def test_of_a_huge_transaction_few_branches_are_called_in_a_turn_and_each_once()
     turns = calls_by_turn(talk, talk.log_applies(actions))
     assert [len(turn) for turn in turns] == sizes_of(HUGE)
     assert flat(turns) == commits(*range(HUGE))
+
+
+@pytest.mark.parametrize("decided", [False, True])
+def test_what_a_turn_had_no_room_for_is_due_at_once_and_not_a_grain_later(decided: bool) -> None:
+    """Alarms ring when the grain that a time is in has passed: 34 turns of 100 branches took 128 ms
+    where each was due at its own present."""
+    talk = huge_one_decided() if decided else Talk(*branches(HUGE))
+    late_s = talk.now_s + 3 * GRAIN_S
+    for _ in range(3):
+        assert len(talk.woken(late_s)) == CALLS_PER_TURN
+        assert talk.due_s <= late_s - GRAIN_S, "its grain is over"
+        late_s += GRAIN_S / 100
 
 
 def test_a_usual_transaction_calls_all_its_branches_in_one_turn() -> None:
