@@ -10,14 +10,13 @@ transaction's id, and in JSON that is the field `transaction`.
 from __future__ import annotations
 
 import enum
-import functools
 import json
 import logging
 import sys
-from datetime import UTC, datetime
 from typing import Any
 
 from coordinator.steps import Lines
+from participants.contract import rfc3339
 from participants.logs import one_line
 
 _encode = json.JSONEncoder().encode
@@ -52,9 +51,9 @@ class _Text(logging.Formatter):
         head = f" {record.levelname:<5} {self._node}{record.name}: "
         if isinstance(record.msg, Lines):
             return "\n".join(
-                [f"{_time(at)}{head}{id} {one_line(text)}" for at, id, text in record.msg]
+                [f"{rfc3339(at)}{head}{id} {one_line(text)}" for at, id, text in record.msg]
             )
-        line = _time(int(record.created * 1000)) + head + one_line(record.getMessage())
+        line = rfc3339(int(record.created * 1000)) + head + one_line(record.getMessage())
         trace = _trace(self, record)
         return f"{line}\n{trace}" if trace else line
 
@@ -70,22 +69,20 @@ class _Json(logging.Formatter):
             rest = _encode(about)[1:-1]
             return "\n".join(
                 [
-                    f'{{"time": "{_time(at)}", {rest}, "message": {_encode(text)}, '
+                    f'{{"time": "{rfc3339(at)}", {rest}, "message": {_encode(text)}, '
                     f'"transaction": "{id}"}}'
                     for at, id, text in record.msg
                 ]
             )
-        entry = {"time": _time(int(record.created * 1000)), **about, "message": record.getMessage()}
+        entry = {
+            "time": rfc3339(int(record.created * 1000)),
+            **about,
+            "message": record.getMessage(),
+        }
         trace = _trace(self, record)
         if trace:
             entry["trace"] = trace
         return _encode(entry)
-
-
-@functools.lru_cache(maxsize=64)
-def _time(unix_ms: int) -> str:
-    seconds, ms = divmod(unix_ms, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:

@@ -7,6 +7,7 @@ import functools
 import resource
 from typing import Any
 
+from coordinator import courier
 from coordinator.api import Api
 from coordinator.api_connection import Common
 from coordinator.http_connection import HttpConnection
@@ -28,7 +29,7 @@ def most_connections() -> int:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files == resource.RLIM_INFINITY:
         return _MANY_CONNECTIONS
-    left = files - files // 2
+    left = files - courier.most_connections()
     return max(1, left // 2, left - KEPT_FILES)
 
 

@@ -103,9 +103,9 @@ def error_answer(error: ApiError) -> Answer:
     return Answer(error.status, encode(error.body()).encode("ascii"), JSON, error.headers)
 
 
-def named(answer: Answer, name: str | None) -> Answer:
-    """The answer with the name of its request, if that has one that can be said again."""
-    if name is None or len(name) > MAX_REQUEST_NAME or not (name.isascii() and name.isprintable()):
+def named(answer: Answer, name: str) -> Answer:
+    """The answer with the name of its request, if that can be said again."""
+    if len(name) > MAX_REQUEST_NAME or not (name.isascii() and name.isprintable()):
         return answer
     return answer._replace(headers={**answer.headers, REQUEST_HEADER: name})
 

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from participants.contract import DECLARATION_HEADER, BadMessage, Declaration, Operation
 from participants.messages import Received, read_batch, read_batch_message, read_message
+from participants.streams import read_within
 
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 """One message: the largest payload a coordinator takes (1 MiB), and ample room for the rest."""
@@ -146,23 +147,18 @@ async def _read_body(request: web.Request, limit: int) -> bytes | Reply:
     if content.at_eof():  # there is none, or somebody before us has read it
         return await request.read()
     # Not `request.read()`: its limit is that of the application which this one is mounted in.
-    parts, size = [], 0
     try:
         if content.is_eof():  # it came with the head, as small ones do: nothing to wait for
             body = content.read_nowait()
             return too_large if len(body) > limit else body
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in content.iter_any():
-                parts.append(part)
-                size += len(part)
-                if size > limit:
-                    return too_large
+            whole = await read_within(content, limit)
+        return too_large if whole is None else whole
     except TimeoutError:
         message = f"the body did not come within {BODY_TIMEOUT_S:g} s; send it whole"
         return Reply(408, error_body("body_timeout", message))
     except (OSError, web.RequestPayloadError):  # its sender was killed, for example
         return _bad_message(BadMessage("the body broke off, or its encoding is damaged"))
-    return b"".join(parts)
 
 
 def _read_message(operation: Operation, body: bytes, traceparent: str | None) -> Received | Reply:

@@ -32,6 +32,7 @@ from yarl import URL
 
 from participants.contract import BranchKey
 from participants.store import BranchRecord, StoreError
+from participants.streams import read_within
 
 log = logging.getLogger("assent.participant")
 
@@ -239,12 +240,10 @@ class _HttpAsking:
             if response.status != 200:
                 log.debug("%s answered the inquiry with %d", node, response.status)
                 return None
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > MAX_ANSWER_BYTES:
-                    return None
-        return read_decision(bytes(body), (record.transaction_id, record.branch_id))
+            body = await read_within(response.content, MAX_ANSWER_BYTES)
+        if body is None:
+            return None
+        return read_decision(body, (record.transaction_id, record.branch_id))
 
 
 def read_decision(body: bytes, branch: BranchKey) -> Decision | None:

@@ -27,83 +27,73 @@ from cluster.local.cluster import LocalCluster
 from tests.cluster_rig import Load, all_ready, check, load
 from tests.recording import Recording
 
-Fault = Callable[[], Awaitable[None]]
-
 LONGEST_S = 4.0
 """A fault lasts no longer: with a service that is away transactions wait, and nothing happens."""
 
+FAULTS = (
+    ("kill", "leader"),
+    ("kill", "leader"),
+    ("kill", "node"),
+    ("kill", "service"),
+    ("kill", "all nodes"),
+    ("kill", "everything"),
+    ("end", "leader"),
+    ("stop", "leader"),
+    ("stop", "node"),
+    ("stop", "service"),
+    ("stop", "all nodes"),
+    ("flap", "node"),
+)
+"""What is done, and to whom: each as likely. "end": as a deployment does; "flap": killed again and
+again, mostly before it serves."""
+
 
 class Faults:
-    """What goes wrong in one round. Each method returns when it has been healed."""
+    """What goes wrong in one round. Each fault is over when it has been healed."""
 
     def __init__(self, local: LocalCluster, draw: Random) -> None:
         self.counts: Counter[str] = Counter()
         self._local = local
         self._draw = draw
+        self._ways: dict[str, Callable[[Sequence[str]], Awaitable[None]]] = {
+            "kill": self._kill,
+            "end": self._end,
+            "stop": self._stop,
+            "flap": self._flap,
+        }
 
     async def go_on_for(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        faults: Sequence[Fault] = (
-            self.kill_leader,
-            self.kill_leader,
-            self.kill_node,
-            self.kill_service,
-            self.kill_all_nodes,
-            self.kill_everything,
-            self.end_leader,
-            self.stop_leader,
-            self.stop_node,
-            self.stop_service,
-            self.stop_all_nodes,
-            self.flap,
-        )
         while time.monotonic() < until:
             await asyncio.sleep(self._draw.expovariate(1.0))
-            fault = self._draw.choice(faults)
-            self.counts[fault.__name__.replace("_", " ")] += 1
-            await fault()
+            way, whom = self._draw.choice(FAULTS)
+            self.counts[f"{way} {whom}"] += 1
+            await self._ways[way](await self._names(whom))
 
-    async def kill_leader(self) -> None:
-        await self._kill([await self._local.wait_leader()])
+    async def _names(self, whom: str) -> Sequence[str]:
+        match whom:
+            case "leader":
+                return [await self._local.wait_leader()]
+            case "node":
+                return [self._draw.choice(self._local.node_ids)]
+            case "service":
+                return [self._draw.choice(self._local.services)]
+            case "all nodes":
+                return self._local.node_ids
+        return [*self._local.node_ids, *self._local.services]
 
-    async def kill_node(self) -> None:
-        await self._kill([self._draw.choice(self._local.node_ids)])
-
-    async def kill_service(self) -> None:
-        await self._kill([self._draw.choice(self._local.services)])
-
-    async def kill_all_nodes(self) -> None:
-        await self._kill(self._local.node_ids)
-
-    async def kill_everything(self) -> None:
-        await self._kill([*self._local.node_ids, *self._local.services])
-
-    async def flap(self) -> None:
-        """The same node again and again, mostly before it serves."""
-        name = self._draw.choice(self._local.node_ids)
+    async def _flap(self, names: Sequence[str]) -> None:
+        (name,) = names
         for _ in range(self._draw.randint(2, 5)):
             await self._local.kill(name)
             await self._local.start(name, wait=False)
             await asyncio.sleep(self._draw.uniform(0.0, 0.8))
         await self._local.wait_ready(name)
 
-    async def end_leader(self) -> None:
-        """As a deployment does."""
-        name = await self._local.wait_leader()
+    async def _end(self, names: Sequence[str]) -> None:
+        (name,) = names
         assert await self._local.terminate(name) == 0
         await self._local.start(name)
-
-    async def stop_leader(self) -> None:
-        await self._stop([await self._local.wait_leader()])
-
-    async def stop_node(self) -> None:
-        await self._stop([self._draw.choice(self._local.node_ids)])
-
-    async def stop_service(self) -> None:
-        await self._stop([self._draw.choice(self._local.services)])
-
-    async def stop_all_nodes(self) -> None:
-        await self._stop(self._local.node_ids)
 
     async def _kill(self, names: Sequence[str]) -> None:
         await asyncio.gather(*(self._local.kill(name) for name in names))

@@ -42,6 +42,7 @@ import aiohttp
 
 from cluster.client.answers import is_refusal, read_json
 from coordinator.api_requests import REQUEST_HEADER
+from participants.streams import read_within
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +126,11 @@ class AiohttpExchange:
                 if response.headers.get(REQUEST_HEADER, name) != name:
                     response.close()  # its own may still be to come
                     raise NoAnswer("what came is the answer to another request")
-                return HttpAnswer(response.status, response.headers, await _body_of(response))
+                answer = await read_within(response.content, _ANSWER_BYTES)
+                if answer is None:
+                    response.close()
+                    raise NoAnswer(f"its answer is longer than {_ANSWER_BYTES} bytes")
+                return HttpAnswer(response.status, response.headers, answer)
         except TimeoutError:
             raise Silence(f"no answer within {timeout:.1f} s") from None
         except aiohttp.ClientConnectorError as error:
@@ -137,16 +142,6 @@ class AiohttpExchange:
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
-
-
-async def _body_of(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > _ANSWER_BYTES:
-            response.close()
-            raise NoAnswer(f"its answer is longer than {_ANSWER_BYTES} bytes")
-    return bytes(body)
 
 
 class Nodes:

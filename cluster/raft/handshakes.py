@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
+from cluster.errors import IS_LOST
 from cluster.raft.founding import foreign
 from cluster.raft.wire import Hello, Refused, Welcome
 from cluster.storage.fellows import Fellows
@@ -72,6 +73,14 @@ class Handshakes:
 
     def _is_another(self, peer: str) -> str:
         return f"{self._node} knows {peer} by another data directory than the one it has now"
+
+    def new_directory(self, peer: str) -> str:
+        """What to say where a peer knows this node by another directory, and its own is new."""
+        return (
+            f"{peer} knows {self._node} by another data directory than this new one. If that was"
+            f" lost: {IS_LOST}. If a new cluster is started for the first time, {peer} has a"
+            " directory of an old one: give it an empty one"
+        )
 
     def knows(self, peer: str) -> bool:
         """Whether this node has reached that one, now or ever."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from cluster.errors import IS_LOST, FailStop, Foreign, StorageError, in_words
+from cluster.errors import FailStop, Foreign, StorageError, in_words
 from cluster.raft import wire
 from cluster.raft.core import RaftCore, Surroundings
 from cluster.raft.entries import encode_group
@@ -348,12 +348,7 @@ class Replica:
     def _is_another(self, peer: str) -> None:
         """A new directory is of no use; one with a log is not given up for what one peer says."""
         if not self.machine.founding:
-            what = (
-                f"{peer} knows {self.node} by another data directory than this new one. If that was"
-                f" lost: {IS_LOST}. If a new cluster is started for the first time, {peer} has a"
-                " directory of an old one: give it an empty one"
-            )
-            self._die(Foreign(what))
+            self._die(Foreign(self.transport.handshakes.new_directory(peer)))
 
     def _kick(self) -> None:
         """Let a step run soon, unless one will anyway."""
@@ -391,7 +386,7 @@ class Replica:
             self._inbox_bytes -= size
             core.receive(peer, message)
         if core.role is not Role.LEADER and self.syncs.is_quick(leads=False):
-            self._release(core)  # a leader waits for the answers, nobody for what is applied here
+            self._let_go(core)  # a leader waits for the answers, nobody for what is applied here
         core.tick()
         if self.transport.handshakes.founding != self.machine.founding:
             self.transport.belong_to(self.machine.founding)
@@ -429,7 +424,15 @@ class Replica:
             self._transfer.try_on(core)
 
     def _release(self, core: RaftCore) -> None:
-        """To the disk, then to the peers; a step again if that makes more possible."""
+        """Let go of all; a step again if that makes more possible."""
+        counts = self._let_go(core)
+        if core.is_behind or counts or self._barriers.want_round:
+            self._kick()
+        elif self._sync is None:
+            self._caught_up.set()
+
+    def _let_go(self, core: RaftCore) -> bool:
+        """To the disk, then to the peers; whether that makes a quorum. Not yet if a sync began."""
         leads = core.role is Role.LEADER
         if leads:
             self.transport.flush(only=_TRAVEL_EARLY)
@@ -439,15 +442,12 @@ class Replica:
             self._sync = self.syncs.run(job, leads=leads, disk_is_busy=bool(self._jobs))
             if self._sync is not None:
                 self._sync.add_done_callback(self._synced)
-                return
+                return False
             self._journal.after_sync()
             self.stats.syncs += 1
         counts = core.sync_ended()
         self.transport.flush()
-        if core.is_behind or counts or self._barriers.want_round:
-            self._kick()
-        else:
-            self._caught_up.set()
+        return counts
 
     def _synced(self, sync: asyncio.Future[None]) -> None:
         """A sync in a thread is over; what arrived meanwhile is the next step's."""

@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgpack
 
@@ -181,28 +181,20 @@ def _is_used(path: Path, cluster: str, node: str, disk: Disk) -> bool:
         found.close()
 
 
-def read_identity(path: Path, disk: Disk) -> Identity:
-    """Whose a data directory is. Raises Damaged, Foreign, DiskFailed."""
-    fields = _read_identity(path, disk)
-    return Identity(fields["cluster"], fields["node"], tuple(fields["nodes"]))
-
-
-def _read_identity(path: Path, disk: Disk) -> dict[str, Any]:
-    fields: dict[str, Any] = msgpack.unpackb(
-        read_small_file(path / IDENTITY_NAME, _IDENTITY_KIND, disk)
-    )
+def read_identity(path: Path, disk: Disk) -> tuple[Identity, bytes]:
+    """Whose a data directory is, and its birth. Raises Damaged, Foreign, DiskFailed."""
+    fields = msgpack.unpackb(read_small_file(path / IDENTITY_NAME, _IDENTITY_KIND, disk))
     if fields["format"] != FORMAT:
         raise Foreign(
             f"{path} has format {fields['format']}, this program writes {FORMAT}: "
             "start the program that wrote it"
         )
-    return fields
+    return Identity(fields["cluster"], fields["node"], tuple(fields["nodes"])), fields["birth"]
 
 
 def _check_identity(path: Path, identity: Identity, disk: Disk) -> bytes:
     """The directory's birth, if it is this node's."""
-    fields = _read_identity(path, disk)
-    owner = Identity(fields["cluster"], fields["node"], tuple(fields["nodes"]))
+    owner, birth = read_identity(path, disk)
     if owner[:2] != identity[:2]:
         raise Foreign(
             f"{path} belongs to node {owner.node} of cluster {owner.cluster}, not to node "
@@ -217,5 +209,4 @@ def _check_identity(path: Path, identity: Identity, disk: Disk) -> bytes:
     journal = path / JOURNAL_NAME
     if not disk.exists(journal) or not segment_numbers(journal, disk):
         raise Damaged(journal, 0, "the journal is missing, and with it what this node promised")
-    birth: bytes = fields["birth"]
     return birth

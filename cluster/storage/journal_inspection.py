@@ -129,7 +129,7 @@ def _look(directory: Path, *, running: bool, verify: bool) -> Inspection:
         )
     found = Inspection(directory, running, "", "")
     try:
-        found.cluster, found.node, _ = read_identity(directory, disk)
+        (found.cluster, found.node, _), _ = read_identity(directory, disk)
     except Damaged as error:
         meaning = "It is not known whose directory this is, so nothing in it can be judged."
         found.findings.append(_finding(error, meaning))

@@ -28,13 +28,7 @@ class Moments(Strikes):
                 return
             heal = draw.choice(self._strikes_at(fields))()
             if heal is not None:
-                world.healing.append(heal)
-                world.network.later(world.loop.now + lasts_s, over, heal)
-
-        def over(heal: Heal) -> None:
-            if heal in world.healing:
-                world.healing.remove(heal)
-                heal()
+                self._heals_after(heal, lasts_s)
 
         def seen(what: str, fields: dict[str, Any]) -> None:
             if what == event and (event != "sync" or world.leader() is fields["host"]):

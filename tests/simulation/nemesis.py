@@ -387,13 +387,10 @@ class _Nemesis(Moments):
         else:
             self._down(self._node(), power=False)
 
-        def over() -> None:
-            if over in world.healing:
-                world.healing.remove(over)
-                disk.is_unreadable = False
+        def mend() -> None:
+            disk.is_unreadable = False
 
-        world.healing.append(over)
-        world.network.later(world.loop.now + draw.uniform(0.2, 5.0), over)
+        self._heals_after(mend, draw.uniform(0.2, 5.0))
 
     def wipe(self) -> None:
         """A node's directory is lost. Not where another might never have heard of it: two of three

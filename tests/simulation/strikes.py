@@ -30,6 +30,17 @@ class Strikes:
     def _say(self, kind: str, target: str) -> None:
         self._world.record("fault", kind=kind, target=target)
 
+    def _heals_after(self, heal: Heal, seconds: float) -> None:
+        """The fault ends then, or with the time of all faults."""
+        self._world.healing.append(heal)
+        self._world.network.later(self._world.loop.now + seconds, self._heal, heal)
+
+    def _heal(self, heal: Heal) -> None:
+        """If it has not ended before."""
+        if heal in self._world.healing:
+            self._world.healing.remove(heal)
+            heal()
+
     def _down(self, host: Host, *, power: bool) -> None:
         if isinstance(host, NodeHost) and host.damaged:
             power = False  # more than one damage to a disk is not always told from a power loss
