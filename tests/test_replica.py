@@ -177,12 +177,14 @@ def test_a_follower_of_a_quick_disk_answers_before_it_applies(tmp_path: Path) ->
             follower = next(r for r in nodes.replicas.values() if r is not leader)
             follower.syncs.quick_s = math.inf
             has_answered: list[bool] = []
+            asks_for_another_step: list[bool] = []
             ledger = nodes.ledgers[follower.node]
             apply = ledger.apply
 
             def watched(command: bytes) -> object:
                 unsent = [type(message) for _, message in follower.transport._outbox]
                 has_answered.append(AppendReply not in unsent)
+                asks_for_another_step.append(follower._scheduled)
                 return apply(command)
 
             ledger.apply = watched  # type: ignore[method-assign]
@@ -192,6 +194,7 @@ def test_a_follower_of_a_quick_disk_answers_before_it_applies(tmp_path: Path) ->
             await nodes.all_have(*texts)
             assert len(has_answered) >= len(texts)
             assert all(has_answered)
+            assert not any(asks_for_another_step), "this one applies what there is"
 
     run(scenario())
 
