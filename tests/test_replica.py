@@ -325,6 +325,62 @@ def test_when_the_leader_stops_another_leads_and_nothing_is_lost(tmp_path: Path)
     run(scenario())
 
 
+def test_nobody_waits_for_a_leader_whose_process_is_gone(tmp_path: Path) -> None:
+    """The streams end with it. Its silence would be noticed after a minute here."""
+    timings = RaftTimings(heartbeat_ms=50, election_min_ms=60_000, election_max_ms=120_000)
+
+    async def scenario() -> None:
+        async with cluster(tmp_path, timings=timings) as nodes:
+            first = nodes.replicas["n1"]
+            await until(lambda: all(map(first.transport.is_connected, ("n2", "n3"))))
+            assert first._core is not None
+            first._core.set_deadline(0.0)
+            first._kick()
+            leader = await nodes.put("a")
+            leader.transport.close()
+            await nodes.leader(other_than=leader.node)
+            await nodes.put("b")
+
+    run(scenario())
+
+
+def test_what_a_leader_said_before_its_end_counts_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both may come in the same turn of the loop: else its last words would seem to be life."""
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            core = follower._core
+            assert core is not None
+            await until(lambda: core.leader == leader.node)
+            term, commit = core.term, core.commit
+            monkeypatch.setattr(follower.transport, "is_in_touch", lambda _: False)
+            last = core.journal.last_index, core.journal.last_term
+            follower._received(leader.node, Append(term, 1 << 40, 1, commit, *last))
+            follower._disconnected(leader.node)
+            follower._step()
+            assert not core.leader_is_alive()
+
+    run(scenario())
+
+
+def test_one_stream_that_ends_is_not_the_end_of_its_process(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            core = follower._core
+            assert core is not None
+            await until(lambda: core.leader == leader.node)
+            follower._disconnected(leader.node)
+            assert not any(message is None for _, message, _ in follower._inbox)
+
+    run(scenario())
+
+
 def test_a_restart_of_all_loses_nothing_acknowledged(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:

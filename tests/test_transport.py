@@ -278,6 +278,7 @@ def test_a_stream_that_breaks_is_dialed_again() -> None:
         for stream in list(second.transport.inbound.values()):
             stream.abort()
         assert await first.disconnected.get() == "n2"
+        assert await second.disconnected.get() == "n1", "who listens is told, too"
         first.transport.send("n2", TimeoutNow(1))  # not connected: dropped, not kept for later
         assert await first.connected.get() == "n2"
         first.say("n2", 2)

@@ -181,7 +181,7 @@ class RaftCore(Elections, Snapshots, LibraryFields, SyncObj):  # type: ignore[mi
         self.in_background = surroundings.in_background
         self.on_applied = surroundings.on_applied
         self.on_installed = surroundings.on_installed
-        self._random = surroundings.random
+        self.random = surroundings.random
         self.clock_offsets_ms: dict[str, int] = {}
         self.elections = 0
         self.snapshots_taken = 0
@@ -392,7 +392,7 @@ class RaftCore(Elections, Snapshots, LibraryFields, SyncObj):  # type: ignore[mi
     def _SyncObj__generateRaftTimeout(self) -> float:  # noqa: N802
         """The election timeout, drawn from this core's own randomness: the library's is global."""
         least, most = self.timings.election_min_ms, self.timings.election_max_ms
-        return (least + (most - least) * self._random.random()) / 1000
+        return (least + (most - least) * self.random.random()) / 1000
 
     def _SyncObj__setState(self, newState: int) -> None:  # noqa: N802, N803
         """Mends S13 and L1: votes are counted by voter, and a fresh follower waits its turn.

@@ -4,7 +4,8 @@ Rules
 - Before an election a replica asks whether it would win (pre-vote); asking changes nothing, so one
   that was away and comes back does not depose a leader that everybody else hears.
 - Who heard of a leader within the least election timeout gives neither pre-vote nor vote, unless
-  the leader itself asked for the election (a transfer).
+  the leader itself asked for the election (a transfer) or no connection with it stands any more.
+- Of two that ask at the same time one gives way, so that they do not split the votes.
 - Votes are counted by voter. A vote is in the journal before the reply leaves.
 - Any message of a newer term ends a leadership, replies too.
 """
@@ -49,13 +50,42 @@ class Elections(RaftState):
         least_s = self.timings.election_min_ms / 1000
         return self.role is Role.LEADER or self.now() - self.last_contact < least_s
 
+    def out_of_touch(self, peer: str) -> None:
+        """No connection with `peer` stands: if it led, its process has ended, as it seems.
+
+        A leader that lives is heard of again within two heartbeats, and prevents the election. So
+        do all others who hear it: one follower that cannot reach it asks in vain.
+        """
+        if self.role is Role.FOLLOWER and peer == self.leader:
+            self.last_contact = NEVER
+            heartbeats = 1 + self.random.random()
+            soon = self.now() + heartbeats * self.timings.heartbeat_ms / 1000
+            self.set_deadline(min(self.deadline, soon))
+
     def on_pre_vote(self, peer: str, message: PreVote) -> None:
         granted = (
             message.term > self.term
             and self._is_up_to_date(message.last_index, message.last_term)
             and not self.leader_is_alive()
+            and self._gives_way(peer, message)
         )
         self.send(peer, PreVoteReply(self.term, message.term, granted))
+
+    def _gives_way(self, peer: str, message: PreVote) -> bool:
+        """Whether `peer` may stand, though this replica may be asking for pre-votes itself.
+
+        If both did, each would have its own vote, and nobody the other's. Who has won its pre-votes
+        stands; before that the longer log goes first, then the later name. The other one hears of
+        that before it hears this answer, and gives way.
+        """
+        if self.pre_votes is None:
+            return True
+        if len(self.pre_votes) >= self.quorum:
+            return False
+        own = self.journal.last_term, self.journal.last_index, self.node
+        if (message.last_term, message.last_index, peer) > own:
+            self.pre_votes = None
+        return True
 
     def on_pre_vote_reply(self, peer: str, message: PreVoteReply) -> None:
         if message.term > self.term:

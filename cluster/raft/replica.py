@@ -35,6 +35,7 @@ from cluster.raft.snapshots import feeding
 from cluster.raft.state import CoreLimits, Role
 from cluster.raft.status import PeerStatus, ReplicaStats, ReplicaStatus, unknown_status
 from cluster.raft.syncing import Syncs
+from cluster.raft.transfer import Transfer
 from cluster.raft.transport import Address, Transport, TransportLimits
 from cluster.raft.wire import Append, RaftMessage, SnapshotPiece
 from cluster.settings import RaftTimings
@@ -119,14 +120,14 @@ class Replica:
             boot=now_ms().to_bytes(8, "big") + random.randbytes(wire.BOOT_BYTES - 8),
         )
         self._core: RaftCore | None = None
-        self._inbox: deque[tuple[str, RaftMessage, int]] = deque()
+        self._inbox: deque[tuple[str, RaftMessage | None, int]] = deque()
         self._inbox_bytes = 0
         self._proposals = Proposals(self._limits.proposals)
         self._barriers = Barriers()
         self._results: Told = []
         self._epoch: int | None = None
         self._epoch_entered = 0
-        self._transfer: _Transfer | None = None
+        self._transfer: Transfer | None = None
         self._scheduled = False
         self._sync: asyncio.Future[None] | None = None
         self._jobs: dict[asyncio.Future[Any], None] = {}
@@ -264,7 +265,7 @@ class Replica:
             return False
         if not core.peers:  # nobody could take over: nothing to wait for
             return False
-        transfer = self._transfer = _Transfer(to, asyncio.get_running_loop().create_future())
+        transfer = self._transfer = Transfer(to, asyncio.get_running_loop().create_future())
         self._kick()
         try:
             async with asyncio.timeout(timeout_s):
@@ -342,8 +343,14 @@ class Replica:
             self._kick()
 
     def _disconnected(self, peer: str) -> None:
-        if self._core is not None:
+        """A stream has ended. If it was the last, that comes behind all that was said before."""
+        if self._core is None:
+            return
+        if not self.transport.is_connected(peer):
             self._core.disconnected(peer)
+        if not self.transport.is_in_touch(peer):
+            self._inbox.append((peer, None, 0))
+            self._kick()
 
     def _is_another(self, peer: str) -> None:
         """A new directory is of no use; one with a log is not given up for what one peer says."""
@@ -384,7 +391,10 @@ class Replica:
         while self._inbox:
             peer, message, size = self._inbox.popleft()
             self._inbox_bytes -= size
-            core.receive(peer, message)
+            if message is None:
+                core.out_of_touch(peer)
+            else:
+                core.receive(peer, message)
         if core.role is not Role.LEADER and self.syncs.is_quick(leads=False):
             self._let_go(core)  # a leader waits for the answers, nobody for what is applied here
         core.tick()
@@ -570,27 +580,6 @@ class Replica:
         log.critical("%s: stops for good: %s", self.node, in_words(error), exc_info=trace)
         self._fall_silent(NotLeader(f"{self.node} failed"), FateUnknown(f"{self.node} failed"))
         self.on_fatal(error)
-
-
-class _Transfer:
-    """A leadership that is being handed over."""
-
-    def __init__(self, to: str | None, done: asyncio.Future[None]) -> None:
-        self.to = to
-        self.done = done
-        self._asked_at = float("-inf")
-
-    def try_on(self, core: RaftCore) -> None:
-        """Ask the successor, when it has everything; again after a while if nothing came of it."""
-        if core.now() - self._asked_at < core.timings.heartbeat_ms / 1000:
-            return
-        candidates = [peer for peer in core.peers if core.is_connected(peer)]
-        if self.to is None and candidates:
-            to: str | None = max(candidates, key=core.match_index)
-        else:
-            to = self.to
-        if to is not None and core.hand_over(to):
-            self._asked_at = core.now()
 
 
 def _ignore(_: object) -> None:

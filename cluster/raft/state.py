@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from random import Random
 from typing import Final
 
 from cluster.raft.members import Configurations
@@ -57,6 +58,7 @@ class RaftState:
     configurations: Configurations
     now: Callable[[], float]
     now_ms: Callable[[], int]
+    random: Random
     send: Callable[[str, RaftMessage], None]
     backlog: Callable[[str], int]
     durable_index: int

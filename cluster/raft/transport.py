@@ -86,7 +86,8 @@ class Transport:
 
         `boot`, `wire.BOOT_BYTES` long, must differ from that of any earlier start of this node:
         peers refuse streams that seem to come from before. Drawn from `random` by default.
-        `on_connected` and `on_disconnected` tell of streams towards a peer, the ones we send on;
+        `on_connected` tells of a stream towards a peer, the one we send on, `on_disconnected` that
+        a stream has ended, in either direction (`is_connected` and `is_in_touch` say what is left);
         `on_another` that a peer knows this node by another data directory; `on_failed` of a disk.
         """
         refuse_beyond_loopback(bind)
@@ -442,8 +443,11 @@ class _Acceptor(_Stream):
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
-        if self.hello is not None and self.owner.inbound.get(self.hello.sender) is self:
-            del self.owner.inbound[self.hello.sender]
+        owner = self.owner
+        if owner.inbound.get(self.peer) is self:
+            del owner.inbound[self.peer]
+            if not owner.closed:
+                owner.on_disconnected(self.peer)
 
     def _greet(self, message: Message) -> None:
         if not isinstance(message, Hello):

@@ -1,0 +1,28 @@
+"""A leadership that is handed over to another replica, because this one is to stop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cluster.raft.core import RaftCore
+
+
+class Transfer:
+    """`to`: the successor, None for whoever has most of the log. `done` is the owner's."""
+
+    def __init__(self, to: str | None, done: asyncio.Future[None]) -> None:
+        self.to = to
+        self.done = done
+        self._asked_at = float("-inf")
+
+    def try_on(self, core: RaftCore) -> None:
+        """Ask the successor, when it has everything; again after a while if nothing came of it."""
+        if core.now() - self._asked_at < core.timings.heartbeat_ms / 1000:
+            return
+        candidates = [peer for peer in core.peers if core.is_connected(peer)]
+        if self.to is None and candidates:
+            to: str | None = max(candidates, key=core.match_index)
+        else:
+            to = self.to
+        if to is not None and core.hand_over(to):
+            self._asked_at = core.now()
