@@ -7,6 +7,7 @@ Rules
   the leader itself asked for the election (a transfer) or no connection with it stands any more.
 - Of two that ask at the same time one gives way, so that they do not split the votes.
 - Votes are counted by voter. A vote is in the journal before the reply leaves.
+- Pre-votes, and the leader's wish for an election, end with the term, and where a vote is given.
 - Any message of a newer term ends a leadership, replies too.
 """
 
@@ -123,7 +124,6 @@ class Elections(RaftState):
     def on_timeout_now(self, peer: str, message: TimeoutNow) -> None:
         if message.term == self.term and peer == self.leader and self.role is Role.FOLLOWER:
             self.set_transferring(True)
-            self.standing_for_transfer = True
             self.set_deadline(NEVER)
 
     def _is_up_to_date(self, last_index: int, last_term: int) -> bool:

@@ -76,6 +76,8 @@ class LibraryFields(RaftState):
 
     def set_term(self, term: int, vote: str | None) -> None:
         self._SyncObj__setCurrentTerm(term, vote)
+        self.pre_votes = None
+        self.set_transferring(False)
 
     def set_role(self, role: Role) -> None:
         self._SyncObj__setState(role.value)
@@ -108,6 +110,7 @@ class LibraryFields(RaftState):
 
     def set_transferring(self, transferring: bool) -> None:
         self._SyncObj__transferInProgress = transferring
+        self.standing_for_transfer = transferring
 
     def match_index(self, peer: str) -> int:
         return int(self._SyncObj__raftMatchIndex.get(self._node(peer), 0))

@@ -157,7 +157,6 @@ class Replication(RaftState):
             raise FailStop(f"{peer} leads term {term}, and so does {self.node}")
         if term > self.term:
             self.set_term(term, None)
-            self.set_transferring(False)
         if not self.transferring:
             self.draw_deadline()
         self.last_contact = self.now()

@@ -111,7 +111,10 @@ class RaftState:
         raise NotImplementedError
 
     def set_term(self, term: int, vote: str | None) -> None:
-        """Into the journal, too: it is durable before any message of this step leaves."""
+        """Into the journal, too: it is durable before any message of this step leaves.
+
+        Pre-votes and a transfer that were asked for before are over.
+        """
         raise NotImplementedError
 
     def set_role(self, role: Role) -> None:

@@ -18,6 +18,7 @@ from cluster.raft.state import CoreLimits, Role
 from cluster.raft.wire import (
     Append,
     AppendReply,
+    PreVote,
     PreVoteReply,
     RequestVote,
     SnapshotPiece,
@@ -510,6 +511,23 @@ def test_a_transfer_is_over_when_somebody_leads_a_newer_term(tmp_path: Path, lat
     assert (successor.core.deadline > world.now) == (later == 1)
 
 
+def test_a_transfer_is_over_when_another_is_voted_for(tmp_path: Path) -> None:
+    """The leader asks A, whose disk is slow, and then B. A reads what both say in one step, and
+    votes for B; did the old leader's wish live on, A would depose B in spite of its heartbeats.
+    """
+    world, leader = led(tmp_path)
+    core, term = world.nodes["A"].core, leader.core.term
+    last = leader.journal
+    world.nodes["A"].hear("L", TimeoutNow(term))
+    world.nodes["A"].hear("B", RequestVote(term + 1, last.last_index, last.last_term, True))
+    assert core.vote == "B"
+    assert not core.transferring
+    assert not core.standing_for_transfer
+    world.now += 5
+    world.nodes["A"].hear("B", append(term + 1, (1, 0), [], 1))
+    assert core.deadline > world.now
+
+
 def test_only_the_leader_may_ask_for_a_transfer(tmp_path: Path) -> None:
     world, leader = led(tmp_path)
     term = leader.core.term
@@ -534,6 +552,23 @@ def test_a_pre_vote_changes_nothing(tmp_path: Path) -> None:
     assert world.nodes["A"].step() == [PreVoteReply(0, 99, True)]
     assert world.nodes["A"].core.term == 0
     assert world.nodes["A"].core.vote is None
+
+
+def test_pre_votes_of_another_term_are_none(tmp_path: Path) -> None:
+    """Who would have won an election of that term asks again before it stands in a later one."""
+    world, leader = led(tmp_path)
+    node, core, term = world.nodes["A"], world.nodes["A"].core, leader.core.term
+    last = leader.journal
+    world.now += 5
+    core.set_deadline(0.0)
+    node.step()
+    node.hear("B", PreVoteReply(term, term + 1, True))
+    node.hear("B", RequestVote(term + 1, last.last_index, last.last_term, False))
+    assert core.vote == "B"
+    world.now += 5
+    sent = node.step()
+    assert [type(message) for message in sent] == [VoteReply, PreVote, PreVote]
+    assert (core.role, core.term) == (Role.FOLLOWER, term + 1)
 
 
 def test_a_node_that_reaches_nobody_does_not_spin(tmp_path: Path) -> None:
