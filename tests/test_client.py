@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import threading
@@ -281,6 +283,88 @@ def test_a_proxys_refusal_does_not_end_what_was_perhaps_done_before() -> None:
                 await client.submit(ORDER, id="order-18", deadline=0.3)
             with pytest.raises(UnknownTransaction):  # nothing has reached a node
                 await client.submit(ORDER, id="order-19")
+
+    run(test)
+
+
+def test_a_proxys_refusal_does_not_end_what_a_node_has_begun() -> None:
+    """A node said that it runs, or how it ended; what the proxy says then tells nothing of that."""
+
+    async def forbids(_: web.Request, __: Any) -> web.StreamResponse:
+        return web.Response(text="forbidden", status=403)
+
+    async def begun(_: web.Request, body: Any) -> web.StreamResponse:
+        if "transactions" in body:
+            first, *others = [entry["id"] for entry in body["transactions"]]
+            answers = [shown(first, "committed"), *(shown(id, None) for id in others)]
+            return web.json_response({"transactions": answers})
+        return web.json_response(shown(body["id"], None), status=202)
+
+    async def decided(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(shown(body["id"], "committed", state="committing"))
+
+    async def test(nodes: list[FakeNode]) -> None:
+        node = nodes[0]
+        async with asking(node) as client:
+            node.script = [begun, forbids]
+            assert (await client.submit(ORDER)).committed
+            node.script = [begun, forbids]
+            answers = await client.submit_many([{"participants": ORDER}] * 2)
+            assert [getattr(answer, "outcome", None) for answer in answers] == ["committed"] * 2
+            node.script = [decided, forbids]
+            assert (await client.submit(ORDER, wait="completion")).finished
+
+    run(test)
+
+
+def test_a_refusal_of_the_rest_of_a_batch_hides_no_outcome() -> None:
+    async def half(_: web.Request, body: Any) -> web.StreamResponse:
+        first, second = (entry["id"] for entry in body["transactions"])
+        return web.json_response({"transactions": [shown(first, "committed"), shown(second, None)]})
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [half, fails(413, "body_too_large")]
+        async with asking(nodes[0]) as client:
+            first, second = await client.submit_many([{"participants": ORDER}] * 2)
+        assert isinstance(first, Transaction)
+        assert first.committed
+        assert isinstance(second, OutcomeUnknown)
+
+    run(test)
+
+
+def test_a_refusal_while_the_end_is_waited_for_does_not_hide_the_outcome() -> None:
+    """A node whose transactions may last a second at most refuses to wait for longer."""
+
+    async def decided(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(shown(body["id"], "committed", state="committing"))
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [decided, fails(400, "bad_request", field="wait_ms")]
+        async with asking(nodes[0]) as client:
+            assert (await client.submit(ORDER, wait="completion")).committed
+
+    run(test)
+
+
+def test_who_does_not_speak_as_a_node_is_not_taken_for_the_leader() -> None:
+    """Another program has a node's address now: the next call asks another node."""
+
+    async def web_server(_: web.Request, __: Any) -> web.StreamResponse:
+        return web.Response(text="404 page not found", status=404)
+
+    async def test(nodes: list[FakeNode]) -> None:
+        stranger, node = nodes
+        stranger.usual = web_server
+        async with asking(stranger, node) as client:
+            client._nodes.leads(stranger.url)
+            with pytest.raises(UnknownTransaction):
+                await client.submit(ORDER)
+            assert client.leader is None
+            for _ in range(2):  # in turn
+                with contextlib.suppress(UnknownTransaction):
+                    await client.submit(ORDER)
+            assert client.leader == node.url
 
     run(test)
 
@@ -601,6 +685,28 @@ def test_reads_and_an_operators_requests_have_the_paths_of_the_api() -> None:
     run(test)
 
 
+def test_the_leaders_view_of_the_cluster_is_waited_for_until_the_deadline_only() -> None:
+    class Network:
+        async def send(
+            self, method: str, url: str, body: bytes | None, timeout: float
+        ) -> HttpAnswer:
+            del method, body, timeout
+            if url.startswith("http://n2"):
+                await asyncio.sleep(FOREVER)
+            nodes = [{"id": name, "api": f"http://{name}:1"} for name in ("n1", "n2")]
+            status = {"cluster": "test", "self": "n1", "leader": "n2", "term": 3, "nodes": nodes}
+            return HttpAnswer(200, {}, json.dumps(status).encode())
+
+        async def close(self) -> None:
+            """Nothing is open."""
+
+    async def test() -> None:
+        async with Client(["n1:1"], exchange=Network()) as client, asyncio.timeout(30):
+            assert (await client.cluster(deadline=0.05)).self_id == "n1"
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize(
     "nodes", [[], "", "http://", "127.0.0.1:x", "ftp://a:1", "http://a/b", "http://[::1"]
 )
@@ -662,6 +768,20 @@ def test_close_ends_a_pause_between_two_calls() -> None:
 
 
 # --- the synchronous twin -------------------------------------------------------------------------
+
+
+def test_a_repeat_that_is_due_when_the_client_is_closed_opens_no_connections() -> None:
+    """Nobody would close them."""
+
+    async def test(nodes: list[FakeNode]) -> None:
+        exchange = AiohttpExchange(Random(7))
+        await exchange.close()
+        with pytest.raises(NoAnswer, match="closed"):
+            await exchange.send("GET", nodes[0].url, None, 30.0)
+        assert exchange._session is None
+        assert nodes[0].requests == []
+
+    run(test)
 
 
 def test_the_synchronous_twin_serves_several_threads() -> None:

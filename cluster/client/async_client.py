@@ -23,9 +23,9 @@ from cluster.client.answers import (
     ClusterStatus,
     OutcomeUnknown,
     Page,
+    Refused,
     Transaction,
     Unavailable,
-    UnknownTransaction,
     read_cluster,
     read_decision,
     read_error,
@@ -148,7 +148,11 @@ class Client:
         submission = Submission(self._with_id(body))
         last = "no answer yet"
         for failures in range(1_000_000):
-            call = Call("POST", _TRANSACTIONS, submission.encoded(), again=submission.again)
+            call = Call(
+                *("POST", _TRANSACTIONS, submission.encoded()),
+                again=submission.again,
+                perhaps_done=failures > 0,
+            )
             try:
                 transaction = read_transaction(
                     await self._json(call, until, submission.id), submission.id
@@ -189,11 +193,17 @@ class Client:
         failures = 0
         while left := [index for index in range(len(bodies)) if index not in answers]:
             batch = Batch([bodies[index] for index in left])
-            call = Call("POST", _TRANSACTIONS, batch.encoded(), again=batch.again)
+            call = Call(
+                *("POST", _TRANSACTIONS, batch.encoded()),
+                again=batch.again,
+                perhaps_done=failures > 0,
+            )
             try:
                 answer = await self._json(call, until)
                 entries = elements(answer, len(left))
-            except (NoAnswer, BadAnswer) as error:
+            except (NoAnswer, BadAnswer, Refused) as error:
+                if isinstance(error, Refused) and not failures:
+                    raise
                 reasons.update((index, str(error)) for index in left)
                 break
             crowded = False
@@ -300,13 +310,14 @@ class Client:
     async def cluster(self, *, deadline: float = DEADLINE) -> ClusterStatus:
         """The cluster as its leader sees it, for it knows how far the others are; without a leader
         that answers, as some node sees it. The nodes are known to this client from then on."""
+        until = self._begin(deadline)
         call = Call("GET", _CLUSTER, needs_leader=False)
-        status = read_cluster(await self._read(call, self._begin(deadline)))
+        status = read_cluster(await self._read(call, until))
         self._remember(status)
         others = [node.api for node in status.nodes if node.id == status.leader]
         if status.leader != status.self_id and others:
             with contextlib.suppress(NoAnswer, BadAnswer, ValueError):
-                return await self._ask_about_cluster(node_url(others[0]))
+                return await self._ask_about_cluster(node_url(others[0]), until)
         return status
 
     # --- within ---------------------------------------------------------------------------------
@@ -350,9 +361,9 @@ class Client:
         while not transaction.finished and (left := until - loop.time()) > 0:
             wait_ms = max(1, int(1000 * min(left, self._timeout * _POLL_SHARE)))
             try:
-                answer = await self._json(Call("GET", f"{path}?wait_ms={wait_ms}"), until)
-                transaction = read_transaction(answer, transaction.id)
-            except (NoAnswer, BadAnswer, UnknownTransaction):
+                call = Call("GET", f"{path}?wait_ms={wait_ms}", perhaps_done=True)
+                transaction = read_transaction(await self._json(call, until), transaction.id)
+            except (NoAnswer, BadAnswer, Refused):
                 break
             if transaction.finished or not await self._rest(failures, until):
                 break
@@ -385,11 +396,12 @@ class Client:
         assert self._learnt_from is not None
         # Without an answer the nodes that were given have to do; the next leader is asked again.
         with contextlib.suppress(NoAnswer, BadAnswer):
-            self._remember(await self._ask_about_cluster(self._learnt_from))
+            until = _until(self._timeout)
+            self._remember(await self._ask_about_cluster(self._learnt_from, until))
 
-    async def _ask_about_cluster(self, node: str) -> ClusterStatus:
+    async def _ask_about_cluster(self, node: str, until: float) -> ClusterStatus:
         """What this very node says, asked once."""
-        answer = await self._caller.once(Call("GET", _CLUSTER), node)
+        answer = await self._caller.once(Call("GET", _CLUSTER), node, until)
         return read_cluster(read_json(answer.body))
 
     def _remember(self, status: ClusterStatus) -> None:

@@ -11,7 +11,8 @@ One request is tried until a node gives a final answer or the deadline passes:
 
 A refusal that is not in a node's words comes from something before the nodes, a proxy that has lost
 its way to them for example. It is final if it is all that was heard: nothing reached a node. After
-a try that was perhaps done it says nothing of that one, and another node is asked.
+a try that was perhaps done it says nothing of that one, and another node is asked. Who refused so
+is not taken for the leader.
 
 A node that says nothing within a try is not asked again with less patience: each try that ended so
 doubles the next one's time, up to four times the first. Else a cluster that needs longer than a try
@@ -101,12 +102,15 @@ class AiohttpExchange:
         self._session: aiohttp.ClientSession | None = None
         self._free = asyncio.Semaphore(_CONNECTIONS)
         """Waited for before a try's time begins: it says nothing of the node."""
+        self._is_closed = False
 
     async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpAnswer:
         async with self._free:
             return await self._send(method, url, body, timeout)
 
     async def _send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpAnswer:
+        if self._is_closed:  # by another task, while this one waited
+            raise NoAnswer(_CLOSED)
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
@@ -139,6 +143,7 @@ class AiohttpExchange:
             raise NoAnswer(str(error) or type(error).__name__) from None
 
     async def close(self) -> None:
+        self._is_closed = True
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
@@ -187,13 +192,15 @@ class Nodes:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request. `again`, where given, makes the body of a repeat."""
+    """A request. `again`, where given, makes the body of a repeat. `perhaps_done`: what it asks for
+    was begun, perhaps, by an earlier call."""
 
     method: str
     path: str
     body: bytes | None = None
     needs_leader: bool = True
     again: Callable[[], bytes] | None = None
+    perhaps_done: bool = False
 
 
 class Caller:
@@ -219,11 +226,16 @@ class Caller:
         async with self._unless_closed():
             return await self._call(call, deadline)
 
-    async def once(self, call: Call, node: str) -> HttpAnswer:
-        """What this very node answers, asked once. Raises NoAnswer."""
+    async def once(self, call: Call, node: str, deadline: float) -> HttpAnswer:
+        """What this very node answers, asked once. Raises NoAnswer, at `deadline` at the latest."""
         async with self._unless_closed():
-            url = node + call.path
-            return await self._exchange.send(call.method, url, call.body, self._timeout)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await self._exchange.send(
+                        call.method, node + call.path, call.body, self._timeout
+                    )
+            except TimeoutError:
+                raise NoAnswer("no answer before the deadline") from None
 
     async def rest(self, seconds: float) -> None:
         """A pause between two calls. Raises NoAnswer."""
@@ -248,7 +260,7 @@ class Caller:
         loop = asyncio.get_running_loop()
         node = (self._nodes.leader if call.needs_leader else None) or self._nodes.any()
         body, hops, failures, patience = call.body, 0, 0, 1
-        perhaps_done = False
+        perhaps_done = call.perhaps_done
         last = "not asked yet"
         while (left := deadline - loop.time()) > 0:
             answer: HttpAnswer | None = None
@@ -269,10 +281,14 @@ class Caller:
                 if named is not None and hops < _HOPS:
                     node, hops = named, hops + 1
                     continue
-                if _is_final(answer) and not (perhaps_done and _is_strangers_refusal(answer)):
-                    if call.needs_leader:
+                if _is_final(answer):
+                    is_strangers = _is_strangers_refusal(answer)
+                    if is_strangers:
+                        self._nodes.failed(node)
+                    elif call.needs_leader:
                         self._nodes.leads(node)
-                    return answer
+                    if not (is_strangers and perhaps_done):
+                        return answer
             _log.debug("%s %s again: %s", call.method, call.path, last)
             if call.again is not None:
                 body = call.again()
