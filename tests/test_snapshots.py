@@ -363,6 +363,20 @@ def test_a_transfer_keeps_its_file_when_a_newer_snapshot_takes_the_place(tmp_pat
     receiving.discard()
 
 
+def test_a_snapshot_that_is_cut_while_it_is_sent_is_damaged() -> None:
+    """A piece of nothing would be sent again and again, for it brings nobody nearer to the end."""
+    disk = MemoryDisk()
+    snapshots = store(disk)
+    snapshots.write(meta(), chunks())
+    sending = snapshots.send()
+    assert len(sending.read_piece(0, 10**6)) == sending.size
+    del disk.files[HOME / "snapshot"].now[-1:]
+    with pytest.raises(Damaged, match="its end is missing"):
+        sending.read_piece(0, 10**6)
+    assert len(sending.read_piece(0, 10)) == 10
+    sending.close()
+
+
 def test_pieces_of_another_transfer_or_out_of_order_are_not_taken() -> None:
     source = store(MemoryDisk())
     source.write(meta(), chunks())

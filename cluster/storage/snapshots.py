@@ -141,7 +141,7 @@ class SnapshotStore:
         """Open the snapshot in place for a transfer; there must be one."""
         file = self._disk.open(self._path)
         try:
-            return Sending(file, _decode_meta(file, self._path, self._cluster)[0])
+            return Sending(file, self._path, _decode_meta(file, self._path, self._cluster)[0])
         except BaseException:
             file.close()
             raise
@@ -179,14 +179,21 @@ class SnapshotStore:
 class Sending:
     """A snapshot on its way to another node; it stays the same when a newer one takes its place."""
 
-    def __init__(self, file: File, meta: SnapshotMeta) -> None:
+    def __init__(self, file: File, path: Path, meta: SnapshotMeta) -> None:
         self._file = file
+        self._path = path
         self.meta = meta
         self.size = file.size()
 
     def read_piece(self, offset: int, size: int) -> bytes:
-        """At most `size` bytes of the file; the last piece ends at `self.size`."""
-        return self._file.read(offset, size)
+        """At most `size` bytes of the file; the last piece ends at `self.size`.
+
+        Raises Damaged if the file has become shorter.
+        """
+        piece = self._file.read(offset, size)
+        if len(piece) < min(size, self.size - offset):
+            raise Damaged(self._path, offset + len(piece), "its end is missing")
+        return piece
 
     def close(self) -> None:
         """End the transfer."""
