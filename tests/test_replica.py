@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 import random
@@ -22,6 +23,7 @@ from cluster.raft.entries import NOTHING, encode_group
 from cluster.raft.proposals import ProposalLimits
 from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import CoreLimits, Role
+from cluster.raft.transfer import Transfer
 from cluster.raft.wire import Append, AppendReply, RaftMessage, SnapshotPiece
 from cluster.settings import RaftTimings
 from cluster.storage.disk import PosixDisk
@@ -494,6 +496,53 @@ def test_a_read_waits_for_all_that_was_committed_when_its_round_began(
             await leader.barrier()
             (commit, committed), *_ = begun
             assert commit == committed >= 3, "the first entry, the epoch and the line"
+
+    run(scenario())
+
+
+def test_an_answer_has_a_step_run_only_where_that_can_do_something(tmp_path: Path) -> None:
+    """It is heard in any case; most say what a quorum has said already."""
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            core = leader._core
+            assert core is not None
+            peer, loop = core.peers[0], asyncio.get_running_loop()
+
+            async def is_idle() -> None:
+                await until(
+                    lambda: (
+                        not (leader._scheduled or leader._sync is not None)
+                        and core.commit == core.journal.last_index < core.next_index(peer)
+                    )
+                )
+
+            def has_a_step_run(**changed: Any) -> bool:
+                usual = AppendReply(core.term, core.round, 1, True, core.journal.last_index + 1)
+                leader._received(peer, dataclasses.replace(usual, **changed))
+                assert not leader._inbox
+                return leader._scheduled
+
+            await is_idle()
+            assert not has_a_step_run()
+            assert core.clock_offsets_ms[peer] == 1 - nodes.now_ms(), "it was heard"
+            await is_idle()
+            assert has_a_step_run(matched=False), "it lacks entries"
+            await is_idle()
+            core.durable_index = core.append(NOTHING)
+            core.set_next_index(peer, core.durable_index + 1)
+            assert has_a_step_run(), "with it a quorum holds the entry"
+            await is_idle()
+            leader._barriers.add(loop.create_future())
+            leader._barriers.round_begun(core.round, core.commit)
+            assert has_a_step_run(), "a read waits for it"
+            await is_idle()
+            leader._transfer = Transfer(peer, loop.create_future())
+            assert has_a_step_run(), "the successor may have all now"
+            leader._transfer = None
+            await is_idle()
+            assert has_a_step_run(term=core.term + 1), "somebody else leads"
 
     run(scenario())
 

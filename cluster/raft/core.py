@@ -330,7 +330,12 @@ class RaftCore(Elections, Snapshots, LibraryFields, SyncObj):  # type: ignore[mi
     def sync_ended(self) -> bool:
         """Whether that makes a quorum, so that a tick can commit more."""
         before, self.durable_index = self.durable_index, max(self.durable_index, self._syncing_to)
-        if self.durable_index == before or self.role is not Role.LEADER:
+        return self.durable_index > before and self.can_commit
+
+    @property
+    def can_commit(self) -> bool:
+        """Does a quorum hold what the next tick would commit?"""
+        if self.role is not Role.LEADER or self.durable_index <= self.commit:
             return False
         held = sum(self.match_index(peer) > self.commit for peer in self.peers)
         return 1 + held >= self.quorum

@@ -160,6 +160,11 @@ class Barriers:
         """Are there reads that no round was begun for, and none that could be waited for first?"""
         return bool(self._new) and not self._asked
 
+    @property
+    def wait_for_answers(self) -> bool:
+        """Are there reads whose round is not confirmed?"""
+        return bool(self._asked)
+
     def round_begun(self, number: int, commit: int) -> None:
         """The leader has spoken to all since the new ones were asked for."""
         if self._new:

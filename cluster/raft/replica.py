@@ -37,7 +37,7 @@ from cluster.raft.status import PeerStatus, ReplicaStats, ReplicaStatus, unknown
 from cluster.raft.syncing import Syncs
 from cluster.raft.transfer import Transfer
 from cluster.raft.transport import Address, Transport, TransportLimits
-from cluster.raft.wire import Append, RaftMessage, SnapshotPiece
+from cluster.raft.wire import Append, AppendReply, RaftMessage, SnapshotPiece
 from cluster.settings import RaftTimings
 from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
@@ -328,12 +328,32 @@ class Replica:
             size = sum(len(command) for command, _, _ in message.entries)
         elif isinstance(message, SnapshotPiece):
             size = len(message.payload)
+        elif isinstance(message, AppendReply) and self._answered(peer, message):
+            return
         if len(self._inbox) >= _MAX_INBOX or self._inbox_bytes + size > _MAX_INBOX_BYTES:
             self.stats.dropped += 1
             return
         self._inbox.append((peer, message, size))
         self._inbox_bytes += size
         self._kick()
+
+    def _answered(self, peer: str, answer: AppendReply) -> bool:
+        """Hear it at once, and want a step only if that can do something; False: one comes anyway.
+
+        The second follower's finds the entry committed: a step would delay the client's next one.
+        """
+        core, comes = self._core, self._scheduled or self._sync is not None or self._is_over
+        if comes or core is None or core.role is not Role.LEADER:
+            return False
+        try:
+            core.receive(peer, answer)
+        except Exception as error:
+            self._die(error)
+        lacks_entries = core.next_due <= core.now()
+        waited_for = self._barriers.wait_for_answers or self._transfer is not None
+        if core.can_commit or lacks_entries or waited_for or core.role is not Role.LEADER:
+            self._kick()
+        return True
 
     def _connected(self, peer: str) -> None:
         if self._core is not None:

@@ -1,4 +1,7 @@
-"""A leadership that is handed over to another replica, because this one is to stop."""
+"""A leadership that is being handed over.
+
+The successor is asked when it has everything, and again after a while if nothing came of it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from cluster.raft.core import RaftCore
 
 
 class Transfer:
-    """`to`: the successor, None for whoever has most of the log. `done` is the owner's."""
+    """To the peer `to`, or to the one that lacks least; `done` resolves when leadership is lost."""
 
     def __init__(self, to: str | None, done: asyncio.Future[None]) -> None:
         self.to = to
@@ -16,7 +19,7 @@ class Transfer:
         self._asked_at = float("-inf")
 
     def try_on(self, core: RaftCore) -> None:
-        """Ask the successor, when it has everything; again after a while if nothing came of it."""
+        """Ask the successor, unless it lacks something or was asked a moment ago."""
         if core.now() - self._asked_at < core.timings.heartbeat_ms / 1000:
             return
         candidates = [peer for peer in core.peers if core.is_connected(peer)]
