@@ -8,7 +8,6 @@ import logging
 import math
 import random
 import shutil
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import DiskFailed, FailStop, Foreign
+from cluster.local.ports import free_ports
 from cluster.raft import replica as replica_module
 from cluster.raft.entries import NOTHING, encode_group
 from cluster.raft.proposals import ProposalLimits
@@ -35,16 +35,6 @@ from tests.ledger import Ledger, put
 
 DEADLINE_S = 60
 TIMINGS = RaftTimings(heartbeat_ms=40, election_min_ms=200, election_max_ms=400)
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
@@ -70,9 +60,8 @@ class Cluster:
         self.now_ms = options.pop("now_ms", lambda: 1_700_000_000_000)
         self.options = options
         names = [f"n{number}" for number in range(1, count + 1)]
-        self.addresses = {
-            name: ("127.0.0.1", port) for name, port in zip(names, free_ports(count), strict=True)
-        }
+        ports = free_ports(tuple(names), ()).raft
+        self.addresses = {name: ("127.0.0.1", port) for name, port in ports.items()}
         self.replicas: dict[str, Replica] = {}
         self.ledgers: dict[str, Ledger] = {}
         self.epochs: dict[str, list[int | None]] = {name: [] for name in names}

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.test_replica import free_ports, run, until
+from cluster.local.ports import free_ports
+from tests.test_replica import run, until
 
 KILLS = 4
 PROJECT = Path(__file__).parent.parent
@@ -21,8 +22,7 @@ class Processes:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        names = ("n1", "n2", "n3")
-        self.ports = dict(zip(names, free_ports(3), strict=True))
+        self.ports = dict(free_ports(("n1", "n2", "n3"), ()).raft)
         self.running: dict[str, asyncio.subprocess.Process] = {}
         self.readers: list[asyncio.Task[None]] = []
         self.starts = 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import DiskFailed, StorageError
+from cluster.local.ports import free_ports
 from cluster.raft import wire
 from cluster.raft.transport import (
     NotLoopback,
@@ -29,9 +30,8 @@ DEADLINE_S = 30
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that stays free while nobody listens there, as far as that is up to the system."""
+    return free_ports(("n",), ()).raft["n"]
 
 
 def fellows_of(name: str, *known: str, disk: Disk | None = None) -> Fellows:

@@ -33,7 +33,7 @@ from cluster.raft.entries import encode_group
 from cluster.raft.proposals import Barriers, ProposalLimits, Proposals, Told, fail_future
 from cluster.raft.snapshots import feeding
 from cluster.raft.state import CoreLimits, Role
-from cluster.raft.status import PeerStatus, ReplicaStats, ReplicaStatus, unknown_status
+from cluster.raft.status import ReplicaStats, ReplicaStatus, peer_status, unknown_status
 from cluster.raft.syncing import Syncs
 from cluster.raft.transfer import Transfer
 from cluster.raft.transport import Address, Transport, TransportLimits
@@ -296,7 +296,7 @@ class Replica:
             last=self._bounds[1],
             snapshot=core.snapshot_index,
             members=core.configurations.latest,
-            peers=tuple(self._peer_status(core, peer) for peer in core.peers),
+            peers=tuple(peer_status(core, peer) for peer in core.peers),
             clock_offsets_ms=dict(core.clock_offsets_ms),
         )
 
@@ -304,17 +304,6 @@ class Replica:
     def clock_offsets_ms(self) -> Mapping[str, int]:
         """Peers' wall clocks less this node's own, as last heard."""
         return {} if self._core is None else dict(self._core.clock_offsets_ms)
-
-    def _peer_status(self, core: RaftCore, peer: str) -> PeerStatus:
-        leads = core.role is Role.LEADER
-        heard_at = core.last_reply(peer) if leads else core.last_contact
-        heard = heard_at > float("-inf") and (leads or peer == core.leader)
-        return PeerStatus(
-            node=peer,
-            connected=core.is_connected(peer),
-            match_index=core.match_index(peer) if leads else 0,
-            last_contact_s=max(0.0, core.now() - heard_at) if heard else None,
-        )
 
     # --- what happens to it
 

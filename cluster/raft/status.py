@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cluster.raft.state import Role
+from cluster.raft.core import RaftCore
+from cluster.raft.state import NEVER, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +78,17 @@ def unknown_status(node: str, members: tuple[str, ...]) -> ReplicaStatus:
         members=members,
         peers=tuple(PeerStatus(peer, False, 0, None) for peer in members if peer != node),
         clock_offsets_ms={},
+    )
+
+
+def peer_status(core: RaftCore, peer: str) -> PeerStatus:
+    """What this replica knows of another one just now."""
+    leads = core.role is Role.LEADER
+    heard_at = core.last_reply(peer) if leads else core.last_contact
+    heard = heard_at > NEVER and (leads or peer == core.leader)
+    return PeerStatus(
+        node=peer,
+        connected=core.is_connected(peer),
+        match_index=core.match_index(peer) if leads else 0,
+        last_contact_s=max(0.0, core.now() - heard_at) if heard else None,
     )
