@@ -25,7 +25,7 @@ from typing import NamedTuple
 from coordinator.admission import Admission, Line, WayIn
 from coordinator.allowance import Allowance
 from coordinator.capacity import Capacity
-from coordinator.commands import Begin, Command, Refuse, Resolve, encode
+from coordinator.commands import Begin, Refuse, Resolve, encode
 from coordinator.errors import (
     AtCapacity,
     Conflict,
@@ -40,7 +40,7 @@ from coordinator.gateway import Gateway
 from coordinator.ids import is_valid_id
 from coordinator.inquiry import Decision, answer_inquiry
 from coordinator.live import Live, Progress, Waiting, is_reached
-from coordinator.log import FateUnknown, LogError, NotLeader, ReplicatedLog
+from coordinator.log import FateUnknown, LogError, NotLeader, ReplicatedLog, proposed
 from coordinator.machine import Applied, Machine
 from coordinator.moves import Refusal
 from coordinator.plan import Plan, Wait, recorded
@@ -202,17 +202,13 @@ class Driver:
         """
         epoch = self._leading()
         command = Resolve(epoch, self._now_ms(), transaction_id, branch_id, effect, actor, reason)
-        result = await self._proposed(command, epoch)
-        match result:
+        told = functools.partial(self._resolved, command)
+        match await proposed(self._log, encode(command), epoch, told):
             case Applied(transaction=transaction, changed=changed):
                 if branch_id is None and transaction.outcome is Outcome.COMMIT:
                     raise NotAllowed(f"{transaction_id} is committed: it cannot be aborted")
-                if changed:
-                    # Others may have changed it since, before this coroutine was resumed.
-                    self._talks.record_changed(self._machine.get(transaction_id) or transaction)
-                    what = f"branch {branch_id} ended ({effect})" if branch_id else "aborted"
-                    self._steps.resolved(transaction_id, what, actor, reason)
-                elif (said := resolution_of(transaction, branch_id)) and said.effect is not effect:
+                said = None if changed else resolution_of(transaction, branch_id)
+                if said is not None and said.effect is not effect:
                     by_hand = f"{said.actor} has ended it already, as {said.effect}: that stands"
                     raise NotAllowed(f"{transaction_id}, branch {branch_id}: {by_hand}")
                 return transaction
@@ -222,6 +218,14 @@ class Driver:
                 raise NotAllowed(f"{transaction_id}, branch {branch_id}: {refusal.value}")
             case _:
                 raise FateUnknown("leadership changed while it was resolved: ask again")
+
+    def _resolved(self, command: Resolve, result: object) -> None:
+        """Whoever asked for it may have gone by then; the conversation must hear of it."""
+        if isinstance(result, Applied) and result.changed:
+            self._talks.record_changed(result.transaction)
+            ended = f"branch {command.branch_id} ended ({command.effect})"
+            what = ended if command.branch_id else "aborted"
+            self._steps.resolved(command.id, what, command.actor, command.reason)
 
     def retry_now(self, transaction_id: str) -> Transaction:
         """Call again at once whoever is waited for; raises UnknownTransaction or NotLeader."""
@@ -418,29 +422,13 @@ class Driver:
                 live.fail(NotLeader("leadership changed before it was begun"))
         self._talks.drop(live)
 
-    # --- proposals ---
-
-    async def _proposed(self, command: Command, epoch: int) -> object:
-        future: asyncio.Future[object] = self._loop.create_future()
-
-        def done(result: object) -> None:
-            if future.done():
-                return
-            if isinstance(result, LogError):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-        self._log.propose(encode(command), epoch, done)
-        return await future
-
     async def _refuse(self, transaction_id: str) -> Transaction | None:
         """Refuse an id nobody knows; the transaction that stands instead, None if it expired."""
         if not self._refusals.take(self._loop.time()):
             raise AtCapacity("too many inquiries about unknown transactions: try again later")
         epoch = self._leading()
-        result = await self._proposed(Refuse(epoch, self._now_ms(), transaction_id), epoch)
-        match result:
+        command = Refuse(epoch, self._now_ms(), transaction_id)
+        match await proposed(self._log, encode(command), epoch):
             case Applied(transaction=transaction):
                 return transaction
             case Refusal.EXPIRED:

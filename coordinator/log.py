@@ -79,6 +79,25 @@ class ReplicatedLog(Protocol):
         """Resolves when a read of the applied state is current; fails with a LogError."""
 
 
+async def proposed(
+    log: ReplicatedLog, command: bytes, epoch: int, told: Done = lambda _result: None
+) -> object:
+    """Propose, and wait for the machine's result; raises LogError. `told` gets whichever it is,
+    also when nobody waits any more."""
+    future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    def done(result: object) -> None:
+        if not future.done():
+            if isinstance(result, LogError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        told(result)
+
+    log.propose(command, epoch, done)
+    return await future
+
+
 class StateMachine(Protocol):
     """What the log drives; deterministic: the same log, the same bytes on every node."""
 

@@ -1412,6 +1412,29 @@ def test_an_operator_or_an_inquirer_that_gives_up_waiting_does_no_harm() -> None
         await rig.settle()
         assert rig.record().outcome is Outcome.ABORT
         assert rig.record("unknown").is_refusal
+        assert rig.gateway.sent(ROLLBACK) == ["1", "2"], "what was applied is carried out"
+
+    play(scene)
+
+
+def test_a_branch_is_called_no_more_when_who_ended_it_by_hand_has_gone() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = lambda call: (
+            down() if (call.operation, call.branch_id) == (COMMIT, "2") else yes_to_all(call)
+        )
+        await rig.driver.submit(plan(), Wait.DECISION)
+        rig.log.held = True
+        operator = asyncio.create_task(resolve(rig, branch_id="2", effect=Effect.ROLLED_BACK))
+        await rig.settle()
+        operator.cancel()
+        await asyncio.wait([operator])
+        rig.log.release()
+        await asyncio.sleep(1)
+        assert rig.record().finished_ms is not None
+        assert rig.driver.live_count == 0
+        calls = len(rig.gateway.calls)
+        await asyncio.sleep(60)
+        assert len(rig.gateway.calls) == calls
 
     play(scene)
 
