@@ -116,12 +116,12 @@ class Leg:
         "called_again_s",
         "ending",
         "fate",
-        "fate_known_s",
         "last_error",
         "perhaps_sent",
         "prepares",
         "preparing",
         "reason",
+        "too_early",
         "vote",
         "working",
     )
@@ -139,7 +139,7 @@ class Leg:
         self.last_error: str | None = None
         self.called_again_s: float | None = None  # when the next call is due
         self.fate = _FATE_UNKNOWN
-        self.fate_known_s = 0.0
+        self.too_early = False  # that one was begun before the fate was known
         self.acknowledged = False  # heard; it may not be in the log yet
 
 
@@ -223,7 +223,7 @@ class Conversation:
             return self._late_answer(leg, position, answer, now_s)
         match answer:
             case Voted(vote=vote, reason=reason):
-                return self._voted(leg, vote, reason, now_s)
+                return self._voted(leg, vote, reason)
             case Working(retry_after_ms=retry_after_ms):
                 leg.working += 1
                 initial_ms = self._timings.working_initial_ms
@@ -319,11 +319,10 @@ class Conversation:
         leg.attempts += 1
         actions.append(_send_prepare(position))
 
-    def _voted(self, leg: Leg, vote: Vote, reason: str | None, now_s: float) -> list[Action]:
+    def _voted(self, leg: Leg, vote: Vote, reason: str | None) -> list[Action]:
         assert leg.vote is None, leg.branch
         leg.vote, leg.reason, leg.last_error = vote, reason, None
         leg.fate = _NOTHING_HELD if vote is _NO else _FATE_KNOWN
-        leg.fate_known_s = now_s
         self._votes_missing -= 1
         if vote is _NO:
             return self._decide(f"{leg.branch.name} voted no: {reason}")
@@ -341,14 +340,14 @@ class Conversation:
             )
             self._call_again(leg, now_s + jitter * wait_ms / 1000)
             return []
-        self._learn_fate(leg, failed, now_s)
+        self._learn_fate(leg, failed)
         return self._decide(f"{leg.branch.name} failed to prepare: {failed.what}")
 
     def _is_only_prepare(self, leg: Leg) -> bool:
         """Whether the prepare that was just answered is the only one that anybody ever sent."""
         return leg.prepares == 1 and not self._took_over
 
-    def _learn_fate(self, leg: Leg, answer: PrepareAnswer, now_s: float) -> None:
+    def _learn_fate(self, leg: Leg, answer: PrepareAnswer) -> None:
         """What an answer without a vote, or one that came too late, tells of the prepares sent."""
         match answer:
             case Voted(vote=Vote.NO):
@@ -362,7 +361,7 @@ class Conversation:
             case _:
                 return  # once "still working", only a vote ends it: an error says nothing of the
                 # work begun before, and what that reserves may come after a rollback
-        leg.fate_known_s = now_s
+        leg.too_early = leg.ending
 
     def _decide(self, reason: str | None) -> list[Action]:
         """Propose the decision with the votes that are in; the machine derives the outcome."""
@@ -428,7 +427,7 @@ class Conversation:
         # I5: nothing irrevocable leaves before the entry that justifies it is durable.
         assert self.transaction.outcome is not None
         commits = self.transaction.outcome is _COMMITTED
-        leg.ending = True
+        leg.ending, leg.too_early = True, False
         leg.attempts += 1
         self._ends_under_way += 1
         actions.append(_send_end(position, _COMMIT if commits else _ROLLBACK))
@@ -437,7 +436,7 @@ class Conversation:
         self, leg: Leg, position: int, answer: PrepareAnswer, now_s: float
     ) -> list[Action]:
         """A vote that comes after the decision: too late to count, but the prepare is over now."""
-        self._learn_fate(leg, answer, now_s)
+        self._learn_fate(leg, answer)
         if leg.fate is Fate.UNKNOWN or leg.branch.repeatable:
             return []  # of the SDK's branches a tombstone makes the order harmless
         if leg.acknowledged or not self._outstanding >> position & 1:
@@ -455,8 +454,8 @@ class Conversation:
         leg = self.legs[position]
         if leg.branch.repeatable or self.transaction.votes[position] is not Vote.UNKNOWN:
             return True
-        if leg.fate is not Fate.UNKNOWN and sent_s >= leg.fate_known_s:
-            return True
+        if leg.fate is not Fate.UNKNOWN and not leg.too_early:
+            return True  # not told by times: in a millisecond many things happen in some order
         return sent_s >= self.expires_s + self._timings.grace_ms / 1000
 
     def _when_it_counts(self, leg: Leg, now_s: float) -> float:

@@ -627,6 +627,15 @@ def test_a_rollback_under_way_when_the_prepare_is_answered_does_not_count_and_is
     assert talk.ended(0) == [ProposeAcknowledgement(0b1)]
 
 
+def test_a_rollback_does_not_count_that_left_just_before_the_prepare_was_answered() -> None:
+    """uvloop's clock stands still for a millisecond, and for a turn of the loop."""
+    talk = aborted_with_a_prepare_under_way()
+    assert talk.prepared(0, YES) == []
+    assert talk.ended(0, sent_s=talk.now_s) == []
+    assert talk.woken() == rollbacks(0)
+    assert talk.ended(0) == [ProposeAcknowledgement(0b1)]
+
+
 @pytest.mark.parametrize("answer", [NO, NEVER_LEFT])
 def test_a_prepare_that_left_nothing_behind_needs_no_further_rollback(
     answer: PrepareAnswer,

@@ -377,8 +377,8 @@ def test_a_branch_still_working_that_is_taken_for_over_is_noticed(
 ) -> None:
     learn = Conversation._learn_fate
 
-    def careless(self: Conversation, leg: object, answer: PrepareAnswer, now_s: float) -> None:
-        learn(self, leg, Voted(Vote.YES) if isinstance(answer, Working) else answer, now_s)  # type: ignore[arg-type]
+    def careless(self: Conversation, leg: object, answer: PrepareAnswer) -> None:
+        learn(self, leg, Voted(Vote.YES) if isinstance(answer, Working) else answer)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Conversation, "_learn_fate", careless)
     assert "reserved for ever" in violations()

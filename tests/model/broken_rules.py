@@ -291,21 +291,19 @@ def always_counts(_original: Any, _talk: Conversation, _position: int, _sent_s: 
 
 
 def fate_known_while_working(
-    original: Any, talk: Conversation, leg: Leg, answer: PrepareAnswer, now_s: float
+    original: Any, talk: Conversation, leg: Leg, answer: PrepareAnswer
 ) -> None:
     if isinstance(answer, Working):
-        leg.fate, leg.fate_known_s = Fate.KNOWN, now_s
+        leg.fate, leg.too_early = Fate.KNOWN, leg.ending
     else:
-        original(talk, leg, answer, now_s)
+        original(talk, leg, answer)
 
 
-def error_ends_the_work(
-    original: Any, talk: Conversation, leg: Leg, answer: PrepareAnswer, now_s: float
-) -> None:
+def error_ends_the_work(original: Any, talk: Conversation, leg: Leg, answer: PrepareAnswer) -> None:
     if isinstance(answer, Failed) and answer.answered:
-        leg.fate, leg.fate_known_s = Fate.KNOWN, now_s
+        leg.fate, leg.too_early = Fate.KNOWN, leg.ending
     else:
-        original(talk, leg, answer, now_s)
+        original(talk, leg, answer)
 
 
 def counts_once_fate_is_known(

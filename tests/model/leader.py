@@ -39,7 +39,6 @@ from coordinator.conversation import (
 from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError
 from coordinator.facts import Outcome, Transaction
-from coordinator.gateway import Call
 from coordinator.gateway import Gateway as RealGateway
 from coordinator.inquiry import Decision
 from coordinator.live import Live as DriverLive
@@ -65,7 +64,7 @@ ID = uuid7(BEGUN_MS, Random(0))
 
 TIMINGS = Timings(grace_ms=GRACE_MS)
 EARLY_S, DEADLINE_S, LATE_S = 5.0, 10.0, 30.0
-SENT_BEFORE_FATE_S, FATE_KNOWN_S, SENT_AFTER_FATE_S = 1.0, 2.0, 3.0
+SENT_S = 1.0
 MOST_TIMERS = 50
 
 
@@ -80,7 +79,7 @@ class LegState(NamedTuple):
     working: bool
     ending: bool
     sent_late: bool  # the commit or rollback under way was sent after `expires_at` and the grace
-    sent_before_fate: bool  # ... was sent before the fate of the prepare was known
+    too_early: bool  # ... was begun before the fate of the prepare was known
     fate: Fate
     acknowledged: bool
     called_at_grace: bool
@@ -289,9 +288,7 @@ class Node:
                 self.talks._send_end(live, conversation, position, operation)
                 call = live.ends[position]
                 self.gateway.thawed(call, waits=False)
-                call.sent_at = SENT_BEFORE_FATE_S if state.sent_before_fate else SENT_AFTER_FATE_S
-                if state.sent_late:
-                    call.sent_at = LATE_S
+                call.sent_at = LATE_S if state.sent_late else SENT_S
             if leg.called_again_s is not None:
                 conversation._call_again(leg, leg.called_again_s)
         conversation._votes_missing = sum(leg.vote is None for leg in conversation.legs)
@@ -305,12 +302,11 @@ class Node:
         leg.preparing, leg.ending, leg.working = state.preparing, state.ending, int(state.working)
         leg.attempts = 1
         leg.fate, leg.acknowledged = state.fate, state.acknowledged
-        leg.fate_known_s = 0.0 if state.fate is Fate.UNKNOWN else FATE_KNOWN_S
+        leg.too_early = state.too_early
         if state.called_at_grace:
             leg.called_again_s = DEADLINE_S + GRACE_MS / 1000
 
     def _run(self, act: Callable[[], object]) -> Effect:
-        ends_before = dict(self._thawed.ends) if self._thawed is not None else {}
         with running(self._loop):
             act()
             self._loop.fire(before_s=math.inf if self.late else DEADLINE_S)
@@ -318,20 +314,19 @@ class Node:
         outcome = self._client.outcome()
         told = None if outcome is None else (self.live.fingerprint, outcome)
         return Effect(
-            live=None if live is None else self._freeze(live, ends_before),
+            live=None if live is None else self._freeze(live),
             sent=tuple(Sent(c.participant, c.operation, c.body) for c in self.gateway.left),
             proposed=tuple(_timeless(command) for command, _ in self.log.proposed),
             told=told,
         )
 
-    def _freeze(self, live: DriverLive, ends_before: dict[int, Call]) -> Live:
+    def _freeze(self, live: DriverLive) -> Live:
         conversation = live.conversation
         if conversation is None:
             return Live(live.fingerprint, live.epoch, None)
         decided = conversation.transaction.outcome is not None
         legs = tuple(
-            self._freeze_leg(live, position, leg, ends_before)
-            for position, leg in enumerate(conversation.legs)
+            self._freeze_leg(live, position, leg) for position, leg in enumerate(conversation.legs)
         )
         if self._reduced:
             branches = conversation.transaction.branches
@@ -349,16 +344,12 @@ class Node:
         )
         return Live(live.fingerprint, live.epoch, talk)
 
-    def _freeze_leg(
-        self, live: DriverLive, position: int, leg: Leg, ends_before: dict[int, Call]
-    ) -> LegState:
+    def _freeze_leg(self, live: DriverLive, position: int, leg: Leg) -> LegState:
         prepare, end = live.prepares.get(position), live.ends.get(position)
         assert leg.preparing == (prepare is not None)
         assert leg.ending == (end is not None)
         assert leg.called_again_s in (None, DEADLINE_S + GRACE_MS / 1000), leg.called_again_s
         sent_s = 0.0 if end is None or end.sent_at is None else end.sent_at
-        learnt_now = leg.fate_known_s not in (0.0, FATE_KNOWN_S)
-        under_way_before = end is not None and ends_before.get(position) is end
         return LegState(
             vote=leg.vote,
             perhaps_sent=leg.perhaps_sent,
@@ -368,7 +359,7 @@ class Node:
             working=leg.working > 0,
             ending=leg.ending,
             sent_late=sent_s >= LATE_S,
-            sent_before_fate=under_way_before and (learnt_now or sent_s == SENT_BEFORE_FATE_S),
+            too_early=leg.ending and leg.too_early,
             fate=leg.fate,
             acknowledged=leg.acknowledged,
             called_at_grace=leg.called_again_s is not None,
@@ -393,7 +384,7 @@ def _leg_left(state: LegState, *, repeatable: bool, decided: bool) -> LegState:
             state = state._replace(fate=Fate.UNKNOWN)
         if decided and not state.waits:
             state = state._replace(preparing=False)
-        state = state._replace(sent_late=False, sent_before_fate=False)
+        state = state._replace(sent_late=False, too_early=False)
     return state
 
 
