@@ -17,6 +17,7 @@ from cluster.raft import wire
 from cluster.raft.wire import BadFrame, Frames, Message, encode
 
 BOOT = bytes(range(16))
+LARGEST = 2**63 - 1
 MESSAGES: list[Message] = [
     wire.Hello("assent", "n1", "n2", BOOT, 4, b"birth", b"later", "n1-1700000000000"),
     wire.Welcome(BOOT, b"birth"),
@@ -26,8 +27,10 @@ MESSAGES: list[Message] = [
     wire.RequestVote(3, 17, 2, False),
     wire.VoteReply(3, False),
     wire.TimeoutNow(9),
+    wire.TimeoutNow(LARGEST),
     wire.Append(3, 5, 1_700_000_000_000, 16, 17, 2, ((b"\0x", 18, 3), (b"\1", 19, 3))),
     wire.Append(3, 5, 1_700_000_000_000, 16, 17, 2),
+    wire.Append(3, 5, 1, 0, LARGEST - 1, 2, ((b"\0", LARGEST, LARGEST),)),
     wire.AppendReply(3, 5, 1_700_000_000_000, True, 20),
     wire.SnapshotPiece(3, 5, 1, 100, 2, 65536, True, b"piece"),
     wire.SnapshotReply(3, 5, 1, 100, 2, 65541),
@@ -81,6 +84,12 @@ def test_every_field_of_the_wrong_type_or_sign_is_refused(message: Message) -> N
             fields[place] = wrong
             with pytest.raises(BadFrame):
                 read(frame(fields))
+        if good[place] == BOOT:
+            for boot in (BOOT[:-1], BOOT + b"x"):
+                fields = list(good)
+                fields[place] = boot
+                with pytest.raises(BadFrame):
+                    read(frame(fields))
         if type(good[place]) is int:
             fields = list(good)
             fields[place] = True
@@ -101,6 +110,8 @@ def test_every_field_of_the_wrong_type_or_sign_is_refused(message: Message) -> N
         b"\x90",
         b"\xdd\xff\xff\xff\xff",
         b"\x92\x0e\x01\x00",
+        b"\x92\x0e",
+        b"\x92\x0e\xcd\x01",
         b"\x0e",
     ],
 )
@@ -134,6 +145,22 @@ def test_a_frame_over_the_limit_is_refused_before_it_is_held() -> None:
         list(frames.feed(wire.header(wire.WIRE_VERSION, wire.MAX_HELLO_BYTES + 1, 0)))
 
 
+def test_a_frame_as_large_as_allowed_passes_and_no_larger_one_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A peer would close the stream at it, and get it again over the next one, for ever."""
+    allowed = wire.SnapshotPiece(3, 5, 1, 100, 2, 0, False, bytes(100))
+    too_large = wire.SnapshotPiece(3, 5, 1, 100, 2, 0, False, bytes(101))
+    limit = len(encode(allowed)) - wire._HEADER_BYTES
+    oversized = encode(too_large)
+    monkeypatch.setattr(wire, "MAX_FRAME_BYTES", limit)
+    assert read(encode(allowed), limit) == [allowed]
+    with pytest.raises(BadFrame, match=f"SnapshotPiece of {limit + 1} bytes; {limit} are allowed"):
+        encode(too_large)
+    with pytest.raises(BadFrame, match=f"frame of {limit + 1} bytes; {limit} are allowed"):
+        read(oversized, limit)
+
+
 def test_the_limit_may_be_raised_between_two_frames_of_one_read() -> None:
     large = wire.SnapshotPiece(3, 5, 1, 100, 2, 0, False, bytes(10_000))
     frames, seen = Frames(), []
@@ -152,6 +179,7 @@ def test_a_nest_of_containers_costs_no_memory() -> None:
         b"\xdd" + struct.pack(">I", size) + b"\x90" * size,
         b"\x98\x14" + b"\x91" * size,
         b"\x98\x14" + b"\xdf" + struct.pack(">I", size) + b"\x90" * size,
+        b"\x98\x14" + msgpack.packb({f"{number:x}": None for number in range(size // 6)}),
     ]
     tracemalloc.start()
     try:
@@ -180,24 +208,37 @@ def test_entries_are_cut_off_at_their_limit() -> None:
         struct.pack(">QI", 1, 2) + b"x",
         struct.pack(">QI", 1, 0),
         struct.pack(">QI", 2**64 - 1, 1) + b"x",
+        struct.pack(">QI", 1, 1) + b"xy",
     ],
-    ids=["cut header", "cut command", "empty command", "huge term"],
+    ids=["cut header", "cut command", "empty command", "huge term", "cut second header"],
 )
 def test_entries_that_are_damaged_are_refused(packed: bytes) -> None:
     with pytest.raises(BadFrame):
         read(frame([20, 1, 1, 1, 1, 1, 0, packed]))
 
 
+def test_an_entry_behind_the_last_index_is_refused() -> None:
+    packed = struct.pack(">QI", 1, 1) + b"x"
+    with pytest.raises(BadFrame, match="index is too large"):
+        read(frame([20, 1, 1, 1, 1, LARGEST, 0, packed]))
+
+
 def test_noise_never_raises_anything_but_bad_frame() -> None:
+    """In a frame whose checksums fit: what a peer that is not one of ours may send."""
     chosen = random.Random(7)
+    read_all_the_same = 0
     for _ in range(3000):
-        message = bytearray(encode(chosen.choice(MESSAGES)))
+        body = bytearray(encode(chosen.choice(MESSAGES))[wire._HEADER_BYTES :])
         for _ in range(chosen.randint(1, 4)):
-            message[chosen.randrange(5, len(message))] = chosen.randrange(256)
+            body[chosen.randrange(len(body))] = chosen.randrange(256)
+        if chosen.random() < 0.2:
+            del body[chosen.randrange(len(body)) :]
         try:
-            read(bytes(message))
+            wire.decode(bytes(body))
         except BadFrame:
             continue
+        read_all_the_same += 1
+    assert read_all_the_same > 100, "some of it must get as far as a message"
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)

@@ -289,18 +289,13 @@ def decode(body: bytes) -> Message:
 
 def _fields(body: bytes) -> list[Any]:
     """The array's elements. Containers in it are refused by the limits before they are built."""
-    unpacker = msgpack.Unpacker(
-        None,
-        max_buffer_size=max(len(body), 1),
-        max_array_len=0,
-        max_map_len=0,
-        max_ext_len=0,
-        strict_map_key=True,
-    )
     # The header by hand: msgpack's own reader holds it to `max_array_len` in its Python form only.
     count = body[0] - _ARRAY if body else 0
     if not 1 <= count <= _MAX_FIELDS:
         raise BadFrame(f"a message of {count} elements")
+    unpacker = msgpack.Unpacker(
+        None, max_buffer_size=len(body), max_array_len=0, max_map_len=0, max_ext_len=0
+    )
     unpacker.feed(memoryview(body)[1:])
     try:
         fields = [unpacker.unpack() for _ in range(count)]
