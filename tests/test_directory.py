@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from cluster.errors import Damaged, DiskFailed, Foreign, InUse, NoDirectory, NotBootstrapped
 from cluster.storage.directory import Directory, Identity, open_directory
 from cluster.storage.disk import Disk, PosixDisk
+from cluster.storage.fellows import BIRTH_BYTES
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import segment_path
 from cluster.storage.records import decode_record, encode_record
@@ -58,12 +60,13 @@ def test_bootstrap_makes_a_directory_that_opens_without_it_and_changes_nothing_l
     disk = MemoryDisk()
     first = start(disk, bootstrap=True)
     assert first.bootstrapped
-    assert first.journal != first.snapshots
+    assert len({first.journal, first.snapshots, first.fellows}) == 3
     first.close()
     files = {path: bytes(content.now) for path, content in disk.files.items()}
     for bootstrap in (False, True):
         again = start(disk, bootstrap=bootstrap)
         assert not again.bootstrapped
+        assert again.birth == first.birth
         again.close()
     assert files == {path: bytes(content.now) for path, content in disk.files.items()}
 
@@ -92,6 +95,21 @@ def test_settings_that_name_other_nodes_than_the_first_are_refused(nodes: tuple[
                 HOME, N1._replace(nodes=nodes), bootstrap=bootstrap, disk=disk, random=RANDOM
             )
     start(disk).close()
+
+
+def test_settings_may_name_the_same_nodes_in_any_order() -> None:
+    assert Identity.of("c", "n1", ["n3", "n1", "n2"]) == N1
+
+
+def test_a_directory_bootstrapped_once_more_has_another_birth() -> None:
+    """By it the others know that it is not the one that they heard promises from."""
+    births = [start(MemoryDisk(), bootstrap=True).birth for _ in range(2)]
+    assert births[0] != births[1]
+    assert [len(birth) for birth in births] == [BIRTH_BYTES] * 2
+
+
+def test_the_directories_above_it_are_made(tmp_path: Path) -> None:
+    start(PosixDisk(), tmp_path / "var" / "lib" / "n1", bootstrap=True).close()
 
 
 def test_a_directory_of_something_else_is_refused_and_not_written_to(tmp_path: Path) -> None:
@@ -149,10 +167,12 @@ def test_a_crash_at_any_operation_of_a_bootstrap_is_recovered_by_doing_it_again(
             with pytest.raises(PowerCut):
                 start(disk, bootstrap=True)
             disk = disk.after_power_loss(draw) if power else disk.after_kill()
-            try:
-                start(disk).close()
-            except NotBootstrapped:
+            if HOME / "identity" not in disk.files:
+                with pytest.raises(NotBootstrapped):
+                    start(disk)
                 start(disk, bootstrap=True).close()
+            start(disk).close()
+            assert not disk.open_files
             start(disk.after_power_loss(draw)).close()
 
 
@@ -210,6 +230,14 @@ def test_an_identity_without_its_journal_is_refused() -> None:
     del disk.files[segment_path(HOME / "journal", 1)]
     with pytest.raises(Damaged, match="what this node promised"):
         start(disk)
+
+
+def test_an_identity_without_the_journals_directory_is_refused(tmp_path: Path) -> None:
+    disk = PosixDisk()
+    bootstrapped(disk, tmp_path / "n1")
+    shutil.rmtree(tmp_path / "n1" / "journal")
+    with pytest.raises(Damaged, match="what this node promised"):
+        start(disk, tmp_path / "n1")
 
 
 def test_a_flipped_bit_in_the_identity_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 
 from cluster.errors import DiskFailed, InUse, StorageError
 from cluster.storage.disk import Disk, File, PosixDisk, read_file
+from tests.memory_disk import MemoryDisk
 
 DISK: Disk = PosixDisk()
 
@@ -83,6 +86,17 @@ def test_what_the_system_took_only_in_part_is_written_to_the_end(
     assert read_file(DISK, tmp_path / "f") == b"..0123456789"
 
 
+def test_what_the_system_gave_only_in_part_is_read_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make(tmp_path / "f", b"0123456789")
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: real(fd, min(size, 3), at))
+    assert file.read(1, 8) == b"12345678"
+    assert file.read(4, 100) == b"456789"
+    file.close()
+
+
 def test_an_open_file_outlives_its_name(tmp_path: Path) -> None:
     file = make(tmp_path / "old", b"old")
     make(tmp_path / "new", b"new").close()
@@ -93,7 +107,10 @@ def test_an_open_file_outlives_its_name(tmp_path: Path) -> None:
 
 def test_what_is_made_is_for_its_owner_only(tmp_path: Path) -> None:
     make(tmp_path / "f").close()
-    assert (tmp_path / "f").stat().st_mode & 0o077 == 0
+    DISK.lock(tmp_path / "LOCK").close()
+    DISK.make_directory(tmp_path / "d")
+    for name in ("f", "LOCK", "d"):
+        assert (tmp_path / name).stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("operation", ["create", "open", "remove", "list", "sync"])
@@ -112,6 +129,32 @@ def test_every_failure_is_a_disk_failure_that_names_operation_and_file(
         calls[operation](path)
     assert isinstance(failure.value, StorageError)
     assert failure.value.path == path
+
+
+@pytest.mark.parametrize("operation", ["read", "write", "truncate", "sync", "examine", "close"])
+def test_every_failure_of_an_open_file_is_a_disk_failure_too(
+    tmp_path: Path, operation: str
+) -> None:
+    file = make(tmp_path / "f")
+    calls: dict[str, Callable[[], object]] = {
+        "read": lambda: file.read(0, 1),
+        "write": lambda: file.write(0, b"x"),
+        "truncate": lambda: file.truncate(0),
+        "sync": file.sync,
+        "examine": file.size,
+        "close": file.close,
+    }
+    file.close()
+    with pytest.raises(DiskFailed, match=f"cannot {operation} .*Bad file descriptor") as failure:
+        calls[operation]()
+    assert failure.value.path == tmp_path / "f"
+
+
+def test_a_file_that_was_read_whole_is_closed_again() -> None:
+    disk = MemoryDisk()
+    disk.create(Path("/f")).close()
+    assert read_file(disk, Path("/f")) == b""
+    assert not disk.open_files
 
 
 def test_create_never_opens_what_exists(tmp_path: Path) -> None:
@@ -135,6 +178,23 @@ def test_s18_a_second_lock_is_refused_until_the_first_ends(tmp_path: Path) -> No
         DISK.lock(tmp_path / "LOCK")
     lock.close()
     DISK.lock(tmp_path / "LOCK").close()
+
+
+def test_a_file_system_that_cannot_lock_is_a_disk_failure_and_not_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a network file system without a lock server. And what was opened is closed."""
+    opened: list[int] = []
+
+    def cannot(descriptor: int, _: int) -> None:
+        opened.append(descriptor)
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", cannot)
+    with pytest.raises(DiskFailed, match=r"cannot lock .*LOCK.*No locks available"):
+        DISK.lock(tmp_path / "LOCK")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
 
 
 def test_s18_a_lock_ends_with_its_process(tmp_path: Path) -> None:

@@ -45,6 +45,23 @@ def test_what_was_written_is_there_after_a_restart() -> None:
     assert len(journal) == 6
 
 
+def test_the_vote_outlives_the_segment_in_which_it_was_given() -> None:
+    """A node that forgot it could vote twice in a term."""
+    disk = MemoryDisk()
+    journal = open_journal(disk)
+    journal.set_vote(3, "n2")
+    append(journal, 5, term=3)
+    journal.compact_to(2)
+    append(journal, 5, term=3)
+    journal.commit_hint = 9
+    journal.compact_to(8)
+    sync(journal)
+    assert segment_numbers(HOME, disk) == [2, 3], "what held the vote was removed"
+    journal.close()
+    journal = open_journal(disk)
+    assert (journal.term, journal.vote, journal.commit_hint) == (3, "n2", 9)
+
+
 def test_an_empty_journal_has_index_and_term_zero() -> None:
     journal = open_journal(MemoryDisk())
     assert (len(journal), journal.first_index, journal.last_index, journal.last_term) == (
@@ -136,6 +153,23 @@ def test_old_segments_are_removed_only_by_a_sync_after_the_compaction() -> None:
     sync(journal)
     assert segment_numbers(HOME, disk)[0] > before[0]
     assert journal.dirty is False
+
+
+def test_after_a_restart_no_segment_is_removed_whose_entries_are_needed() -> None:
+    disk = MemoryDisk()
+    journal = open_journal(disk, segment_bytes=200)
+    for _ in range(6):
+        append(journal, 10)
+        journal.write()
+    journal.close()
+    journal = open_journal(disk, segment_bytes=200)
+    before = segment_numbers(HOME, disk)
+    journal.compact_to(35)
+    sync(journal)
+    left = state_of(journal)
+    assert segment_numbers(HOME, disk)[0] > before[0]
+    journal.close()
+    assert state_of(open_journal(disk)) == left
 
 
 def test_segments_that_a_crash_left_there_are_removed_at_the_start(

@@ -138,8 +138,10 @@ class Log:
         self.term, self.vote = term, vote
 
     def continue_from(self, header: Header) -> None:
-        """Take over the state with which a segment begins, where those before it are gone."""
-        self.entries = []
+        """Take over the state with which a segment begins, where those before it are gone.
+
+        The log is a new one.
+        """
         self.start, self.next_index = header.start, header.next_index
         self.term, self.vote, self.commit_hint = header.term, header.vote, header.commit_hint
 
@@ -220,7 +222,7 @@ def _decode_header(body: bytes) -> Header:
             raise OtherFormat(f"format {fields['format']}, this program writes {FORMAT}")
         fields["mark"] = tuple(fields["mark"])
         return Header(**fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise Malformed(f"a header that cannot be read: {error}") from error
 
 
