@@ -136,6 +136,32 @@ def test_an_interactive_branch_that_votes_yes_is_prepared() -> None:
     assert after(active, message, voted) == Branch(State.PREPARED, MINE, incarnation=1)
 
 
+def test_interactive_work_is_known_by_the_process_that_did_it() -> None:
+    began = DoWork(incarnation=1)
+    active = after(None, began, cell_of(None, began))
+    assert active == Branch(State.ACTIVE, incarnation=1)
+    assert after(active, began, cell_of(active, began)) == active
+
+
+def test_work_that_a_crash_lost_is_neither_gone_on_with_nor_promised() -> None:
+    """Else half of it would commit."""
+    active = Branch(State.ACTIVE, incarnation=1)
+    for message in (DoWork(incarnation=2), DoPrepare(MINE, incarnation=2)):
+        what = cell_of(active, message)
+        assert what.answer in (Answer.REFUSED, Answer.NO)
+        assert what.action is not Action.WORK
+        kept = after(active, message, what)
+        assert kept is not None
+        assert kept.state is not State.PREPARED
+
+
+def test_a_promise_outlives_the_process_that_gave_it() -> None:
+    prepared = Branch(State.PREPARED, MINE, incarnation=1)
+    asked_again = DoPrepare(MINE, incarnation=2)
+    assert cell_of(prepared, asked_again).answer is Answer.YES
+    assert after(prepared, asked_again, cell_of(prepared, asked_again)) == prepared
+
+
 def test_a_vote_is_asked_for_only_where_the_table_asks() -> None:
     assert cell_of(None, DoPrepare(MINE)).voted(Vote.YES).to is State.PREPARED
     settled = cell_of(Branch(State.PREPARED, MINE), DoPrepare(MINE))

@@ -59,11 +59,13 @@ def test_a_sync_asks_the_kernel_for_this_very_file_or_directory(
 ) -> None:
     """No test can cut the power: without these calls nothing else here would fail."""
     synced: list[tuple[str, int]] = []
+    descriptors: list[int] = []
     for name in ("fsync", "fdatasync"):
         real = getattr(os, name)
 
         def spy(descriptor: int, name: str = name, real: Callable[[int], None] = real) -> None:
             synced.append((name, os.fstat(descriptor).st_ino))
+            descriptors.append(descriptor)
             real(descriptor)
 
         monkeypatch.setattr(os, name, spy)
@@ -73,6 +75,9 @@ def test_a_sync_asks_the_kernel_for_this_very_file_or_directory(
     file.close()
     inodes = [(tmp_path / "f").stat().st_ino, tmp_path.stat().st_ino]
     assert synced == list(zip(["fdatasync", "fsync"], inodes, strict=True))
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
 
 
 def test_what_the_system_took_only_in_part_is_written_to_the_end(
@@ -113,22 +118,32 @@ def test_what_is_made_is_for_its_owner_only(tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("operation", ["create", "open", "remove", "list", "sync"])
+@pytest.mark.parametrize(
+    "operation", ["create", "open", "remove", "list", "sync", "make", "rename", "lock"]
+)
 def test_every_failure_is_a_disk_failure_that_names_operation_and_file(
     tmp_path: Path, operation: str
 ) -> None:
     path = tmp_path / "missing" / "f"
-    calls = {
+    calls: dict[str, Callable[[Path], object]] = {
         "create": DISK.create,
         "open": DISK.open,
         "remove": DISK.unlink,
         "list": DISK.names,
         "sync": DISK.sync_directory,
+        "make": DISK.make_directory,
+        "rename": lambda path: DISK.rename(path, path),
+        "lock": DISK.lock,
     }
     with pytest.raises(DiskFailed, match=f"cannot {operation} .*missing.*No such file") as failure:
         calls[operation](path)
     assert isinstance(failure.value, StorageError)
     assert failure.value.path == path
+
+
+def test_what_cannot_be_looked_for_is_not_taken_for_missing(tmp_path: Path) -> None:
+    with pytest.raises(DiskFailed, match=r"cannot examine .*File name too long"):
+        DISK.exists(tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize("operation", ["read", "write", "truncate", "sync", "examine", "close"])
@@ -180,18 +195,25 @@ def test_s18_a_second_lock_is_refused_until_the_first_ends(tmp_path: Path) -> No
     DISK.lock(tmp_path / "LOCK").close()
 
 
+@pytest.mark.parametrize(
+    ("code", "kind", "what"),
+    [
+        (errno.ENOLCK, DiskFailed, r"cannot lock .*LOCK.*No locks available"),
+        (errno.EWOULDBLOCK, InUse, "another process"),
+    ],
+)
 def test_a_file_system_that_cannot_lock_is_a_disk_failure_and_not_another_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception], what: str
 ) -> None:
-    """As a network file system without a lock server. And what was opened is closed."""
+    """As a network file system without a lock server. In either case what was opened is closed."""
     opened: list[int] = []
 
     def cannot(descriptor: int, _: int) -> None:
         opened.append(descriptor)
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", cannot)
-    with pytest.raises(DiskFailed, match=r"cannot lock .*LOCK.*No locks available"):
+    with pytest.raises(kind, match=what):
         DISK.lock(tmp_path / "LOCK")
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])
