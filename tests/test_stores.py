@@ -340,6 +340,51 @@ def test_the_file_is_synced_at_each_end_of_a_local_transaction(tmp_path: Path) -
     asyncio.run(scenario())
 
 
+def test_a_store_that_is_closed_is_one_file(tmp_path: Path) -> None:
+    """A copy of it that leaves out what SQLite keeps beside it must have everything."""
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            await store.perform([keep("t1", State.PREPARED)])
+        assert sorted(os.listdir(tmp_path)) == ["store.sqlite", "store.sqlite-lock"]
+
+    asyncio.run(scenario())
+
+
+def test_who_reads_beside_the_writing_cannot_write(tmp_path: Path) -> None:
+    """It would be kept outside of any local transaction, and answered by nobody."""
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            await store.perform([keep("t1", State.PREPARED)])
+            with pytest.raises(StoreUnavailable, match="readonly"):
+                await store.read(lambda file: file.execute("DELETE FROM assent_branches"))
+            assert len(await store.in_doubt(10)) == 1
+
+    asyncio.run(scenario())
+
+
+def test_another_process_is_waited_for_as_long_as_was_said(tmp_path: Path) -> None:
+    def patience(file: sqlite3.Connection) -> int:
+        (timeout_ms,) = file.execute("PRAGMA busy_timeout").fetchone()
+        return int(timeout_ms)
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path, busy_timeout_ms=300)) as store:
+            assert await store.perform([lambda local: patience(local.resource)]) == [300]
+            assert await store.read(patience) == 300
+
+    asyncio.run(scenario())
+
+
+def test_the_directories_above_the_file_are_made(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(SqliteStore(tmp_path / "var" / "lib" / "store.sqlite", owner="test")):
+            pass
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("most", "sizes", "groups"),
     [
