@@ -286,9 +286,8 @@ def carry_out(
         results = [_carry_out_one(path, local, work) for work in works]
         file.execute("COMMIT")
     except Exception as error:
-        with contextlib.suppress(sqlite3.Error):
-            if file.in_transaction:
-                file.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.Error):  # SQLite may have done so itself
+            file.execute("ROLLBACK")
         failure = error if isinstance(error, StoreError) else unavailable(path, error)
         if len(works) == 1 or _primary_code(error) in _UNAVAILABLE:
             return [failure] * len(works)

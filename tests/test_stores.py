@@ -463,6 +463,29 @@ def test_a_locked_file_is_a_refusal_for_now_and_keeps_nothing(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
+def test_a_locked_file_is_waited_for_once_and_not_by_each_piece_of_work(tmp_path: Path) -> None:
+    """A thousand of them, one after the other, would hold the store up for half an hour."""
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path, busy_timeout_ms=1)) as store:
+            begun: list[str] = []
+
+            def watch(local: Local) -> None:
+                local.resource.set_trace_callback(
+                    lambda sql: begun.append(sql) if sql.startswith("BEGIN") else None
+                )
+
+            await store.perform([watch])
+            begun.clear()
+            other = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
+            with contextlib.closing(other):
+                other.execute("BEGIN IMMEDIATE")
+                await store.perform([put("a", 1), put("b", 2), put("c", 3)])
+            assert begun == ["BEGIN IMMEDIATE"]
+
+    asyncio.run(scenario())
+
+
 def test_a_full_disk_keeps_nothing_of_the_group_and_ends_with_the_fullness(tmp_path: Path) -> None:
     def fill(local: Local) -> None:
         local.resource.execute("INSERT INTO own VALUES (zeroblob(1000000), 1)")
