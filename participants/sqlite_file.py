@@ -307,21 +307,19 @@ def _carry_out_one(
         result = work(local)
     except BaseException as raised:
         result = error = as_exception(raised)  # signals do not come to this thread
-        if isinstance(error, sqlite3.Error) and _primary_code(error) in _UNAVAILABLE:
+        if _primary_code(error) in _UNAVAILABLE:
             result = unavailable(path, error)
         # Some failures (disk full) make SQLite undo the whole local transaction, others' work
         # included.
         if not file.in_transaction:
             raise unavailable(path, error) from error
         _at_savepoint(path, file, "ROLLBACK TO")
-    if not file.in_transaction:
-        raise StoreUnavailable(_ENDED_ITSELF.format(path))
     _at_savepoint(path, file, "RELEASE")
     return result
 
 
 def _at_savepoint(path: Path, file: sqlite3.Connection, statement: str) -> None:
-    """Raises StoreUnavailable if it is not there: another local transaction was begun since."""
+    """Raises StoreUnavailable if it is not there: the local transaction was ended since."""
     try:
         file.execute(f"{statement} {_WORK}")
     except sqlite3.OperationalError as error:

@@ -242,13 +242,13 @@ def test_the_longest_prepared_is_the_first_in_doubt(store: Store) -> None:
 def test_tombstones_are_listed_in_the_order_in_which_branches_ended(store: Store) -> None:
     async def scenario() -> None:
         async with opened(store):
-            await store.perform([keep("t2", State.COMMITTED), keep("t1", State.ROLLED_BACK)])
-            await store.perform([keep("t0", State.COMMITTED)])
+            await store.perform([keep("t2", State.COMMITTED, 8), keep("t1", State.ROLLED_BACK, 9)])
+            await store.perform([keep("t0", State.COMMITTED, 7)])
             ended = await store.ended(0, 10)
-            assert [(e.transaction_id, e.state) for e in ended] == [
-                ("t2", State.COMMITTED),
-                ("t1", State.ROLLED_BACK),
-                ("t0", State.COMMITTED),
+            assert [(e.transaction_id, e.branch_id, e.state, e.ended_at_ms) for e in ended] == [
+                ("t2", "1", State.COMMITTED, 8),
+                ("t1", "1", State.ROLLED_BACK, 9),
+                ("t0", "1", State.COMMITTED, 7),
             ]
             assert await store.ended(ended[0].number, 1) == [ended[1]]
 
@@ -659,6 +659,29 @@ def test_the_resources_own_mistake_is_not_blamed_on_the_store(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
+def test_what_the_machine_is_to_blame_for_is_no_answer_of_the_resource(tmp_path: Path) -> None:
+    """Asked again it may be well; the resource's own mistakes stay its own."""
+    broken = sqlite3.OperationalError("disk I/O error")
+    broken.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+    behind = sqlite3.OperationalError("database is locked")
+    behind.sqlite_errorcode = sqlite3.SQLITE_BUSY_SNAPSHOT
+    taken = sqlite3.IntegrityError("UNIQUE constraint failed")
+    taken.sqlite_errorcode = sqlite3.SQLITE_CONSTRAINT_UNIQUE
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            results = await store.perform(
+                [put("a", 1), *[failing(error) for error in (broken, behind, taken)]]
+            )
+            assert results[0] is None
+            assert isinstance(results[1], StoreUnavailable)
+            assert isinstance(results[2], StoreUnavailable)
+            assert results[3] is taken
+            assert await own(store) == {"a": 1}
+
+    asyncio.run(scenario())
+
+
 def test_a_resource_that_would_end_the_process_fails_alone(store: Store) -> None:
     def leaves(_: Local) -> None:
         sys.exit("enough")
@@ -688,6 +711,7 @@ def test_a_failure_that_undid_the_work_of_others_is_never_their_success(tmp_path
         async with opened(sqlite(tmp_path)) as store:
             before, undone, after = await store.perform([put("a", 1), undoes_all, put("c", 3)])
             assert isinstance(undone, StoreUnavailable)
+            assert "full" in str(undone), "and it was not the resource that ended it"
             kept = {key for key, result in (("a", before), ("c", after)) if result is None}
             assert set(await own(store)) == kept == {"a", "c"}, "they are carried out again, alone"
 
@@ -854,6 +878,9 @@ def test_a_store_that_is_closed_or_not_open_refuses(tmp_path: Path) -> None:
     async def scenario() -> None:
         store = sqlite(tmp_path)
         assert isinstance((await store.perform([put("a", 1)]))[0], StoreUnavailable)
+        with pytest.raises(StoreUnavailable):
+            await store.in_doubt(1)
+        await sqlite(tmp_path).close()
         async with opened(store):
             pass
         assert isinstance((await store.perform([put("a", 1)]))[0], StoreUnavailable)
