@@ -6,6 +6,7 @@ StorageError
 ├── InUse            another process holds the directory
 ├── NoDirectory      the directory cannot be made or locked: the node never began
 ├── DiskFailed       the operating system refused an operation (full, failing): a clean stop
+├── NotReadable      the same, for who only looks into a directory
 └── NotBootstrapped  an empty directory, and nobody said that this is a new cluster
 
 FailStop             not about storage: an invariant is broken, and this node must speak no more
@@ -15,7 +16,10 @@ Every message says what happened, to which file, and what to do next.
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Final
 
 IS_LOST = (
     "a node that has forgotten what it promised must not come back under its old id; the others go"
@@ -49,17 +53,40 @@ class InUse(StorageError):
     """Another process holds the directory's lock."""
 
 
+_REMEDIES: Final = {
+    errno.EMFILE: "allow it more open files (ulimit -n)",
+    errno.ENFILE: "allow this machine more open files",
+    errno.EACCES: "let it read and write there",
+    errno.EPERM: "let it read and write there",
+    errno.EROFS: "let it write there",
+}
+"""Where it is not the disk that refuses."""
+
+
 class DiskFailed(StorageError):
     """An operation on a file failed; nothing that was reported as durable is lost."""
 
-    def __init__(self, operation: str, path: Path, reason: str) -> None:
+    def __init__(self, operation: str, path: Path, reason: str, remedy: str | None = None) -> None:
         super().__init__(
             f"cannot {operation} {path}: {reason}. The node stops with what was durable intact; "
-            "free or replace the disk and start it again"
+            f"{remedy or 'free or replace the disk'} and start it again"
         )
         self.operation = operation
         self.path = path
         self.reason = reason
+
+    @classmethod
+    def by(cls, error: OSError, operation: str, path: Path) -> DiskFailed:
+        """What the operating system refused."""
+        number = error.errno or 0
+        return cls(operation, path, os.strerror(number), _REMEDIES.get(number))
+
+
+class NotReadable(StorageError):
+    """What was to be looked into cannot be read; nothing is known of it."""
+
+    def __init__(self, refused: DiskFailed) -> None:
+        super().__init__(f"cannot {refused.operation} {refused.path}: {refused.reason}")
 
 
 class NoDirectory(StorageError):

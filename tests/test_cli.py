@@ -135,7 +135,7 @@ def test_a_busy_port_is_one_line_and_nothing_is_written(run: Run, tmp_path: Path
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert f"port {port} (API of n1) is in use" in err
-    assert not (tmp_path / "assent-data" / "cluster.toml").exists()
+    assert not (tmp_path / "assent-data").exists()
 
 
 @pytest.mark.parametrize("command", ["--help", "up", "node", "demo", "submit", "watch", "resolve"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,7 +37,8 @@ def test_bytes_are_read_where_they_were_written(tmp_path: Path) -> None:
     file.truncate(4)
     file.sync()
     file.close()
-    assert read_file(DISK, tmp_path / "f") == b"012a"
+    assert read_file(DISK, tmp_path / "f", 100) == b"012a"
+    assert read_file(DISK, tmp_path / "f", 3) == b"012"
 
 
 def test_names_are_made_renamed_removed_and_listed_in_order(tmp_path: Path) -> None:
@@ -50,7 +52,7 @@ def test_names_are_made_renamed_removed_and_listed_in_order(tmp_path: Path) -> N
     DISK.unlink(home / "b")
     DISK.sync_directory(home)
     assert DISK.names(home) == ["c"]
-    assert read_file(DISK, home / "c") == b"a"
+    assert read_file(DISK, home / "c", 100) == b"a"
     assert DISK.exists(home / "c")
 
 
@@ -88,7 +90,7 @@ def test_what_the_system_took_only_in_part_is_written_to_the_end(
     file = make(tmp_path / "f", b"....")
     file.write(2, b"0123456789")
     file.close()
-    assert read_file(DISK, tmp_path / "f") == b"..0123456789"
+    assert read_file(DISK, tmp_path / "f", 100) == b"..0123456789"
 
 
 def test_what_the_system_gave_only_in_part_is_read_to_the_end(
@@ -168,15 +170,40 @@ def test_every_failure_of_an_open_file_is_a_disk_failure_too(
 def test_a_file_that_was_read_whole_is_closed_again() -> None:
     disk = MemoryDisk()
     disk.create(Path("/f")).close()
-    assert read_file(disk, Path("/f")) == b""
+    assert read_file(disk, Path("/f"), 100) == b""
     assert not disk.open_files
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free or replace the disk and"),
+        (errno.EMFILE, "allow it more open files (ulimit -n) and"),
+        (errno.EACCES, "let it read and write there and"),
+        (errno.EROFS, "let it write there and"),
+    ],
+)
+def test_what_is_to_be_done_depends_on_what_was_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, "")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(DiskFailed, match=re.escape(f"{os.strerror(number)}. The node")) as failure:
+        DISK.open(tmp_path / "f")
+    assert remedy in str(failure.value)
+
+
+def test_a_pipe_is_not_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "f")
+    with pytest.raises(DiskFailed, match=r"it is a pipe. .* put the file back there"):
+        DISK.open(tmp_path / "f")
 
 
 def test_create_never_opens_what_exists(tmp_path: Path) -> None:
     make(tmp_path / "f", b"precious").close()
     with pytest.raises(DiskFailed, match="exists"):
         DISK.create(tmp_path / "f")
-    assert read_file(DISK, tmp_path / "f") == b"precious"
+    assert read_file(DISK, tmp_path / "f", 100) == b"precious"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")

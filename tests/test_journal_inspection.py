@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from cluster.cli.main import main
 from cluster.errors import StorageError
 from cluster.raft.entries import COMMANDS, MEMBERS, NOTHING, encode_group
 from cluster.raft.members import encode_members
+from cluster.storage import journal_recovery
 from cluster.storage.directory import Identity, open_directory
 from cluster.storage.disk import PosixDisk
 from cluster.storage.fellows import Fellows
@@ -338,6 +341,56 @@ def test_what_is_no_data_directory_is_a_mistake(home: Path, tmp_path: Path, run:
         assert err.count("\n") == 1
     with pytest.raises(NotADirectory):
         inspect(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["identity", "journal/watermark", "journal/segment-*"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(home: Path, run: Run, name: str) -> None:
+    lock, path = home / "LOCK", max(home.glob(name))
+    for each in (lock, path):
+        each.unlink()
+        os.mkfifo(each)
+    code, out, err = run("verify", home)
+    assert (code, out) == (2, "")
+    assert err == f"assent: cannot open {path}: it is a pipe\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("identity", "its checksum does not fit"),
+        ("journal/watermark", "is whole"),
+        ("journal/segment-*", "no node writes more into one file"),
+    ],
+)
+def test_of_a_sparse_file_no_more_is_read_than_a_node_writes(
+    home: Path, run: Run, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    read: list[int] = []
+    real = os.pread
+
+    def spy(descriptor: int, size: int, offset: int) -> bytes:
+        read.append(size)
+        return real(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", spy)
+    monkeypatch.setattr(journal_recovery, "MOST_SEGMENT_BYTES", 1 << 20)
+    os.truncate(max(home.glob(name)), 3 << 20)
+    code, out, _ = run("verify", home)
+    assert said in out
+    assert max(read) <= (1 << 20) + 1
+    assert (code == 0) == starts(home)
+
+
+def test_a_file_that_this_program_may_not_read_says_nothing_of_the_node(
+    home: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(os, "open", refuse)
+    code, out, err = run("inspect", home)
+    assert (code, out) == (2, "")
+    assert err == f"assent: cannot open {home / 'identity'}: Too many open files\n"
 
 
 def test_a_journal_of_another_node_is_a_mistake_of_who_moved_it(

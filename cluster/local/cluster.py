@@ -105,6 +105,8 @@ class LocalCluster:
         Raises LocalClusterError, SettingsError, PortBusyError; nothing runs then.
         """
         try:
+            if not self.data_dir.exists():
+                refuse_busy(self._new_ports())  # before anything is made
             self._lock = take_lock(self.data_dir)
             self._prepare()
             new = not self._marker.exists()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,11 +81,11 @@ class Disk(Protocol):
         """
 
 
-def read_file(disk: Disk, path: Path) -> bytes:
-    """Everything that is in a file."""
+def read_file(disk: Disk, path: Path, most: int) -> bytes:
+    """What is in a file, its first `most` bytes at most: a sparse one may be larger than memory."""
     file = disk.open(path)
     try:
-        return file.read(0, file.size())
+        return file.read(0, min(most, file.size()))
     finally:
         file.close()
 
@@ -183,8 +184,17 @@ class PosixDisk:
 
     @staticmethod
     def _open(path: Path, flags: int, operation: str) -> File:
-        with _failures(operation, path):
-            return PosixFile(path, os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600))
+        return open_file(path, os.O_RDWR | flags, operation)
+
+
+def open_file(path: Path, flags: int, operation: str = "open") -> PosixFile:
+    """No pipe: who opens one to read waits for somebody to write into it."""
+    with _failures(operation, path):
+        descriptor = os.open(path, os.O_CLOEXEC | os.O_NONBLOCK | flags, 0o600)
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DiskFailed(operation, path, "it is a pipe", "put the file back there")
+    return PosixFile(path, descriptor)
 
 
 @contextmanager
@@ -192,4 +202,4 @@ def _failures(operation: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskFailed(operation, path, os.strerror(error.errno or 0)) from error
+        raise DiskFailed.by(error, operation, path) from error

@@ -19,7 +19,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.errors import IS_LOST, Damaged, DiskFailed, StorageError
+from cluster.errors import IS_LOST, Damaged, DiskFailed, NotReadable, StorageError
 from cluster.storage.directory import (
     FELLOWS_NAME,
     IDENTITY_NAME,
@@ -28,7 +28,7 @@ from cluster.storage.directory import (
     SNAPSHOTS_NAME,
     read_identity,
 )
-from cluster.storage.disk import File, PosixDisk, PosixFile
+from cluster.storage.disk import File, PosixDisk, open_file
 from cluster.storage.fellows import Fellows
 from cluster.storage.journal_format import (
     NOWHERE,
@@ -106,15 +106,15 @@ class Inspection:
 def inspect(directory: Path, *, verify: bool = False) -> Inspection:
     """Look at a data directory. `verify` reads the snapshot and every command to the end, too.
 
-    Raises NotADirectory, Foreign, DiskFailed; what is damaged is in the findings.
+    Raises NotADirectory, Foreign, NotReadable; what is damaged is in the findings.
     """
     for look in range(1, LOOKS + 1):
         running = _is_running(directory)
         try:
             found = _look(directory, running=running, verify=verify)
-        except DiskFailed:
+        except DiskFailed as error:
             if not running or look == LOOKS:
-                raise
+                raise NotReadable(error) from error
             continue
         if not (running and found.findings) or look == LOOKS:
             return found
@@ -262,7 +262,7 @@ def entries_in_words(found: Inspection) -> list[tuple[Entry, list[str]]]:
 def _is_running(directory: Path) -> bool:
     """Does a process hold the directory's lock? Asked for shared, and given back at once."""
     try:
-        descriptor = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return False
     try:
@@ -279,10 +279,7 @@ class _ReadOnlyDisk(PosixDisk):
     """A disk that opens for reading, and nothing else."""
 
     def open(self, path: Path) -> File:
-        try:
-            return PosixFile(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        except OSError as error:
-            raise DiskFailed("open", path, os.strerror(error.errno or 0)) from error
+        return open_file(path, os.O_RDONLY)
 
     def size(self, path: Path) -> int:
         file = self.open(path)

@@ -54,6 +54,10 @@ _logger = logging.getLogger(__name__)
 
 _PREFIX, _SUFFIX = "segment-", ".log"
 
+MOST_SEGMENT_BYTES = 256 << 20
+"""A node leaves a segment behind at 16 MiB, and its last group is at most what one step hears, some
+64 MiB. What is larger, a sparse file perhaps, is not a node's, and may not fit into memory."""
+
 
 @dataclass(slots=True)
 class Segment:
@@ -186,7 +190,7 @@ class _Reading:
         for number in numbers:
             if number < torn:
                 continue
-            blob = read_file(self._disk, segment_path(self._directory, number))
+            blob = self._bytes_of(number)
             for found, body in find_records(blob, number, offset if number == torn else 0):
                 record = self._decode(body, number, found)
                 self._mark = max(self._mark, record.mark)
@@ -209,7 +213,7 @@ class _Reading:
             file = self._disk.open(segment_path(self._directory, number))
             try:
                 length = body_length(file.read(0, OVERHEAD)) or 0
-                blob = file.read(0, OVERHEAD + min(length, file.size()))
+                blob = file.read(0, OVERHEAD + min(length, file.size(), MOST_SEGMENT_BYTES))
             finally:
                 file.close()
             body = decode_record(blob, number, 0)
@@ -218,7 +222,7 @@ class _Reading:
         raise self._damaged(numbers[0], 0, "no segment has a readable header")
 
     def _read_segment(self, number: int) -> None:
-        blob = read_file(self._disk, segment_path(self._directory, number))
+        blob = self._bytes_of(number)
         body = decode_record(blob, number, 0)
         if body is None:
             raise Tear(number, 0, "the segment's header is not whole")
@@ -233,6 +237,13 @@ class _Reading:
             self._apply(body, segment)
             segment.size += OVERHEAD + len(body)
         self._segments.append(segment)
+
+    def _bytes_of(self, number: int) -> bytes:
+        path = segment_path(self._directory, number)
+        blob = read_file(self._disk, path, MOST_SEGMENT_BYTES + 1)
+        if len(blob) > MOST_SEGMENT_BYTES:
+            raise self._damaged(number, MOST_SEGMENT_BYTES, "no node writes more into one file")
+        return blob
 
     def _continue(self, header: Header) -> None:
         """Go on from one segment to the next, or begin with the first."""

@@ -15,10 +15,13 @@ from cluster.storage.records import OVERHEAD, decode_record, encode_record
 
 ASIDE: Final = ".new"
 
+_MOST_BYTES: Final = 64 << 10
+"""Of such a file: nine nodes' ids and births take less than one."""
+
 
 def read_small_file(path: Path, number: int, disk: Disk) -> bytes:
     """What was put into the file under the same number. Raises Damaged, DiskFailed."""
-    blob = read_file(disk, path)
+    blob = read_file(disk, path, _MOST_BYTES)
     body = decode_record(blob, number, 0)
     if body is None or len(blob) != len(body) + OVERHEAD:
         raise Damaged(path, 0, "its checksum does not fit")

@@ -54,7 +54,7 @@ class Watermark:
 
 def read_watermark(path: Path, disk: Disk) -> tuple[int, Position]:
     """(sequence, position) of the newest good slot; (0, NOWHERE) if there is none."""
-    blob = read_file(disk, path) if disk.exists(path) else b""
+    blob = read_file(disk, path, 2 * _SLOT_BYTES) if disk.exists(path) else b""
     newest = (0, NOWHERE)
     for slot in range(2):
         body = decode_record(blob, slot, slot * _SLOT_BYTES)
