@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from participants.log_output import unwaiting
+
 
 def one_line(text: str) -> str:
     """The text with whatever cannot be printed escaped: what others sent may stand in it, and must
@@ -38,7 +40,7 @@ class Lines(tuple[str, ...]):
 
 def configure_logs(level: str) -> None:
     """Set up the root logger of this process, which writes from `level` on."""
-    output = logging.StreamHandler(sys.stderr)
+    output = logging.StreamHandler(unwaiting(sys.stderr))
     output.setFormatter(_Text())
     logging.basicConfig(level=level, handlers=(output,))
 

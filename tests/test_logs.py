@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Iterator
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import TextIO
 
 import pytest
 
@@ -129,3 +136,95 @@ def test_each_reply_of_a_participant_is_a_line_with_its_head_and_forges_none(
         assert (head, rest) == (" ", said)
         assert datetime.strptime(time, "%Y-%m-%d %H:%M:%S,%f")
     assert trace[-1] == "ValueError: broken"
+
+
+# --- where lines go
+
+
+def pipe() -> tuple[int, TextIO]:
+    """A pipe: its end to read from, and a stream that waits where there is no room in it."""
+    reads, writes = os.pipe()
+    return reads, os.fdopen(writes, "w", encoding="utf-8")
+
+
+def terminal() -> tuple[int, TextIO]:
+    reads, writes = os.openpty()
+    return reads, os.fdopen(writes, "w", encoding="utf-8")
+
+
+def sockets() -> tuple[int, TextIO]:
+    reads, writes = socket.socketpair()
+    return reads.detach(), os.fdopen(writes.detach(), "w", encoding="utf-8")
+
+
+def read_all(descriptor: int) -> str:
+    """What is there to be read now."""
+    os.set_blocking(descriptor, False)
+    pieces = []
+    with contextlib.suppress(BlockingIOError):
+        while piece := os.read(descriptor, 1 << 20):
+            pieces.append(piece)
+    return b"".join(pieces).decode()
+
+
+def say_much() -> None:
+    log = logging.getLogger("coordinator.driver")
+    for number in range(10_000):
+        log.info("line %d %s", number, "é" * 100)
+
+
+def within_10_s(work: Callable[[], None]) -> bool:
+    """Whether it ended; what waits for ever waits in a thread that keeps nobody else."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(10)
+    return not thread.is_alive()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a pipe is opened again under /proc")
+@pytest.mark.parametrize("configure", ["node", "participant"])
+@pytest.mark.parametrize("output", [pipe, sockets])
+def test_a_reader_that_stands_still_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, configure: str, output: Callable[[], tuple[int, TextIO]]
+) -> None:
+    reads, stream = output()
+    monkeypatch.setattr(sys, "stderr", stream)
+    if configure == "node":
+        configure_logs(LogFormat.TEXT)
+    else:
+        root = logging.getLogger()
+        root.handlers.clear()
+        participants_logs.configure_logs("INFO")
+    log = logging.getLogger("coordinator.driver")
+    assert within_10_s(say_much)
+    before = read_all(reads)
+    assert "line 0 " in before
+    assert "line 9999" not in before
+    assert os.get_blocking(stream.fileno())  # whoever shares it has nothing of this
+    log.info("the last")
+    text = before + read_all(reads)
+    lines = text.splitlines()
+    assert lines[-1].endswith("the last")
+    told = re.fullmatch(r"(\d+) lines were lost here: there was no room for them", lines[-2])
+    assert told is not None
+    assert int(told[1]) + len(lines) - 2 == 10_000
+    assert all("line" in line for line in lines[:-1])
+    stream.close()
+    os.close(reads)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a terminal is opened again under /proc")
+def test_a_terminal_that_shows_nothing_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, stream = terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure_logs(LogFormat.TEXT)
+    assert within_10_s(say_much)
+    assert "line 0 " in read_all(reads)
+    stream.close()
+    os.close(reads)
+
+
+def test_a_log_without_standard_error_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    configure_logs(LogFormat.TEXT)
+    logging.getLogger("coordinator.driver").info("nobody hears it")
