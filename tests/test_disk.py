@@ -172,6 +172,8 @@ def test_a_file_that_was_read_whole_is_closed_again() -> None:
     disk.create(Path("/f")).close()
     assert read_file(disk, Path("/f"), 100) == b""
     assert not disk.open_files
+
+
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [

@@ -89,7 +89,6 @@ LONGER = {
     "coordinator/machine.py": 450,
     "cluster/raft/transport.py": 500,
     "coordinator/conversation.py": 490,
-    "coordinator/driver.py": 450,
 }
 
 
