@@ -349,7 +349,7 @@ def _answer(message: Message, reply: Reply, limit: int, declaration: str | None)
     if body is None:
         own = status not in PROXY_STATUSES
         return Failed(f"answered {status} with more than {limit} bytes", answered=own)
-    return read_prepare_answer(status, body, branch, reply.headers.get("Retry-After"))
+    return read_prepare_answer(status, body, branch, reply.headers)
 
 
 def _lost(errand: _Errand, what: str, impression: Impression, *, broken: bool = False) -> Delivery:

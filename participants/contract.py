@@ -14,17 +14,21 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from participants import canonical
+from participants.pauses import retry_after_s
 
 DECLARATION_HEADER = "Assent-Participant"
 CONTRACT_VERSION = 1
 PROXY_STATUSES = (502, 503, 504)
 """What a proxy answers in place of the participant, perhaps while the call goes on behind it."""
+
+MAX_RETRY_AFTER_S = 3_600
+"""As long as any transaction may last."""
 
 MAX_REASON_CHARS = 500
 """A participant's reason is kept in the replicated record; longer ones are cut."""
@@ -93,14 +97,18 @@ class Declaration:
 PLAIN = Declaration()
 
 
+_BATCH = re.compile(r"batch=/[!-~]*")
+
+
 def read_declaration(header: str | None) -> Declaration:
-    """The declaration in a header's value; of none, or one that is not understood, PLAIN."""
+    """The declaration in a header's value; of none, or one that is not understood, PLAIN. A path
+    that is not written as it is called over HTTP is none."""
     if not header:
         return PLAIN
     version, *words = (word.strip() for word in header.split(";"))
     if version != str(CONTRACT_VERSION):
         return PLAIN
-    batch = [word.removeprefix("batch=") for word in words if word.startswith("batch=/")]
+    batch = [word.removeprefix("batch=") for word in words if _BATCH.fullmatch(word)]
     return Declaration(
         "repeatable-prepare" in words, "inquiry" in words, batch[0] if batch else None
     )
@@ -215,6 +223,7 @@ PrepareAnswer = Voted | Working | Failed
 EndAnswer = Acknowledged | Failed
 
 _ACKNOWLEDGED = Acknowledged()
+_WORKING = Working()
 _SAID = {
     "yes": Voted(Vote.YES),
     "no": Voted(Vote.NO, "no reason given"),
@@ -224,18 +233,22 @@ _SAID = {
 
 
 def read_prepare_answer(
-    status: int, body: bytes, branch: BranchKey, retry_after: str | None = None
+    status: int, body: bytes, branch: BranchKey, headers: Mapping[str, str] | None = None
 ) -> PrepareAnswer:
-    """What an HTTP answer to a prepare means. `retry_after` is that header's value, in seconds."""
-    if status in (202, 425):
-        return Working(_retry_after_ms(retry_after))
-    return _prepare_answer(status, _decoded(body), body, branch)
+    """What an HTTP answer to a prepare means. `headers`: as `retry_after_s` wants them."""
+    answer = _prepare_answer(status, _decoded(body), body, branch)
+    if answer is not _WORKING or not headers:
+        return answer
+    seconds = retry_after_s(headers)
+    return answer if seconds is None else Working(int(min(seconds, MAX_RETRY_AFTER_S) * 1000))
 
 
 def _prepare_answer(status: int, answer: Any, body: bytes, branch: BranchKey) -> PrepareAnswer:
     stranger = _for_another(answer, branch)
     if stranger is not None:
         return stranger
+    if status in (202, 425):
+        return _WORKING
     if status == 409:
         return Voted(Vote.NO, _reason(answer) or "the participant answered 409")
     if status != 200:
@@ -315,12 +328,6 @@ def _excerpt(body: bytes) -> str:
     return repr(text) if text else "an empty body"
 
 
-def _retry_after_ms(header: str | None) -> int | None:
-    if header is None or not header.isascii() or not header.isdigit():
-        return None
-    return min(int(header[:6]) * 1000, 3_600_000)
-
-
 # --- a batch call: independent messages, independent answers ------------------------------------
 
 
@@ -389,8 +396,6 @@ def _batch_answer(
         return Failed(f"answered for another branch: {str(body['branch_id'])[:80]!r}")
     if operation is not Operation.PREPARE:
         return _end_answer(operation, status, body, b"", (transaction_id, branch_id))
-    if status in (202, 425):
-        return Working()
     return _prepare_answer(status, body, b"", (transaction_id, branch_id))
 
 

@@ -45,7 +45,11 @@ def test_a_declaration_is_read_as_it_was_written(declaration: Declaration) -> No
 
 
 @pytest.mark.parametrize(
-    "header", [None, "", "2; repeatable-prepare; inquiry", "yes", "1", ";;", "1; batch=elsewhere"]
+    "header",
+    [
+        *(None, "", "2; repeatable-prepare; inquiry", "yes", "1", ";;"),
+        *("1; batch=elsewhere", "1; batch=/a b", "1; batch=/\udcff", "1; batch=/\x01"),
+    ],
 )
 def test_what_is_not_understood_is_a_plain_participant(header: str | None) -> None:
     assert read_declaration(header) == PLAIN
@@ -194,6 +198,7 @@ def test_answers_to_a_prepare_that_count(status: int, body: bytes, expected: Any
         (200, b'{"vote":"yes","transaction_id":null}'),
         (200, b'{"vote":"yes","transaction_id":"t1","branch_id":"2"}'),
         (409, b'{"reason":"no","transaction_id":"another"}'),
+        (425, b'{"transaction_id":"another"}'),
     ],
 )
 def test_answers_to_a_prepare_that_are_failures(status: int, body: bytes) -> None:
@@ -201,9 +206,13 @@ def test_answers_to_a_prepare_that_are_failures(status: int, body: bytes) -> Non
 
 
 def test_retry_after_is_in_seconds_and_bounded() -> None:
-    assert read_prepare_answer(425, b"", ("t1", "1"), "2") == Working(2000)
-    assert read_prepare_answer(425, b"", ("t1", "1"), "9" * 400) == Working(3_600_000)
-    assert read_prepare_answer(425, b"", ("t1", "1"), "soon") == Working()
+    for said, heard in (
+        ("2", Working(2_000)),
+        ("0000002", Working(2_000)),
+        ("9" * 8_000, Working(3_600_000)),
+        ("soon", Working()),
+    ):
+        assert read_prepare_answer(425, b"", ("t1", "1"), {"Retry-After": said}) == heard
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ import aiohttp
 
 from cluster.client.answers import is_refusal, read_json
 from coordinator.api_requests import REQUEST_HEADER
+from participants.pauses import retry_after_s
 from participants.streams import read_within
 
 _log = logging.getLogger(__name__)
@@ -302,7 +303,8 @@ class Caller:
 
     def _pause(self, answer: HttpAnswer | None, failures: int) -> float:
         """Seconds before the next try, after `failures` earlier ones."""
-        asked = 0.0 if answer is None else _retry_after(answer)
+        asked = 0.0 if answer is None else retry_after_s(answer.headers) or 0.0
+        asked = min(asked, _MAX_RETRY_AFTER)
         if answer is not None and answer.status == 429:
             return (asked or 1.0) * self._random.uniform(1.0, 1.25)
         if asked > 1.0:
@@ -360,12 +362,6 @@ def _redirect(answer: HttpAnswer) -> str | None:
         return node_url(f"{parts.scheme}://{parts.netloc}")
     except ValueError:
         return None
-
-
-def _retry_after(answer: HttpAnswer) -> float:
-    """Seconds; 0 where the header is absent or not a number."""
-    text = answer.headers.get("Retry-After", "")
-    return min(float(text), _MAX_RETRY_AFTER) if text.isascii() and text.isdigit() else 0.0
 
 
 def _start_of(body: bytes) -> str:
