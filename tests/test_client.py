@@ -43,6 +43,7 @@ from cluster.client.submission import Open, element_answer, elements
 from coordinator.ids import time_of
 from tests.fake_nodes import (
     FOREVER,
+    Answer,
     FakeNode,
     breaks_off,
     fails,
@@ -365,6 +366,32 @@ def test_who_does_not_speak_as_a_node_is_not_taken_for_the_leader() -> None:
                 with contextlib.suppress(UnknownTransaction):
                     await client.submit(ORDER)
             assert client.leader == node.url
+
+    run(test)
+
+
+def test_an_id_that_expires_while_its_client_asks_may_have_run() -> None:
+    def element(code: str) -> Answer:
+        async def answer(_: web.Request, __: Any) -> web.StreamResponse:
+            error = {"code": code, "message": code, "details": {}}
+            return web.json_response({"transactions": [{"error": error}]})
+
+        return answer
+
+    async def test(nodes: list[FakeNode]) -> None:
+        expired = fails(410, "transaction_id_expired")
+        async with asking(nodes[0]) as client:
+            nodes[0].script = [breaks_off, expired]
+            with pytest.raises(OutcomeUnknown) as caught:
+                await client.submit(ORDER, id="order-17")
+            assert (caught.value.transaction_id, caught.value.for_good) == ("order-17", True)
+            nodes[0].script = [element("outcome_unknown"), element("transaction_id_expired")]
+            (told,) = await client.submit_many([{"id": "order-18", "participants": ORDER}])
+            assert isinstance(told, OutcomeUnknown)
+            assert told.for_good
+            nodes[0].script = [element("transaction_id_expired")]
+            (told,) = await client.submit_many([{"id": "order-19", "participants": ORDER}])
+            assert isinstance(told, Expired)
 
     run(test)
 
@@ -903,6 +930,7 @@ def test_a_try_that_was_met_with_silence_is_followed_by_a_longer_one() -> None:
 
 
 FINAL = HttpAnswer(200, {}, b"{}")
+NOW, LATER = "Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:50:27 GMT"
 
 
 @pytest.mark.parametrize(
@@ -911,8 +939,9 @@ FINAL = HttpAnswer(200, {}, b"{}")
         ([HttpAnswer(307, {"Location": "http://a:1/x"}, b"")] * 10, 11, 2),
         ([HttpAnswer(408, {}, b"")], 2, 1),
         ([HttpAnswer(503, {"Retry-After": "99999"}, b"")], 2, 1),
+        ([HttpAnswer(503, {"Retry-After": LATER, "Date": NOW}, b"")], 2, 1),
     ],
-    ids=["redirects in a circle", "a request that took too long", "a pause without end"],
+    ids=["redirects in a circle", "a request that took too long", "a pause without end", "a date"],
 )
 def test_what_is_no_final_answer_is_asked_again_after_a_bounded_pause(
     monkeypatch: pytest.MonkeyPatch, answers: list[HttpAnswer], asked: int, pauses: int
@@ -934,6 +963,7 @@ def test_what_is_no_final_answer_is_asked_again_after_a_bounded_pause(
         asyncio.run(test())
     assert len(slept) == pauses
     assert max(slept) <= 60
+    assert (max(slept) >= 50) is any("Retry-After" in answer.headers for answer in answers)
 
 
 def test_a_leader_that_is_full_is_still_the_one_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@
     ├── Unavailable             a read, or an operator's request, without an answer in time
     └── BadAnswer               what answered does not speak as a node does
 
-An abort is an answer, not an exception. A refused request under a new id may be tried again; after
-OutcomeUnknown only the same id is safe.
+An abort is an answer, not an exception. What was refused may be tried again under a new id; but not
+after Expired, for it may have run when the id was young, nor after OutcomeUnknown: then only the
+same id is safe.
 """
 
 from __future__ import annotations
@@ -89,6 +90,11 @@ def refused(transaction_id: str) -> OutcomeUnknown:
     """What an answer in the state `refused` means to whoever asked for that transaction."""
     why = "the id is refused: nothing runs under it, but it may have committed long ago"
     return OutcomeUnknown(transaction_id, why, for_good=True)
+
+
+def expired_since(transaction_id: str, refusal: Expired) -> OutcomeUnknown:
+    """What it means to whoever has sent the transaction before: nothing of what became of that."""
+    return OutcomeUnknown(transaction_id, str(refusal), for_good=True)
 
 
 class Unavailable(ClientError):

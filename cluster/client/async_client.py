@@ -21,11 +21,13 @@ from cluster.client.answers import (
     BadAnswer,
     ClientError,
     ClusterStatus,
+    Expired,
     OutcomeUnknown,
     Page,
     Refused,
     Transaction,
     Unavailable,
+    expired_since,
     read_cluster,
     read_decision,
     read_error,
@@ -159,6 +161,10 @@ class Client:
                 )
             except (NoAnswer, BadAnswer) as error:
                 raise OutcomeUnknown(submission.id, str(error)) from None
+            except Expired as error:
+                raise (
+                    expired_since(submission.id, error) if submission.is_repeat else error
+                ) from None
             if transaction.outcome is not None:
                 if submission.wait == "completion":
                     return await self._follow(transaction, until)
@@ -192,7 +198,7 @@ class Client:
         reasons: dict[int, str] = {}
         failures = 0
         while left := [index for index in range(len(bodies)) if index not in answers]:
-            batch = Batch([bodies[index] for index in left])
+            batch = Batch([bodies[index] for index in left], is_repeat=failures > 0)
             call = Call(
                 *("POST", _TRANSACTIONS, batch.encoded()),
                 again=batch.again,
@@ -208,7 +214,7 @@ class Client:
                 break
             crowded = False
             for index, entry in zip(left, entries, strict=True):
-                answer = element_answer(entry, bodies[index])
+                answer = element_answer(entry, bodies[index], is_repeat=batch.is_repeat)
                 if isinstance(answer, Open):
                     reasons[index] = answer.why
                     crowded = crowded or answer.crowded

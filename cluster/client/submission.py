@@ -10,7 +10,9 @@ from typing import Any
 from cluster.client.answers import (
     BadAnswer,
     ClientError,
+    Expired,
     Transaction,
+    expired_since,
     read_error,
     read_transaction,
     refused,
@@ -37,10 +39,12 @@ class Open:
 
 
 class Submission:
-    """One transaction's body from its first sending to its last."""
+    """One transaction's body from its first sending to its last. `is_repeat`: it was sent before,
+    and perhaps done."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._body = dict(body)
+        self.is_repeat = False
 
     @property
     def id(self) -> str:
@@ -56,20 +60,23 @@ class Submission:
     def again(self) -> bytes:
         """The body of a repeat. It waits for the decision only, else a participant that is down
         would keep a decision that is known from the client."""
+        self.is_repeat = True
         return json.dumps(_for_decision(self._body)).encode()
 
 
 class Batch:
-    """The bodies of several transactions, sent in one request."""
+    """The bodies of several transactions, sent in one request. `is_repeat`: see Submission."""
 
-    def __init__(self, bodies: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, bodies: Sequence[Mapping[str, Any]], *, is_repeat: bool) -> None:
         self._bodies = bodies
+        self.is_repeat = is_repeat
 
     def encoded(self) -> bytes:
         return json.dumps({"transactions": self._bodies}).encode()
 
     def again(self) -> bytes:
         """The body of a repeat, which waits for decisions only; see Submission."""
+        self.is_repeat = True
         return json.dumps({"transactions": [_for_decision(body) for body in self._bodies]}).encode()
 
 
@@ -85,7 +92,9 @@ def elements(answer: Any, sent: int) -> list[Any]:
     return entries
 
 
-def element_answer(entry: Any, body: Mapping[str, Any]) -> Transaction | ClientError | Open:
+def element_answer(
+    entry: Any, body: Mapping[str, Any], *, is_repeat: bool = False
+) -> Transaction | ClientError | Open:
     """What an element of a batch was answered; Open: it is to be sent again."""
     id = str(body["id"])
     try:
@@ -93,7 +102,10 @@ def element_answer(entry: Any, body: Mapping[str, Any]) -> Transaction | ClientE
             refusal = read_error(400, entry, id)
             if refusal.code in _AGAIN:
                 return Open(str(refusal), crowded=refusal.code in _CROWDED)
-            return read_error(_DEFINITE.get(refusal.code, 400), entry)
+            refusal = read_error(_DEFINITE.get(refusal.code, 400), entry)
+            if is_repeat and isinstance(refusal, Expired):
+                return expired_since(id, refusal)
+            return refusal
         transaction = read_transaction(entry, id)
     except BadAnswer as error:
         return Open(str(error))
