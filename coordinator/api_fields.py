@@ -32,7 +32,8 @@ _URL_CHARS = re.compile(r"[!-~]+")
 _SIGNS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_SIGNS = bytes(set(range(256)) - set(b'"[]{}'))
 """Of JSON's bytes these are kept: quotes, and brackets as +1 and -1."""
-_HOST = re.compile(r"[A-Za-z0-9._-]+")
+_PLACE = re.compile(r"(?:\[[^][]+\]|[A-Za-z0-9._-]+)(?::[0-9]+)?")
+"""Host and port; what stands in brackets is looked at by itself."""
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -161,18 +162,19 @@ def _problem_of_url(url: str) -> str | None:
         return "must have no fragment (#...)"
     if port == 0 or parts.netloc.endswith(":"):
         return "must have a port from 1 to 65535, or none"
-    if not _is_host(host, bracketed="[" in parts.netloc):
+    if not (_PLACE.fullmatch(parts.netloc) and _is_host(host)):
         return f"has no host that can be called: {host!r}"
     return None
 
 
-def _is_host(host: str, *, bracketed: bool) -> bool:
-    if not bracketed:
-        return _HOST.fullmatch(host) is not None
+def _is_host(host: str) -> bool:
     try:
-        return ipaddress.IPv6Address(host).scope_id is None  # a scope is one machine's own
+        if ":" in host:
+            return ipaddress.IPv6Address(host).scope_id is None  # a scope is one machine's own
+        host.encode("idna")  # no part of a name is empty, or longer than any name server takes
     except ValueError:
         return False
+    return True
 
 
 def place_of(url: str) -> str:

@@ -424,9 +424,10 @@ def _matches(
         return False
     if created_before_ms is not None and transaction.created_ms >= created_before_ms:
         return False
-    return participant is None or any(
-        participant in (b.name, b.url, b.prepare_url) for b in transaction.branches
-    )
+    if participant is None:
+        return True
+    url = participant.rstrip("/")  # as it is recorded
+    return any(participant in (b.name, b.prepare_url) or b.url == url for b in transaction.branches)
 
 
 _MOVES: dict[Move, Callable[..., Result]] = {

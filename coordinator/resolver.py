@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import ipaddress
 import socket
@@ -122,7 +123,11 @@ class Resolver:
             thread = threading.Thread(
                 target=self._look_up, args=(lookup,), name=f"resolver {lookup.host}", daemon=True
             )
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                what = "the system gives no thread to look it up"
+                self._loop.call_soon(self._looked_up, lookup, OSError(errno.EAGAIN, what))
 
     def _look_up(self, lookup: _Lookup) -> None:
         """In a thread of its own."""

@@ -94,6 +94,23 @@ def test_a_name_that_was_not_found_is_asked_for_again(names: Names) -> None:
     play(scene, names)
 
 
+def test_a_name_that_the_system_gave_no_thread_for_is_asked_for_again(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scene(resolves: Resolver) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", no_more)
+            for number in range(resolver._THREADS + 1):
+                with pytest.raises(OSError, match="no thread"):
+                    await resolves.addresses(f"b{number % 2}.example", 80)
+        assert await resolves.addresses("b0.example", 80)
+
+    play(scene, names)
+
+
 def test_an_address_is_not_looked_up(names: Names) -> None:
     async def scene(resolves: Resolver) -> None:
         assert (await resolves.addresses("127.0.0.1", 80))[0][4] == ("127.0.0.1", 80)
