@@ -42,6 +42,7 @@ from aiohttp import web
 from participants import branch
 from participants.branch import Action, Answer, Branch, DoPrepare, End, State
 from participants.contract import (
+    MAX_REASON_CHARS,
     BadMessage,
     Declaration,
     Vote,
@@ -49,7 +50,7 @@ from participants.contract import (
 )
 from participants.endpoints import Reply, error_body, protocol_application
 from participants.inquiry import AskNode, Decision, Inquirer, InquirySettings
-from participants.logs import Lines
+from participants.logs import Gathered
 from participants.messages import (
     EndBranch,
     Prepare,
@@ -186,6 +187,7 @@ class Participant(Generic[T]):
             ask=ask,
         )
         self._sweeping: asyncio.Task[None] | None = None
+        self._said = Gathered(log)
 
     def application(self) -> web.Application:
         """The protocol's routes, to be mounted with `add_subapp` or served as they are.
@@ -221,6 +223,7 @@ class Participant(Generic[T]):
             await self._inquirer.stop()
         finally:
             await self.store.close()
+            self._said.write()
 
     async def receive(self, messages: Sequence[Received]) -> list[Reply]:
         """Carry out independent messages; the replies are in order, and true after any crash."""
@@ -232,12 +235,16 @@ class Participant(Generic[T]):
         ]
         results = await self.store.perform(works)
         replies = [
-            result if isinstance(result, Reply) else _failure(message, result)
+            result if isinstance(result, Reply) else self._failed(message, result)
             for message, result in zip(messages, results, strict=True)
         ]
         if log.isEnabledFor(logging.INFO):
-            _log_replies(messages, replies)
+            self._said.add(map(_said, messages, replies))
         return replies
+
+    def _failed(self, message: Received, error: Exception) -> Reply:
+        self._said.write()  # what led to it comes first
+        return _failure(message, error)
 
     # --- one message, inside the local transaction ----------------------------------------------
 
@@ -276,7 +283,7 @@ class Participant(Generic[T]):
         try:
             vote = self._resource.prepare(work, message.payload)
         except Refused as refused:
-            return Vote.NO, str(refused) or "refused, no reason given"
+            return Vote.NO, str(refused)[:MAX_REASON_CHARS] or "refused, no reason given"
         if vote == _YES:
             return _YES, None
         if vote == Vote.NO:
@@ -401,18 +408,12 @@ def _failure(message: Received, error: Exception) -> Reply:
     return Reply(status, body)
 
 
-def _log_replies(messages: Sequence[Received], replies: Sequence[Reply]) -> None:
-    """One record for all, a line for each. What a failure comes from has been logged before."""
-    lines = []
-    for message, reply in zip(messages, replies, strict=True):
-        said = reply.word or reply.body.get("vote") or reply.body["error"]["code"]
-        reason = reply.body.get("reason")
-        lines.append(
-            f"{_named(message)} {message.transaction_id}/{message.branch_id}: {said}"
-            f"{f' ({reason})' if reason else ''}"
-        )
-    if lines:
-        log.info(Lines(lines))
+def _said(message: Received, reply: Reply) -> str:
+    """A line for people. What a failure comes from has been logged before."""
+    said = reply.word or reply.body.get("vote") or reply.body["error"]["code"]
+    reason = reply.body.get("reason")
+    line = f"{_named(message)} {message.transaction_id}/{message.branch_id}: {said}"
+    return f"{line} ({reason})" if reason else line
 
 
 def _named(message: Received) -> str:

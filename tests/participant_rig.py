@@ -188,6 +188,8 @@ class Ledger(Resource[sqlite3.Connection]):
                 raise Refused("sold out")
             case "forge":
                 raise Refused("sold out\ncommit t9/1: committed")
+            case "explain":
+                raise Refused("sold out, " * 10_000)
             case "no":
                 return Vote.NO
             case "read":

@@ -138,6 +138,27 @@ def test_each_reply_of_a_participant_is_a_line_with_its_head_and_forges_none(
     assert trace[-1] == "ValueError: broken"
 
 
+def test_what_a_participant_says_within_a_moment_is_one_record(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(participants_logs, "WRITE_WITHIN_S", 0.0)
+
+    async def scenario() -> None:
+        said = participants_logs.Gathered(logging.getLogger("assent.participant"))
+        said.add(["prepare t-1/1: yes"])
+        said.add(["prepare t-2/1: yes", "commit t-1/1: committed"])
+        assert not caplog.records
+        while not caplog.records:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        said.add(["commit t-2/1: committed"])
+        said.write()
+        said.write()
+
+    with caplog.at_level("INFO", logger="assent.participant"):
+        asyncio.run(scenario())
+    assert [len(record.getMessage().splitlines()) for record in caplog.records] == [3, 1]
+
+
 # --- where lines go
 
 

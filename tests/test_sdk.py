@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from participants.branch import State
-from participants.contract import Vote
+from participants.contract import MAX_REASON_CHARS, Vote
 from participants.memory_store import MemoryStore, MemoryTable
 from participants.sdk import Participant, ParticipantSettings, Refused, Resource, Work
 from participants.sqlite_store import SqliteStore
@@ -135,6 +135,14 @@ def test_a_no_says_why_and_keeps_nothing(
         assert await r.ledger() == []
         assert await r.states() == {}
         assert (await r.call.prepare("t1", "yes")).body["vote"] == "yes", "NO is not remembered"
+
+    run(scenario, tmp_path)
+
+
+def test_a_long_reason_is_cut_before_it_makes_the_answer_too_long(tmp_path: Path) -> None:
+    async def scenario(r: Rig) -> None:
+        answer = await r.call.prepare("t1", "explain")
+        assert len(answer.body["reason"]) == MAX_REASON_CHARS
 
     run(scenario, tmp_path)
 
@@ -514,7 +522,7 @@ def test_a_resource_that_changes_its_payload_changes_no_other_call_s() -> None:
     asyncio.run(scenario())
 
 
-def test_every_step_is_logged_those_of_a_batch_in_one_record(
+def test_every_step_is_logged_in_its_order_those_of_a_batch_in_one_record(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     async def scenario(r: Rig) -> None:
@@ -529,22 +537,29 @@ def test_every_step_is_logged_those_of_a_batch_in_one_record(
             message("commit", "t3"),
             message("rollback", "t4"),
         ]
-        with caplog.at_level("INFO", logger="assent.participant"):
-            await r.call.post("batch", {"messages": batch})
-            await r.call.prepare("t5", "read")
-        assert [record.getMessage().splitlines() for record in caplog.records] == [
-            [
-                "prepare t1/1: yes",
-                "prepare t2/1: no (sold out)",
-                "prepare t6/1: no (sold out\\ncommit t9/1: committed)",
-                "commit t1/1: committed",
-                "commit t3/1: unknown_branch",
-                "rollback t4/1: rolled_back",
-            ],
-            ["prepare t5/1: read_only"],
-        ]
+        await r.call.post("batch", {"messages": batch})
+        r.resource.fails = 1
+        await r.call.prepare("t5", "read")
+        await r.call.prepare("t7")
+        await r.call.commit("t7")
 
-    run(scenario, tmp_path)
+    with caplog.at_level("INFO", logger="assent.participant"):
+        run(scenario, tmp_path)
+    records = [record.getMessage() for record in caplog.records]
+    lines = [line for record in records for line in record.splitlines()]
+    assert lines == [
+        "prepare t1/1: yes",
+        "prepare t2/1: no (sold out)",
+        "prepare t6/1: no (sold out\\ncommit t9/1: committed)",
+        "commit t1/1: committed",
+        "commit t3/1: unknown_branch",
+        "rollback t4/1: rolled_back",
+        "prepare t5/1: read_only",
+        "prepare t7/1: yes",
+        "commit t7/1 failed in the resource",
+        "commit t7/1: resource_failed",
+    ]
+    assert records[0].startswith("\n".join(lines[:6]))
 
 
 def test_every_state_is_counted() -> None:
