@@ -48,6 +48,7 @@ from tests.fake_nodes import (
     breaks_off,
     fails,
     hangs,
+    node_beside,
     redirects_to,
     shown,
 )
@@ -792,6 +793,20 @@ def test_close_ends_a_pause_between_two_calls() -> None:
         return web.json_response({}, status=429, headers={"Retry-After": "60"})
 
     run(test)
+
+
+def test_a_client_says_so_if_it_is_used_on_another_event_loop() -> None:
+    async def submit(client: Client) -> Transaction:
+        return await client.submit(ORDER)
+
+    with node_beside() as node, asyncio.Runner() as first, asyncio.Runner() as second:
+        client = Client(node.url)
+        assert first.run(submit(client)).committed
+        with pytest.raises(RuntimeError, match="make one in each"):
+            second.run(submit(client))
+        assert len(node.bodies()) == 1
+        assert first.run(submit(client)).committed
+        first.run(client.close())
 
 
 # --- the synchronous twin -------------------------------------------------------------------------

@@ -101,6 +101,7 @@ class AiohttpExchange:
     def __init__(self, random: Random) -> None:
         self._random = random
         self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._free = asyncio.Semaphore(_CONNECTIONS)
         """Waited for before a try's time begins: it says nothing of the node."""
         self._is_closed = False
@@ -112,12 +113,16 @@ class AiohttpExchange:
     async def _send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpAnswer:
         if self._is_closed:  # by another task, while this one waited
             raise NoAnswer(_CLOSED)
+        loop = asyncio.get_running_loop()
         if self._session is None:
+            self._loop = loop
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Content-Type": "application/json"},
             )
+        elif self._loop is not loop:  # its connections belong there
+            raise RuntimeError("this client is another event loop's: make one in each")
         name = f"{self._random.getrandbits(64):016x}"
         try:
             async with self._session.request(
