@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -135,15 +137,25 @@ async def _serve(options: argparse.Namespace) -> None:
             await site.start()
         except StoreError as error:
             raise CannotStart(f"{options.service}: {error}") from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             where = f"{options.host}:{options.port}"
-            raise CannotStart(
-                f"{options.service}: cannot listen on {where}: {os.strerror(error.errno or 0)}; "
-                "choose another --port, or stop what holds it"
-            ) from None
+            why = _why_not_there(error)
+            raise CannotStart(f"{options.service}: cannot listen on {where}: {why}") from None
         host, port = runner.addresses[0][:2]
         print(f"{options.service} ready at http://{host}:{port} (pid {os.getpid()})", flush=True)
         await stop.wait()
+
+
+def _why_not_there(error: OSError | UnicodeError) -> str:
+    """Why a port cannot be opened, and what next."""
+    match error:
+        case UnicodeError() | socket.gaierror():
+            return "the host has no address; give --host an address of this machine"
+        case OSError(errno=errno.EADDRNOTAVAIL):
+            return "the host is another machine; give --host an address of this one"
+        case _:
+            what = os.strerror(error.errno or 0)
+            return f"{what}; choose another --port, or stop what holds it"
 
 
 def _port(text: str) -> int:

@@ -414,6 +414,17 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_2(
     assert f"cannot listen on 127.0.0.1:{port}" in line
 
 
+@pytest.mark.parametrize(
+    ("host", "why"), [("a..b", "has no address"), ("192.0.2.1", "is another machine")]
+)
+def test_a_host_that_is_not_this_machine_is_one_line_and_exit_code_2(
+    host: str, why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulated", "--plain", "--host", host, "--port", "0"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"cannot listen on {host}:0: the host {why}; give --host" in line
+
+
 def test_a_file_that_is_not_ours_is_one_line_and_exit_code_2(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
