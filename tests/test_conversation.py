@@ -628,7 +628,7 @@ def test_a_rollback_under_way_when_the_prepare_is_answered_does_not_count_and_is
 
 
 def test_a_rollback_does_not_count_that_left_just_before_the_prepare_was_answered() -> None:
-    """uvloop's clock stands still for a millisecond, and for a turn of the loop."""
+    """uvloop's clock counts milliseconds."""
     talk = aborted_with_a_prepare_under_way()
     assert talk.prepared(0, YES) == []
     assert talk.ended(0, sent_s=talk.now_s) == []
