@@ -193,10 +193,12 @@ class Inquirer:
             try:
                 decision = await ask(node, record)
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                log.debug("%s did not answer the inquiry: %r", node, error)
+                if node not in self._silent_until_s:  # once for each time that it is away
+                    log.warning("%s does not answer inquiries, it is tried again: %r", node, error)
                 self._pass_over(node)
                 continue
-            self._silent_until_s.pop(node, None)
+            if self._silent_until_s.pop(node, None) is not None:
+                log.info("%s answers inquiries again", node)
             if decision is not None:
                 return decision
         return None

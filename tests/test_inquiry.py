@@ -128,9 +128,10 @@ NODES = tuple(f"http://n{number}" for number in range(100))
 
 
 def test_a_node_that_is_silent_is_tried_by_one_branch_at_a_time(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Thousands of branches of a cluster that is gone do not hold up those of one that answers."""
+    """Thousands of branches of a cluster that is gone do not hold up those of one that answers, nor
+    do they fill the log."""
     gone, there = "http://gone:1", "http://there:1"
     records = [
         BranchRecord(f"t{n}", "1", Branch(State.PREPARED, "abc"), coordinators=(gone, there))
@@ -172,7 +173,13 @@ def test_a_node_that_is_silent_is_tried_by_one_branch_at_a_time(
             await inquirer._inquire(ask, record)
         assert (asked.count(gone), asked.count(there)) == (22, 30), "it answers all"
 
-    asyncio.run(scenario())
+    with caplog.at_level("INFO", logger="assent.participant"):
+        asyncio.run(scenario())
+    about = [record.getMessage() for record in caplog.records if gone in record.getMessage()]
+    assert about == [
+        f"{gone} does not answer inquiries, it is tried again: TimeoutError()",
+        f"{gone} answers inquiries again",
+    ]
 
 
 def test_it_follows_a_followers_redirect_and_tries_the_other_nodes(tmp_path: Path) -> None:
