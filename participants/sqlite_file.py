@@ -99,6 +99,8 @@ _IN_DOUBT = (
 )
 _ENDED = """SELECT ended_number, transaction_id, branch_id, state, changed_at_ms
     FROM assent_branches WHERE ended_number > ? ORDER BY ended_number LIMIT ?"""
+_NEWEST = """SELECT changed_at_ms FROM assent_branches
+    WHERE ended_number = (SELECT max(ended_number) FROM assent_branches)"""
 # The newest tombstone stays, so that no number is given twice.
 _DROP = """DELETE FROM assent_branches WHERE changed_at_ms < ? AND ended_number IN
     (SELECT ended_number FROM assent_branches WHERE ended_number > ?
@@ -335,6 +337,12 @@ def read_in_doubt(file: sqlite3.Connection, limit: int) -> list[BranchRecord]:
 def read_ended(file: sqlite3.Connection, after: int, limit: int) -> list[Ended]:
     rows = _plain(file).execute(_ENDED, (after, limit))
     return [Ended(row[0], row[1], row[2], State(row[3]), row[4]) for row in rows]
+
+
+def read_newest_end_ms(file: sqlite3.Connection) -> int:
+    """When the last branch ended, of those that have."""
+    row = _plain(file).execute(_NEWEST).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def read_count(file: sqlite3.Connection) -> dict[State, int]:

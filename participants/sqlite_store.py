@@ -126,9 +126,12 @@ class SqliteStore:
 
     async def drop_tombstones(self, ended_before_ms: int) -> int:
         dropped_in_all, last = 0, 0
+        newest_ms = await self.read(sqlite_file.read_newest_end_ms)
         while True:
             oldest = await self.ended(last, MAX_DROPPED)
-            if not oldest or oldest[0].ended_at_ms >= ended_before_ms:
+            # One that says it ended after the newest was written when the clock was ahead: it says
+            # nothing of those behind it.
+            if not oldest or ended_before_ms <= oldest[0].ended_at_ms <= newest_ms:
                 return dropped_in_all
 
             def drop(local: LocalTransaction[sqlite3.Connection], after: int = last) -> int:

@@ -292,6 +292,22 @@ def test_dropping_goes_through_all_of_them_piece_by_piece(
     asyncio.run(scenario())
 
 
+def test_what_ended_while_the_clock_was_ahead_does_not_keep_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "MAX_DROPPED", 3)
+
+    async def scenario() -> None:
+        async with opened(store):
+            times = [1_000] * 5 + list(range(10))
+            await store.perform([keep(f"t{n}", State.COMMITTED, at) for n, at in enumerate(times)])
+            assert await store.drop_tombstones(8) == 8
+            left = [e.ended_at_ms for e in await store.ended(0, 20)]
+            assert left == [1_000] * 5 + [8, 9]
+
+    asyncio.run(scenario())
+
+
 def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(sqlite(tmp_path)) as store:
