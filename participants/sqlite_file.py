@@ -93,10 +93,9 @@ _KEEP = f"""INSERT INTO assent_branches ({_COLUMNS}, ended_number)
     fingerprint = excluded.fingerprint, incarnation = excluded.incarnation,
     payload = excluded.payload, coordinators = excluded.coordinators,
     changed_at_ms = excluded.changed_at_ms, ended_number = excluded.ended_number"""
-_IN_DOUBT = (
-    f"SELECT {_COLUMNS} FROM assent_branches WHERE state = 'prepared'"
-    " ORDER BY changed_at_ms LIMIT ?"
-)
+_IN_DOUBT = """SELECT transaction_id, branch_id, state, fingerprint, incarnation, 'null',
+    coordinators, changed_at_ms
+    FROM assent_branches WHERE state = 'prepared' ORDER BY changed_at_ms LIMIT ?"""
 _ENDED = """SELECT ended_number, transaction_id, branch_id, state, changed_at_ms
     FROM assent_branches WHERE ended_number > ? ORDER BY ended_number LIMIT ?"""
 _NEWEST = """SELECT changed_at_ms FROM assent_branches

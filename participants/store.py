@@ -117,7 +117,8 @@ class Store(Protocol[T_co]):
         ...
 
     async def in_doubt(self, limit: int) -> list[BranchRecord]:
-        """Prepared branches, the longest prepared first."""
+        """Prepared branches, the longest prepared first. Perhaps without their payloads, which may
+        be large: who wants one finds the branch."""
         ...
 
     async def ended(self, after: int, limit: int) -> list[Ended]:

@@ -31,6 +31,11 @@ def record(transaction_id: str, state: State, at_ms: int = 0) -> BranchRecord:
     return BranchRecord(transaction_id, "1", Branch(state, "f"), b'{"n":1}', ("http://n1",), at_ms)
 
 
+async def find(store: Store, transaction_id: str) -> Any:
+    (found,) = await store.perform([lambda local: local.find(transaction_id, "1")])
+    return found
+
+
 def keep(transaction_id: str, state: State, at_ms: int = 0) -> Work:
     return lambda local: local.keep(record(transaction_id, state, at_ms))
 
@@ -134,7 +139,8 @@ def test_a_failure_leaves_what_was_there_before_as_it_was(store: Store) -> None:
                 [both(put("a", 2), keep("t1", State.COMMITTED), put("a", 3), failing(OSError()))]
             )
             assert await own(store) == {"a": 1}
-            assert await store.in_doubt(10) == [record("t1", State.PREPARED)]
+            assert await find(store, "t1") == record("t1", State.PREPARED)
+            assert [r.transaction_id for r in await store.in_doubt(10)] == ["t1"]
             assert await store.ended(0, 10) == []
 
     asyncio.run(scenario())
@@ -292,6 +298,19 @@ def test_dropping_goes_through_all_of_them_piece_by_piece(
     asyncio.run(scenario())
 
 
+def test_a_look_at_what_is_in_doubt_reads_no_payloads(tmp_path: Path) -> None:
+    """Inquiry looks every second, and thousands of large ones would be gigabytes."""
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            kept = record("t1", State.PREPARED)._replace(payload=b'{"large":1}')
+            await store.perform([lambda local: local.keep(kept)])
+            assert await store.in_doubt(10) == [kept._replace(payload=b"null")]
+            assert await find(store, "t1") == kept
+
+    asyncio.run(scenario())
+
+
 def test_what_ended_while_the_clock_was_ahead_does_not_keep_the_others(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,7 +350,9 @@ def test_everything_is_there_after_opening_again(tmp_path: Path) -> None:
             await store.perform([keep("t2", State.COMMITTED, 8)])
             (last,) = await store.ended(0, 10)
         async with opened(sqlite(tmp_path)) as store:
-            assert await store.in_doubt(10) == [record("t1", State.PREPARED, 7)]
+            assert await find(store, "t1") == record("t1", State.PREPARED, 7)
+            (doubtful,) = await store.in_doubt(10)
+            assert doubtful == record("t1", State.PREPARED, 7)._replace(payload=b"null")
             assert await own(store) == {"a": 1}
             await store.perform([keep("t3", State.COMMITTED, 9)])
             (next_one,) = await store.ended(last.number, 10)
@@ -574,7 +595,8 @@ def test_the_resource_may_have_its_rows_as_it_likes(tmp_path: Path) -> None:
             [lambda local: local.resource.execute("SELECT 1 AS a").fetchall()]
         ) == [[{"a": 1}]]
         await store.read(as_dicts)
-        assert await store.in_doubt(9) == [record("t1", State.PREPARED)]
+        (doubtful,) = await store.in_doubt(9)
+        assert doubtful == record("t1", State.PREPARED)._replace(payload=b"null")
         assert [ended.transaction_id for ended in await store.ended(0, 9)] == ["t2"]
         assert (await store.count())[State.COMMITTED] == 1
         await store.close()
