@@ -11,8 +11,12 @@ from collections.abc import Iterable, Mapping
 
 from coordinator.errors import AtCapacity
 from coordinator.facts import Branch
+from coordinator.indexes import Payloads
 from coordinator.plan import Planned
 from coordinator.settings import Limits
+
+_SHARE = 5
+"""A participant may have a fifth of the undecided bytes, as of the number of transactions."""
 
 
 class Capacity:
@@ -21,18 +25,26 @@ class Capacity:
     def __init__(self, limits: Limits) -> None:
         self._unfinished = limits.unfinished
         self._per_participant = limits.unfinished_per_participant
+        self._undecided_bytes = limits.undecided_bytes
         self._beginning: dict[str, int] = {}
 
     def check(
-        self, branches: Iterable[Planned], unfinished: int, backlog: Mapping[str, int]
+        self,
+        branches: Iterable[Planned],
+        unfinished: int,
+        backlog: Mapping[str, int],
+        payloads: Payloads,
     ) -> None:
         """Raises AtCapacity if this cannot be begun now.
 
         `unfinished`: transactions under way; `backlog`: recorded branches that are not finished,
-        by participant.
+        by participant; `payloads`: those that are recorded, for what the log has under way is
+        bounded by itself.
         """
         if unfinished >= self._unfinished:
             raise AtCapacity(f"{unfinished} transactions are unfinished: try again later")
+        if payloads.bytes >= self._undecided_bytes:
+            raise AtCapacity(f"payloads of {payloads.bytes} bytes are undecided: try again later")
         beginning, most = self._beginning, self._per_participant
         for branch in branches:
             participant = branch.participant
@@ -40,6 +52,12 @@ class Capacity:
             if count >= most:
                 raise AtCapacity(
                     f"{count} branches are unfinished at {participant}: try again later",
+                    participant=participant,
+                )
+            size = payloads.bytes_for.get(participant, 0)
+            if size >= self._undecided_bytes // _SHARE:
+                raise AtCapacity(
+                    f"payloads of {size} bytes are undecided at {participant}: try again later",
                     participant=participant,
                 )
 

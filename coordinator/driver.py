@@ -366,7 +366,8 @@ class Driver:
         if self._machine.is_expired(plan.id):
             raise expired(plan.id)
         unfinished = max(len(self._talks.lives), self._machine.unfinished_count)
-        self._capacity.check(plan.branches, unfinished, self._machine.backlog())
+        backlog, payloads = self._machine.backlog(), self._machine.payloads()
+        self._capacity.check(plan.branches, unfinished, backlog, payloads)
         now_ms = self._now_ms()
         declaration = self._gateway.declaration
         repeatable = tuple([not declaration(p.participant).is_plain for p in plan.branches])

@@ -105,3 +105,29 @@ class Backlog:
                     del counts[participant]
             branches >>= 1
             position += 1
+
+
+class Payloads:
+    """How many bytes of payloads are held until their decision: in all, and by participant."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.bytes_for: dict[str, int] = {}
+
+    def changed(self, before: Transaction | None, after: Transaction) -> None:
+        if after.payloads:
+            self._count(after, +1)
+        if before is not None and before.payloads:
+            self._count(before, -1)
+
+    def _count(self, transaction: Transaction, sign: int) -> None:
+        held, changed = self.bytes_for, 0
+        for branch, payload in zip(transaction.branches, transaction.payloads, strict=True):
+            participant, step = branch.url or branch.prepare_url, sign * len(payload)
+            changed += step
+            size = held.get(participant, 0) + step
+            if size:
+                held[participant] = size
+            else:
+                del held[participant]
+        self.bytes += changed

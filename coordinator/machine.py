@@ -44,7 +44,7 @@ from coordinator.facts import (
     state_of,
 )
 from coordinator.ids import time_of
-from coordinator.indexes import Backlog
+from coordinator.indexes import Backlog, Payloads
 from coordinator.moves import MOVES, Move, Refusal, phase_of
 from coordinator.packed import (
     pack_branches,
@@ -124,6 +124,7 @@ class Machine:
         self._unfinished: dict[str, Transaction] = {}  # in the order of beginning
         self._finished = Table()
         self._backlog = Backlog()
+        self._payloads = Payloads()
 
     # --- the log's side ---
 
@@ -194,6 +195,7 @@ class Machine:
 
     def _store(self, before: Transaction | None, after: Transaction) -> None:
         self._backlog.changed(before, after)
+        self._payloads.changed(before, after)
         if after.finished_ms is None:
             self._unfinished[after.id] = after
             return
@@ -264,6 +266,15 @@ class Machine:
     def backlog(self) -> dict[str, int]:
         """Unfinished branches by participant."""
         return self._backlog.counts
+
+    def payloads(self) -> Payloads:
+        """What is held of them."""
+        return self._payloads
+
+    @property
+    def remembered_bytes(self) -> int:
+        """Of what is remembered of finished transactions, as it is packed."""
+        return self._finished.bytes
 
     def horizon_that_forgets(self, count: int) -> int:
         """The horizon that would forget about the `count` oldest finished transactions; 0: none."""
@@ -377,6 +388,7 @@ class Restoring:
             transaction = unpack_unfinished(fields)
             self._built._unfinished[transaction.id] = transaction
             self._built._backlog.changed(None, transaction)
+            self._built._payloads.changed(None, transaction)
 
     def finish(self) -> None:
         built = self._built

@@ -59,6 +59,11 @@ class Limits:
     """A fifth of the above: a participant that is down for an hour must not use up everybody's
     room."""
 
+    undecided_bytes: int = 1024 * _MIB
+    """Of the payloads of undecided transactions, which every node holds in memory: where one has
+    too little of it, all have. 100,000 usual ones are a twentieth of this. One participant may have
+    a fifth, for the reason above."""
+
     calls_per_participant: int = 256
     """Requests under way to one participant. Most HTTP servers serve fewer at once; the rest would
     wait there, where nobody sees it, instead of here."""
@@ -67,6 +72,8 @@ class Limits:
         _all_at_least(self, 1)
         if self.batch_body_bytes < self.body_bytes:
             raise ValueError("batch_body_bytes: must not be less than body_bytes")
+        if self.undecided_bytes < self.body_bytes:
+            raise ValueError("undecided_bytes: must not be less than body_bytes")
         if self.bodies_bytes < 2 * self.batch_body_bytes:
             raise ValueError("bodies_bytes: must be at least twice batch_body_bytes")
 
@@ -125,6 +132,9 @@ class Retention:
 
     max_remembered: int = 1_000_000
     """Memory is finite: at 15,000 transactions a second a day would be 1.3 billion of them."""
+
+    remembered_bytes: int = 1024 * _MIB
+    """So is that of long names and metadata. A million usual transactions are a fifth of it."""
 
     steady_ms: int = 600_000
     """So long the leader's clock must have run without being set before it makes anything forgotten

@@ -1,10 +1,11 @@
 """The leader's housekeeping: forgets what has been remembered long enough, and looks for the lost.
 
 Rules (PROTOCOL, section 9): the horizon moves to now less the retention, or further when more than
-`max_remembered` are remembered; in steps, so that no one command is long; and only by a leader
-whose clock agrees with its peers', for the horizon never moves back. To now less the retention it
-moves only by a clock that was not set for a while: if it was set wrong, all would be forgotten at
-once, every id made by right clocks refused, and work under ids without a time done again.
+`max_remembered` or `remembered_bytes` are remembered; in steps, so that no one command is long; and
+only by a leader whose clock agrees with its peers', for the horizon never moves back. To now less
+the retention it moves only by a clock that was not set for a while: if it was set wrong, all would
+be forgotten at once, every id made by right clocks refused, and work under ids without a time done
+again.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Sweep:
         """How far the horizon should move now, None: not at all."""
         now_ms, machine = self._now_ms(), self._machine
         oldest_kept_ms = now_ms - self._retention.keep_ms
-        excess = machine.remembered_count - self._retention.max_remembered
+        excess = self._excess()
         step_ms = machine.horizon_that_forgets(FORGET_AT_ONCE)
         if excess > 0:
             # Never into what is new, however far ahead ids or a former leader's clock may be: an
@@ -118,6 +119,13 @@ class Sweep:
         if has_old or oldest_kept_ms - machine.horizon_ms >= HORIZON_STEP_MS:
             return oldest_kept_ms
         return None
+
+    def _excess(self) -> int:
+        """How many too many are remembered; if they are too large together, about how many."""
+        count, size = self._machine.remembered_count, self._machine.remembered_bytes
+        too_large = size - self._retention.remembered_bytes
+        of_size = -(-too_large * count // size) if too_large > 0 else 0
+        return max(of_size, count - self._retention.max_remembered)
 
     def _forgot(self, result: object) -> None:
         self._proposed = False

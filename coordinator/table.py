@@ -75,6 +75,8 @@ class Table:
         self._shards: list[dict[str, bytes]] = [{}] * SHARDS
         self._timeline = Timeline()
         self._count = 0
+        self.bytes = 0
+        """Of the records and the branches, as they are packed."""
 
     def __len__(self) -> int:
         return self._count
@@ -103,6 +105,7 @@ class Table:
         else:
             place = len(known)
             known.append(branches)
+            self.bytes += len(branches)
         record = _HEAD.pack(sequence, forget_ms, place) + packed
         assert block.ids[slot] is None, (transaction_id, block.ids[slot])
         block.ids[slot], block.records[slot] = transaction_id, record
@@ -127,6 +130,7 @@ class Table:
         if forget_ms != NEVER:
             self._timeline.add(forget_ms, sequence)
         self._count += 1
+        self.bytes += len(record)
 
     def forget_before(self, horizon_ms: int) -> int:
         """Remove what may be forgotten before the time; how many went."""
@@ -138,11 +142,14 @@ class Table:
     def _remove(self, sequence: int) -> None:
         number, slot = divmod(sequence, BLOCK)
         block = self._block(number)
-        transaction_id = block.ids[slot]
+        transaction_id, record = block.ids[slot], block.records[slot]
         assert transaction_id is not None, sequence
+        assert record is not None, sequence
         block.ids[slot] = block.records[slot] = None
         block.count -= 1
+        self.bytes -= len(record)
         if not block.count:
+            self.bytes -= sum(map(len, block.branches))
             del self._open[number]
         del self._shards[zlib.crc32(transaction_id.encode()) % SHARDS][transaction_id]
         self._count -= 1
@@ -187,6 +194,7 @@ class Table:
                 raise ValueError(f"record {slot} of block {number} says {sequence}, {place}")
             self._index(transaction_id, sequence, forget_ms, record)
         self._blocks[number] = block
+        self.bytes += sum(map(len, branches))
 
     def is_whole(self) -> bool:
         """Whether every id is there once."""

@@ -405,6 +405,7 @@ def test_a_thousand_transactions_at_once_all_end_and_leave_nothing_behind() -> N
         assert {t.outcome for t in ended} == {Outcome.COMMIT, Outcome.ABORT}
         assert rig.driver.live_count == 0
         assert rig.machine.backlog() == {}
+        assert (rig.machine.payloads().bytes, rig.machine.payloads().bytes_for) == (0, {})
         assert not rig.driver._capacity._beginning
         loop = asyncio.get_running_loop()
         assert not [t for t in loop._scheduled if not t.cancelled()]  # type: ignore[attr-defined]
@@ -566,6 +567,23 @@ def test_a_participant_at_its_limit_refuses_only_its_own() -> None:
         assert (await rig.driver.submit(plan("v", of=(branch(3),)), Wait.NONE)).id == "v"
 
     play(scene, limits=Limits(unfinished_per_participant=2))
+
+
+def test_large_payloads_take_room_until_they_are_decided() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        large = plan("t1")._replace(payloads=(b'"%s"' % (b"x" * 1_000), b"1"))
+        await rig.driver.submit(large, Wait.NONE)
+        with pytest.raises(AtCapacity, match="1002 bytes are undecided at http://participant-1"):
+            await rig.driver.submit(plan("t2"), Wait.NONE)
+        other = plan("t3", of=(branch(3),))
+        assert (await rig.driver.submit(other, Wait.NONE)).id == "t3"
+        rig.gateway.answer_all()
+        await rig.settle()
+        assert rig.machine.unfinished_count == 2, "decided, not finished"
+        assert (await rig.driver.submit(plan("t2"), Wait.NONE)).id == "t2"
+
+    play(scene, limits=Limits(body_bytes=1_000, undecided_bytes=5_000))
 
 
 def test_a_begin_that_was_lost_gives_its_room_back() -> None:

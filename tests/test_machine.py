@@ -45,7 +45,9 @@ def derived(machine: Machine) -> tuple[object, ...]:
     timeline = table._timeline
     times = [(second, list(timeline._keys[second])) for second in timeline._seconds]
     by_id = {key: record for shard in table._shards for key, record in shard.items()}
-    return list(machine._unfinished), machine.backlog(), times, by_id, len(table)
+    payloads = machine.payloads()
+    held = machine.backlog(), payloads.bytes, payloads.bytes_for, machine.remembered_bytes
+    return list(machine._unfinished), held, times, by_id, len(table)
 
 
 def derived_anew(machine: Machine) -> tuple[object, ...]:

@@ -47,7 +47,9 @@ def test_the_defaults_are_those_that_are_promised() -> None:
     assert (timings.retry_max_ms, timings.working_initial_ms, timings.grace_ms) == (2000, 100, 5000)
     assert (timings.default_timeout_ms, timings.min_timeout_ms) == (10_000, 100)
     assert timings.max_timeout_ms == 3_600_000
-    assert Retention() == Retention(keep_ms=86_400_000, max_remembered=1_000_000, steady_ms=600_000)
+    assert Retention() == Retention(
+        keep_ms=86_400_000, max_remembered=1_000_000, remembered_bytes=1 << 30, steady_ms=600_000
+    )
     assert RaftTimings() == RaftTimings(100, 500, 1_000)
 
 

@@ -116,6 +116,15 @@ def test_more_than_may_be_remembered_go_oldest_first() -> None:
     assert remembered(machine, ids) == [False, False, False, True, True]
 
 
+def test_those_that_are_too_large_together_go_oldest_first() -> None:
+    times = [NOW_MS - 100_000 + 1_000 * n for n in range(5)]
+    two, _ = swept([(t, t) for t in times[:2]], Retention())
+    retention = Retention(remembered_bytes=two.remembered_bytes)
+    machine, ids = swept([(t, t) for t in times], retention)
+    assert remembered(machine, ids) == [False, False, False, True, True]
+    assert machine.remembered_bytes == two.remembered_bytes
+
+
 def test_the_horizon_never_reaches_what_is_new_however_far_ahead_ids_are() -> None:
     ahead = NOW_MS + 240_000
     machine, ids = swept([(ahead + n, NOW_MS) for n in range(3)], Retention(max_remembered=1))

@@ -109,6 +109,11 @@ def test_a_block_goes_with_its_last_transaction() -> None:
     assert list(table.view()) == [2]
     put(table, 5 * BLOCK)
     assert sorted(table.view()) == [2, 5]
+    held = table.bytes
+    put(table, 7 * BLOCK, branches=b"x" * 1_000)
+    assert held + 1_000 < table.bytes < held + 1_100
+    table.forget_before(NEVER)
+    assert (len(table), table.bytes) == (0, 0)
 
 
 def test_the_order_of_transactions_is_that_of_their_numbers_not_of_their_ends() -> None:
