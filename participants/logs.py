@@ -14,10 +14,10 @@ import logging
 import sys
 from collections.abc import Iterable
 
+from participants.log_output import unwaiting
+
 WRITE_WITHIN_S = 0.01
 """A process that is killed takes with it what it has said since."""
-
-from participants.log_output import unwaiting
 
 
 def one_line(text: str) -> str:

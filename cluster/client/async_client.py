@@ -162,9 +162,9 @@ class Client:
             except (NoAnswer, BadAnswer) as error:
                 raise OutcomeUnknown(submission.id, str(error)) from None
             except Expired as error:
-                raise (
-                    expired_since(submission.id, error) if submission.is_repeat else error
-                ) from None
+                if failures or submission.is_repeat:
+                    raise expired_since(submission.id, error) from None
+                raise
             if transaction.outcome is not None:
                 if submission.wait == "completion":
                     return await self._follow(transaction, until)
