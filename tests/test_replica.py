@@ -116,6 +116,18 @@ class Cluster:
     async def all_have(self, *lines: str) -> None:
         await until(lambda: all(self.ledgers[name].lines == list(lines) for name in self.replicas))
 
+    def keep(self, leader: Replica) -> None:
+        """However slow the machine is from now on, nobody takes this one for dead, nor itself."""
+        for replica in self.replicas.values():
+            core = replica._core
+            assert core is not None
+            core.timings = dataclasses.replace(
+                TIMINGS, election_min_ms=10**6, election_max_ms=10**7
+            )
+            core.draw_deadline()
+        assert leader._core is not None
+        leader._core.conf.leaderFallbackTimeout = 10**4
+
     def isolate(self, name: str) -> None:
         for other, replica in self.replicas.items():
             if other != name:
@@ -498,6 +510,7 @@ def test_an_answer_has_a_step_run_only_where_that_can_do_something(tmp_path: Pat
             core = leader._core
             assert core is not None
             peer, loop = core.peers[0], asyncio.get_running_loop()
+            nodes.keep(leader)
 
             async def is_idle() -> None:
                 await until(
@@ -509,7 +522,10 @@ def test_an_answer_has_a_step_run_only_where_that_can_do_something(tmp_path: Pat
 
             def has_a_step_run(**changed: Any) -> bool:
                 usual = AppendReply(core.term, core.round, 1, True, core.journal.last_index + 1)
-                leader._received(peer, dataclasses.replace(usual, **changed))
+                with pytest.MonkeyPatch.context() as patched:
+                    # However slow the machine is, no heartbeat is due.
+                    patched.setattr(core, "now", lambda: core.next_due - 0.001)
+                    leader._received(peer, dataclasses.replace(usual, **changed))
                 assert not leader._inbox
                 return leader._scheduled
 
