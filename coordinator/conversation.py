@@ -261,7 +261,10 @@ class Conversation:
         """Time has passed: do what is due."""
         if self.transaction.outcome is None:
             if self._decision is not None:
-                return self._propose_decision_again(now_s)
+                if now_s < self._propose_again_s:
+                    return []
+                self._propose_again_s = NEVER_S
+                return [self._decision]
             if now_s >= self.expires_s:
                 return self._decide(self._timeout_reason())
         actions: list[Action] = []
@@ -365,19 +368,11 @@ class Conversation:
 
     def _decide(self, reason: str | None) -> list[Action]:
         """Propose the decision with the votes that are in; the machine derives the outcome."""
-        if self._decision is not None:
-            return []
+        assert self._decision is None
         votes = tuple(_vote_of(leg) for leg in self.legs)
         reasons = tuple(leg.reason for leg in self.legs)
         cut = None if reason is None else reason[:MAX_REASON_CHARS]
         self._decision = ProposeDecision(votes, reasons, cut)
-        return [self._decision]
-
-    def _propose_decision_again(self, now_s: float) -> list[Action]:
-        """The same decision, if the log did not take it and the pause is over."""
-        if self._decision is None or now_s < self._propose_again_s:
-            return []
-        self._propose_again_s = NEVER_S
         return [self._decision]
 
     def _timeout_reason(self) -> str:

@@ -538,6 +538,14 @@ def test_an_abort_by_hand_rolls_everybody_back_and_our_own_late_proposal_changes
     assert talk.decided() is Outcome.ABORT
 
 
+def test_who_voted_no_before_an_abort_by_hand_is_not_called() -> None:
+    talk = Talk(*branches(2))
+    talk.prepared(0, NO)
+    actions = talk.changed(applied(talk.machine, resolve()))
+    assert actions == [WithdrawPrepare(1), *rollbacks(1)]
+    assert talk.ended(1) == [ProposeAcknowledgement(0b11)]
+
+
 def test_an_abort_by_hand_while_prepares_are_under_way_ends_every_branch() -> None:
     talk = Talk(*branches(3, plain=True))
     talk.prepared(0, YES)
@@ -558,6 +566,16 @@ def test_a_branch_ended_by_hand_is_called_no_more() -> None:
     assert talk.woken() == []
     assert talk.due_s == NEVER_S
     assert talk.ended(1) == [ProposeAcknowledgement(0b10)]
+
+
+def test_nothing_is_due_for_an_acknowledgement_that_an_operator_made_needless() -> None:
+    """A due time in the past would wake the loop again and again, as fast as it can turn."""
+    talk, actions = voted(YES, YES)
+    talk.log_applies(actions)
+    assert talk.ended(0) == []
+    assert talk.changed(applied(talk.machine, resolve("1"))) == []
+    assert talk.woken() == []
+    assert talk.due_s == NEVER_S
 
 
 def test_an_operator_in_a_hurry_has_whoever_waits_called_at_once_and_nobody_twice() -> None:
@@ -645,6 +663,13 @@ def test_a_prepare_that_left_nothing_behind_needs_no_further_rollback(
     assert talk.prepared(0, answer) == [ProposeAcknowledgement(0b1)]
 
 
+def test_a_branch_that_holds_nothing_is_not_called_again_because_its_rollback_failed() -> None:
+    talk = aborted_with_a_prepare_under_way()
+    assert talk.prepared(0, NO) == [], "the rollback is under way"
+    assert talk.ended(0, BROKEN) == [ProposeAcknowledgement(0b1)]
+    assert talk.woken() == []
+
+
 @pytest.mark.parametrize("answer", [SILENT, BROKEN, Working()])
 def test_an_answer_that_does_not_end_the_prepare_leaves_its_fate_unknown(
     answer: PrepareAnswer,
@@ -687,6 +712,16 @@ def test_an_error_after_still_working_does_not_end_the_work_and_a_vote_does() ->
     assert talk.ended(0) == [ProposeAcknowledgement(0b1)]
 
 
+@pytest.mark.parametrize("answer", [YES, NO])
+def test_an_answer_that_comes_when_the_rollback_has_counted_leads_to_nothing(
+    answer: PrepareAnswer,
+) -> None:
+    talk = aborted_with_a_prepare_under_way()
+    talk.now_s = COUNTS_S
+    assert talk.ended(0, sent_s=COUNTS_S) == [ProposeAcknowledgement(0b1)]
+    assert talk.prepared(0, answer) == [], "nor while the log has not applied it"
+
+
 def test_a_rollback_sent_after_a_late_vote_counts_when_the_vote_came_before_the_decision() -> None:
     """The vote arrives between the proposal and its application: the rollback follows it anyway."""
     talk = Talk(*branches(2, plain=True))
@@ -708,6 +743,18 @@ def test_the_rollback_of_an_sdk_branch_counts_at_once_for_its_tombstone_stops_th
     talk.log_applies(talk.prepared(1, NO))
     assert talk.ended(0) == [ProposeAcknowledgement(0b1)]
     assert talk.prepared(0, YES) == []
+
+
+@pytest.mark.parametrize("answer", [YES, NO])
+def test_a_late_answer_of_an_sdk_branch_does_not_stand_for_its_acknowledgement(
+    answer: PrepareAnswer,
+) -> None:
+    """Another prepare of it may be under way: only the rollback leaves the tombstone."""
+    talk = Talk(*branches(2))
+    talk.log_applies(talk.prepared(1, NO))
+    talk.ended(0, BROKEN)
+    assert talk.prepared(0, answer) == []
+    assert talk.woken() == rollbacks(0)
 
 
 def test_a_hurried_rollback_that_is_too_early_is_still_followed_by_the_one_that_counts() -> None:

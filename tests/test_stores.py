@@ -377,13 +377,16 @@ def test_the_file_is_synced_at_each_end_of_a_local_transaction(tmp_path: Path) -
     asyncio.run(scenario())
 
 
-def test_a_store_that_is_closed_is_one_file(tmp_path: Path) -> None:
+def test_a_store_that_is_closed_is_one_file_and_has_no_threads(tmp_path: Path) -> None:
     """A copy of it that leaves out what SQLite keeps beside it must have everything."""
 
     async def scenario() -> None:
         async with opened(sqlite(tmp_path)) as store:
             await store.perform([keep("t1", State.PREPARED)])
+            threads = [one for one in threading.enumerate() if one.name.startswith("test-store")]
+            assert len(threads) == 2
         assert sorted(os.listdir(tmp_path)) == ["store.sqlite", "store.sqlite-lock"]
+        assert not any(thread.is_alive() for thread in threads)
 
     asyncio.run(scenario())
 
