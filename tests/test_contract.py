@@ -55,6 +55,16 @@ def test_what_is_not_understood_is_a_plain_participant(header: str | None) -> No
     assert read_declaration(header) == PLAIN
 
 
+def test_a_declaration_says_no_more_than_there_is() -> None:
+    assert Declaration(repeatable_prepare=True, inquiry=True).header() == (
+        "1; repeatable-prepare; inquiry"
+    )
+
+
+def test_a_time_is_written_in_utc_to_the_millisecond() -> None:
+    assert contract.rfc3339(1_700_000_000_007) == "2023-11-14T22:13:20.007Z"
+
+
 def test_one_promise_of_two_is_still_plain() -> None:
     assert Declaration(repeatable_prepare=True).is_plain
     assert Declaration(inquiry=True).is_plain
@@ -166,6 +176,9 @@ def test_json_that_is_too_deep_is_refused() -> None:
         (200, b'{"vote":"yes","branch_id":"Main Street"}', Voted(Vote.YES)),
         (200, b'{"vote":"no"}', Voted(Vote.NO, "no reason given")),
         (200, b'{"vote":"no","reason":"sold out"}', Voted(Vote.NO, "sold out")),
+        (200, b'{"vote":"no","reason":""}', Voted(Vote.NO, "no reason given")),
+        (200, b'{"vote":"no","reason":5}', Voted(Vote.NO, "no reason given")),
+        (200, b'{"vote":"yes","reason":["none"]}', Voted(Vote.YES)),
         (200, b'{"vote":"read_only"}', Voted(Vote.READ_ONLY)),
         (409, b'{"reason":"busy"}', Voted(Vote.NO, "busy")),
         (409, b"<html>", Voted(Vote.NO, "the participant answered 409")),
@@ -205,12 +218,43 @@ def test_answers_to_a_prepare_that_are_failures(status: int, body: bytes) -> Non
     assert isinstance(read_prepare_answer(status, body, ("t1", "1")), Failed)
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "answered"),
+    [
+        (500, b"it broke", True),
+        (404, b"", True),
+        (200, b"<html>", True),
+        (502, b"bad gateway", False),
+        (503, b"", False),
+        (504, b"", False),
+        (200, b'{"vote":"yes","transaction_id":"another"}', False),
+        (200, b'{"vote":"yes","transaction_id":"t1","branch_id":"2"}', False),
+    ],
+)
+def test_only_the_participants_own_answer_tells_that_a_prepare_is_under_way_no_more(
+    status: int, body: bytes, answered: bool
+) -> None:
+    """Behind a proxy that gave up it may go on, and reserve what no rollback will free."""
+    answer = read_prepare_answer(status, body, ("t1", "1"))
+    assert isinstance(answer, Failed)
+    assert (answer.answered, answer.arrived, answer.broken) == (answered, True, False)
+
+
+def test_what_is_told_of_a_useless_answer_is_short_and_text() -> None:
+    answer = read_prepare_answer(500, b"\xff" * 100_000, ("t1", "1"))
+    assert isinstance(answer, Failed)
+    assert len(answer.what) < 200
+    assert read_prepare_answer(500, b"", ("t1", "1")) == Failed(
+        "answered 500: an empty body", answered=True
+    )
+
+
 def test_retry_after_is_in_seconds_and_bounded() -> None:
     for said, heard in (
         ("2", Working(2_000)),
         ("0000002", Working(2_000)),
         ("9" * 8_000, Working(3_600_000)),
-        ("soon", Working()),
+        *((none, Working()) for none in ("soon", "", "-1", "²")),
     ):
         assert read_prepare_answer(425, b"", ("t1", "1"), {"Retry-After": said}) == heard
 
@@ -220,6 +264,8 @@ def test_retry_after_is_in_seconds_and_bounded() -> None:
     [
         (Operation.COMMIT, 200, b"", True),
         (Operation.COMMIT, 204, b"", True),
+        (Operation.COMMIT, 299, b"", True),
+        (Operation.COMMIT, 300, b"", False),
         (Operation.COMMIT, 200, b"<html>", True),
         (Operation.COMMIT, 404, b"", False),
         (Operation.COMMIT, 409, b"", False),
@@ -335,6 +381,40 @@ def test_each_answer_of_a_batch_is_its_messages_own() -> None:
 
 
 PREPARE, COMMIT, ROLLBACK = Operation.PREPARE, Operation.COMMIT, Operation.ROLLBACK
+
+
+@pytest.mark.parametrize(
+    ("operation", "status", "body", "meant"),
+    [
+        (PREPARE, 200, True, Voted(Vote.YES)),
+        (PREPARE, 200, ["yes"], None),
+        (PREPARE, 200, None, None),
+        (PREPARE, 202, {}, Working()),
+        (PREPARE, 425, {}, Working()),
+        (PREPARE, 409, {"reason": "busy"}, Voted(Vote.NO, "busy")),
+        (COMMIT, 200, {"branch_id": "1"}, Acknowledged()),
+        (COMMIT, 200, None, Acknowledged()),
+        (COMMIT, 202, ["later"], Acknowledged()),
+        (COMMIT, 404, {}, None),
+        (COMMIT, 409, {}, None),
+        (COMMIT, 200, {"branch_id": "2"}, None),
+        (ROLLBACK, 404, {}, Acknowledged()),
+        (ROLLBACK, 503, {}, None),
+    ],
+)
+def test_an_answer_of_a_batch_means_what_it_would_mean_alone(
+    operation: Operation, status: int, body: Any, meant: Any
+) -> None:
+    """None: a failure."""
+    text = json.dumps({"answers": [{"status": status, "body": body}]}).encode()
+    answers = contract.read_batch_answers(200, text, [(operation, "t1", "1")])
+    assert isinstance(answers, list)
+    if meant is None:
+        assert isinstance(answers[0], Failed)
+    else:
+        assert answers == [meant]
+
+
 MEANT = {
     (PREPARE, "yes"): Voted(Vote.YES),
     (PREPARE, "read_only"): Voted(Vote.READ_ONLY),
