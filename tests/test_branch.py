@@ -174,6 +174,7 @@ def every_message() -> list[Message]:
 
 
 def test_nothing_leads_out_of_a_tombstone() -> None:
+    assert set(ENDED) == {State.COMMITTED, State.ROLLED_BACK}
     for state in ENDED:
         for fingerprint in (MINE, None):  # None: an empty rollback, or an interactive branch
             tombstone = Branch(state, fingerprint)

@@ -280,6 +280,7 @@ def test_only_old_tombstones_are_dropped_and_never_a_prepared_branch(store: Stor
             counts = await store.count()
             assert counts[State.PREPARED] == counts[State.COMMITTED] == 1
             assert counts[State.ROLLED_BACK] == 0
+            assert set(counts) == set(State) - {State.ABSENT}
 
     asyncio.run(scenario())
 
@@ -323,6 +324,20 @@ def test_what_ended_while_the_clock_was_ahead_does_not_keep_the_others(
             assert await store.drop_tombstones(8) == 8
             left = [e.ended_at_ms for e in await store.ended(0, 20)]
             assert left == [1_000] * 5 + [8, 9]
+
+    asyncio.run(scenario())
+
+
+def test_tombstones_that_cannot_be_dropped_now_are_a_refusal_for_now(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path, busy_timeout_ms=1)) as store:
+            await store.perform([keep(f"t{n}", State.COMMITTED, n) for n in range(3)])
+            other = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
+            with contextlib.closing(other):
+                other.execute("BEGIN IMMEDIATE")
+                with pytest.raises(StoreUnavailable, match="locked"):
+                    await store.drop_tombstones(8)
+            assert len(await store.ended(0, 10)) == 3
 
     asyncio.run(scenario())
 
