@@ -472,6 +472,25 @@ def test_the_store_is_looked_at_often_and_not_all_the_time(
     assert pauses[0] == pause_s
 
 
+def test_what_is_stopped_asks_nobody_any_more() -> None:
+    async def nothing(_: int) -> list[BranchRecord]:
+        return []
+
+    async def obey(*_: object) -> None:
+        raise AssertionError
+
+    async def scenario() -> None:
+        inquirer = Inquirer(nothing, obey, QUIET.inquiry, now_ms=lambda: 0, random=Random(1))
+        await inquirer.stop()  # it may end before it has begun
+        await inquirer.start()
+        watching = inquirer._watching
+        assert watching is not None
+        await inquirer.stop()
+        assert watching.done()
+
+    asyncio.run(scenario())
+
+
 def test_settings_say_when_to_ask() -> None:
     settings = InquirySettings()
     assert (settings.first_after_s, settings.max_delay_s) == (5.0, 30.0)
