@@ -930,6 +930,39 @@ class Scripted:
     async def close(self) -> None: ...
 
 
+def test_the_next_node_is_another_one_where_there_is_another() -> None:
+    a, b = "http://a:1", "http://b:2"
+    for seed in range(4):
+        nodes = Nodes([a, b], Random(seed))
+        assert [nodes.other_than(one) for one in (a, a, b, b, a)] == [b, b, a, a, b]
+    assert Nodes([a], Random(1)).other_than(a) == a
+
+
+def test_only_its_own_failure_makes_the_leader_forgotten() -> None:
+    nodes = Nodes(["a:1"], Random(1))
+    nodes.leads("http://new:1")
+    nodes.failed("http://a:1")
+    assert nodes.leader == "http://new:1"
+    nodes.failed("http://new:1")
+    assert nodes.leader is None
+    assert {nodes.any() for _ in range(2)} == {"http://a:1", "http://new:1"}
+
+
+def test_silence_is_told_from_a_connection_that_could_not_be_made() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = hangs
+        exchange = AiohttpExchange(Random(1))
+        with pytest.raises(Silence, match=r"no answer within 0\.0 s"):
+            await exchange.send("GET", nodes[0].url + "/x", None, 0.02)
+        await nodes[0].die()
+        with pytest.raises(NoAnswer, match="cannot connect: Connect") as caught:
+            await exchange.send("GET", nodes[0].url + "/x", None, FOREVER)
+        assert not isinstance(caught.value, Silence)
+        await exchange.close()
+
+    run(test, nodes=1)
+
+
 def test_a_try_that_was_met_with_silence_is_followed_by_a_longer_one() -> None:
     async def test() -> None:
         refused, silence = NoAnswer("no connection"), Silence("nothing")

@@ -166,10 +166,6 @@ class Nodes:
         self._leader: str | None = None
 
     @property
-    def urls(self) -> tuple[str, ...]:
-        return tuple(self._urls)
-
-    @property
     def leader(self) -> str | None:
         return self._leader
 
