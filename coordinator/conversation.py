@@ -236,9 +236,16 @@ class Conversation:
                 return self._prepare_failed(leg, answer, now_s, jitter)
 
     def end_answered(
-        self, position: int, answer: EndAnswer, sent_s: float, now_s: float, jitter: float
+        self,
+        position: int,
+        answer: EndAnswer,
+        sent_s: float,
+        now_s: float,
+        jitter: float,
+        least_s: float = 0.0,
     ) -> list[Action]:
-        """A commit or rollback that was sent at `sent_s` was answered, or failed to be."""
+        """A commit or rollback that was sent at `sent_s` was answered, or failed to be; then it is
+        sent again, but not within `least_s`."""
         leg = self.legs[position]
         leg.ending = False
         self._ends_under_way -= 1
@@ -254,7 +261,7 @@ class Conversation:
                 wait_ms = _doubled(
                     self._timings.retry_initial_ms, leg.attempts, self._timings.retry_max_ms
                 )
-                self._call_again(leg, now_s + jitter * wait_ms / 1000)
+                self._call_again(leg, now_s + max(least_s, jitter * wait_ms / 1000))
         return self._acknowledge(now_s)
 
     def woken(self, now_s: float) -> list[Action]:

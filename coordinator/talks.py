@@ -36,6 +36,7 @@ from coordinator.live import Live
 from coordinator.log import Overloaded, ReplicatedLog
 from coordinator.machine import Applied
 from coordinator.moves import Refusal
+from coordinator.retries import Retries
 from coordinator.settings import Timings
 from coordinator.steps import Steps
 from participants.contract import (
@@ -92,6 +93,7 @@ class Talks:
         self._steps = steps
         self._alarms: Alarms[Live] = Alarms()
         self._bell = Bell(self._alarms, self._wake)
+        self._retries: Retries[Leg, Live] = Retries()
         self._loop = asyncio.get_running_loop()
 
     def drop_all(self, error: Callable[[str], Exception]) -> None:
@@ -105,6 +107,7 @@ class Talks:
         self._bell.silence()
         self._alarms = Alarms()
         self._bell = Bell(self._alarms, self._wake)
+        self._retries = Retries()
         self._let_go_of_some(dropped, error)
 
     def _let_go_of_some(
@@ -121,6 +124,9 @@ class Talks:
         """Have it in hand no more; withdraw what has not left."""
         del self.lives[live.id]
         self._alarms.clear(live)
+        if self._retries and live.conversation is not None:
+            for leg in live.conversation.legs:
+                self._retries.called(leg)
         self._let_go_of(live)
 
     def _let_go_of(self, live: Live) -> None:
@@ -209,6 +215,7 @@ class Talks:
         self, live: Live, conversation: Conversation, position: int, operation: Operation
     ) -> Leg:
         leg = conversation.legs[position]
+        self._retries.called(leg)
         # I5: the decision that this call carries out is applied here, so a quorum holds it.
         assert conversation.transaction.outcome is not None
         branch = leg.branch
@@ -262,13 +269,18 @@ class Talks:
         call = live.ends.pop(position)
         assert isinstance(answer, (Acknowledged, Failed))
         leg = conversation.legs[position]
+        least_s = 0.0
         if isinstance(answer, Failed):
             self._steps.end_failed(live.id, call.operation, leg, answer)
+            least_s = self._retries.failed(leg, live)
         now_s = self._loop.time()
         sent_s = now_s if call.sent_at is None else call.sent_at
         jitter = self._random.random()
-        actions = conversation.end_answered(position, answer, sent_s, now_s, jitter)
+        actions = conversation.end_answered(position, answer, sent_s, now_s, jitter, least_s)
         self._go_on(live, leg, actions, now_s)
+        if leg.acknowledged and leg.attempts > 1:
+            for waiting in self._retries.brought_forward():
+                self.hurry(waiting)
 
     def _go_on(self, live: Live, leg: Leg, actions: list[Action], now_s: float) -> None:
         """What an answer of this branch led to: mostly nothing, while others are waited for."""
