@@ -107,27 +107,36 @@ class Backlog:
             position += 1
 
 
+SMALL_BYTES = 4096
+"""A transaction whose payloads are smaller together is counted for no participant: of 20,000, which
+is what one may have unfinished, these are 80 MiB."""
+
+
 class Payloads:
-    """How many bytes of payloads are held until their decision: in all, and by participant."""
+    """How many bytes of payloads are held until their decision: in all, and, of transactions that
+    have many, by participant."""
 
     def __init__(self) -> None:
         self.bytes = 0
         self.bytes_for: dict[str, int] = {}
 
     def changed(self, before: Transaction | None, after: Transaction) -> None:
+        was = () if before is None else before.payloads
+        if was is after.payloads:
+            return
+        if before is not None and was:
+            self._count(before, -1)
         if after.payloads:
             self._count(after, +1)
-        if before is not None and before.payloads:
-            self._count(before, -1)
 
     def _count(self, transaction: Transaction, sign: int) -> None:
-        held, changed = self.bytes_for, 0
+        size = sum(map(len, transaction.payloads))
+        self.bytes += sign * size
+        if size < SMALL_BYTES:
+            return
+        held = self.bytes_for
         for branch, payload in zip(transaction.branches, transaction.payloads, strict=True):
-            participant, step = branch.url or branch.prepare_url, sign * len(payload)
-            changed += step
-            size = held.get(participant, 0) + step
-            if size:
-                held[participant] = size
-            else:
+            participant = branch.url or branch.prepare_url
+            held[participant] = held.get(participant, 0) + sign * len(payload)
+            if not held[participant]:
                 del held[participant]
-        self.bytes += changed

@@ -573,9 +573,9 @@ def test_a_participant_at_its_limit_refuses_only_its_own() -> None:
 def test_large_payloads_take_room_until_they_are_decided() -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = silence
-        large = plan("t1")._replace(payloads=(b'"%s"' % (b"x" * 1_000), b"1"))
+        large = plan("t1")._replace(payloads=(b'"%s"' % (b"x" * 5_000), b"1"))
         await rig.driver.submit(large, Wait.NONE)
-        with pytest.raises(AtCapacity, match="1002 bytes are undecided at http://participant-1"):
+        with pytest.raises(AtCapacity, match="5002 bytes are undecided at http://participant-1"):
             await rig.driver.submit(plan("t2"), Wait.NONE)
         other = plan("t3", of=(branch(3),))
         assert (await rig.driver.submit(other, Wait.NONE)).id == "t3"
@@ -584,7 +584,7 @@ def test_large_payloads_take_room_until_they_are_decided() -> None:
         assert rig.machine.unfinished_count == 2, "decided, not finished"
         assert (await rig.driver.submit(plan("t2"), Wait.NONE)).id == "t2"
 
-    play(scene, limits=Limits(body_bytes=1_000, undecided_bytes=5_000))
+    play(scene, limits=Limits(body_bytes=1_000, undecided_bytes=25_000))
 
 
 def test_a_begin_that_was_lost_gives_its_room_back() -> None:

@@ -16,6 +16,7 @@ from coordinator import machine as machine_module
 from coordinator import records as records_module
 from coordinator.commands import Command, Decide, Epoch, Forget, Refuse, encode
 from coordinator.facts import Outcome, State, Transaction, outstanding, state_of
+from coordinator.indexes import SMALL_BYTES
 from coordinator.machine import CHUNK_TRANSACTIONS, Forgot, Machine
 from coordinator.moves import MOVES, Refusal
 from participants.contract import Vote
@@ -54,6 +55,22 @@ def derived_anew(machine: Machine) -> tuple[object, ...]:
     again = Machine()
     again.restore(snapshot(machine))
     return derived(again)
+
+
+# --- what is held of payloads ---------------------------------------------------------------------
+
+
+def test_payloads_are_counted_until_the_decision_and_by_participant_if_they_are_large() -> None:
+    machine = led_machine()
+    for transaction_id, payloads in (("s", (b"1", b"22")), ("l", (b"1", bytes(SMALL_BYTES)))):
+        applied(machine, begin(transaction_id)._replace(payloads=payloads))
+    held = machine.payloads()
+    assert held.bytes == 3 + 1 + SMALL_BYTES
+    assert sorted(held.bytes_for.values()) == [1, SMALL_BYTES]
+    for transaction_id in ("s", "l"):
+        applied(machine, decide((YES, YES), transaction_id))
+    assert held.bytes == 0
+    assert not held.bytes_for
 
 
 # --- determinism ----------------------------------------------------------------------------------
