@@ -378,6 +378,10 @@ class Checker:
         self._applied[life] = index
         self._takes_part(node)
 
+    def _on_uncommitted(self, event: Event) -> None:
+        text = f"its commit index goes back, from {event['before']} to {event['index']}"
+        self._found("I14", event["node"], text)
+
     def _takes_part(self, node: str) -> None:
         if node in self._wiped:
             del self._wiped[node]  # told once

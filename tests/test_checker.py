@@ -219,6 +219,10 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
         ),
         ("two leaders", [*COMMITTED, event("leader", node="n2", term=1)]),
         (
+            "what was committed is so no more",
+            [RUN, event("uncommitted", node="n2", index=4, before=5)],
+        ),
+        (
             "another entry",
             [*COMMITTED, event("applied", node="n2", start=2, index=1, digest=8)],
         ),

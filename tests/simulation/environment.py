@@ -94,6 +94,13 @@ UNREADABLE = 1 / 10
 WIPED = 1 / 12
 """The share of seeds in which a node loses its directory, and is started once more."""
 
+PARTED = 1 / 12
+"""The share of seeds in which two logs grow apart while neither is a quorum's."""
+
+UNSYNCED = 1 / 12
+"""The share of seeds whose nodes do not sync: of a power loss they promise nothing, but that what
+has ended in order is there after it."""
+
 IN_BYTES = 1 / 8
 """The share of seeds that take the whole way through aiohttp, which costs more than all else."""
 
@@ -166,6 +173,10 @@ class Environment:
     """When a node loses its directory, after the faults have begun; 0: none does."""
     unreadable_s: float
     """When a node's disk begins to give nothing back, after the faults have begun; 0: none does."""
+    parted_s: float
+    """When two logs begin to grow apart, after the faults have begun; 0: none do."""
+    syncs: bool
+    """Whether nodes sync their journals."""
     bounds: Mapping[str, float]
     """How much is done in a turn, where it is less than in production (`bounds`)."""
     http_in_bytes: bool
@@ -206,6 +217,7 @@ def draw_environment(seed: int) -> Environment:
     fronts = Random(f"fronts {seed}")
     before_nodes = Random(f"before nodes {seed}")
     wiped, unreadable = Random(f"wiped {seed}"), Random(f"unreadable {seed}")
+    parted = Random(f"parted {seed}")
     nodes_twice = 0.0 if calm or brief else before_nodes.choice((0.0, 0.0, 0.0, 0.02, 0.1))
     # Everything of Raft scales with it, and nothing costs as much as heartbeats.
     heartbeat_ms = choice((100, 150, 250, 400))
@@ -300,6 +312,8 @@ def draw_environment(seed: int) -> Environment:
         unreadable_s=unreadable.uniform(0.5, 8.0)
         if not calm and unreadable.random() < UNREADABLE
         else 0.0,
+        parted_s=0.0 if calm or brief or parted.random() > PARTED else parted.uniform(0.5, 6.0),
+        syncs=Random(f"syncs {seed}").random() > UNSYNCED,
         bounds=draw_bounds(Random(f"bounds {seed}")),
         http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,
     )

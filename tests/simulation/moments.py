@@ -168,6 +168,57 @@ class Moments(Strikes):
         world.network.later(first + again_s, stand_again)
         world.network.later(first + 2 * again_s, over)
 
+    # --- logs that grow apart
+
+    def part(self) -> None:
+        """Two logs grow apart while neither is a quorum's. A leader is cut off, and goes on with
+        its log alone. The next one is cut off as it begins to lead, with what it begins with. The
+        one after that, the first one mostly, hears at first of no majority without this one.
+        """
+        world = self._world
+        leader = world.leader()
+        if leader is None or not world.faulty or world.watch is not None:
+            return
+        mends = [self._isolate_from_nodes(leader)]
+        second: list[NodeHost] = []
+
+        def led(what: str, fields: dict[str, Any]) -> None:
+            if what != "leader" or (host := self._named(fields["node"])) in (second or [leader]):
+                return
+            mends.pop()()
+            if not second:
+                second.append(host)
+                mends.append(self._isolate_from_nodes(host))
+                return
+            world.watch = None
+            self._note_parted(host, second[0])
+            rest = [node for node in world.nodes if node not in (host, second[0])]
+            silent = self._draw.sample(rest, len(world.nodes) // 2)
+            mends.append(self._cut("cut", host.name, self._both([host], silent)))
+
+        def over() -> None:
+            if over not in world.healing:
+                return
+            world.healing.remove(over)
+            if world.watch is led:
+                world.watch = None
+            for mend in mends:
+                mend()
+
+        world.watch = led
+        world.healing.append(over)
+        lasts_s = 10 * world.environment.election_max_ms / 1000
+        world.network.later(world.loop.now + lasts_s, over)
+
+    def _named(self, name: str) -> NodeHost:
+        return next(node for node in self._world.nodes if node.name == name)
+
+    def _note_parted(self, one: NodeHost, other: NodeHost) -> None:
+        """Count it if both logs end with what the other has not."""
+        logs = [_entries(host) for host in (one, other)]
+        if all(mine - its for mine, its in (logs, reversed(logs))):
+            self._world.count("logs that grew apart")
+
     def _late(self, some: Sequence[Host], others: Sequence[Host], by_s: float) -> Heal:
         """What those say to these is so much later."""
         delays = self._world.network.delays
@@ -187,6 +238,12 @@ def _has_heard_all(host: NodeHost) -> bool:
     return core is not None and all(
         core.confirmed.get(peer, 0) >= core.round - 1 for peer in core.peers
     )
+
+
+def _entries(host: NodeHost) -> set[tuple[int, int]]:
+    """Index and term of each entry of its log."""
+    core = host.node.replica._core if host.node is not None else None
+    return set() if core is None else {(index, term) for _, index, term in core.journal[:]}
 
 
 def _stand_for_election(host: Host) -> None:

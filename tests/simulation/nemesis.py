@@ -39,6 +39,9 @@ async def rage(world: World) -> None:
     if environment.unreadable_s:
         fail = _Nemesis(world, world.draw("unreadable")).fail_reads
         world.network.later(loop.now + environment.unreadable_s, fail)
+    if environment.parted_s:
+        part = _Nemesis(world, world.draw("parted")).part
+        world.network.later(loop.now + environment.parted_s, part)
     while loop.now < until:
         wake_at = min([until, next_at, *(at for at, _, _ in healing)])
         await asyncio.sleep(max(0.0, wake_at - loop.now))
@@ -345,6 +348,8 @@ class _Nemesis(Moments):
         host = self._node()
         if not host.runs or any(node.damaged for node in world.nodes):
             return
+        if not world.environment.syncs:
+            return  # the last group is unguarded there
         dies_after_s = draw.random() * 0.2
 
         def wronged(what: str) -> None:
@@ -366,6 +371,8 @@ class _Nemesis(Moments):
         host = self._node()
         if any(other.damaged for other in self._world.nodes) or not host.has_power:
             return  # after a power loss the last group may be unguarded: damage passes for a tear
+        if not self._world.environment.syncs:
+            return  # so is the last group there
         self._down(host, power=False)
         host.rotten = host.disk.rot(self._draw)
         self._say("rot", f"{host.name} {host.rotten}")

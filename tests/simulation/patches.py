@@ -4,7 +4,7 @@
 |---|---|---|
 | `aiohappyeyeballs.start_connection` | a real socket, connected | aiohttp dials below the loop |
 | `participant_connection.select` | poll(2) on a descriptor | it is looked into the kernel |
-| `RaftCore` applying, becoming leader | the same and a line of history | it is checked (I14) |
+| `RaftCore` applying, committing, leading | the same and a line of history | it is checked (I14) |
 | `random.seed`, the module's generator | one seeded by the run | aiohttp shuffles who waits |
 | `aiohttp.ClientSession`, `TCPConnector` | messages for bytes, in most seeds | see `light_client` |
 | `participant_connections.Connection` | the same | the same |
@@ -81,6 +81,7 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
     speak = RaftCore.speak
     apply = RaftCore._SyncObj__doApplyCommand
     set_state = RaftCore._SyncObj__setState
+    set_commit = RaftCore.set_commit
 
     def applied(core: RaftCore, command: bytes) -> None:
         index = core.applied + 1
@@ -101,6 +102,13 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
         elif core.role is Role.CANDIDATE:
             process.owner.world.happened("stands", process.owner)
 
+    def committed(core: RaftCore, index: int) -> None:
+        before = core.commit
+        set_commit(core, index)
+        process = PROCESS.get()
+        if process is not None and index < before:
+            process.owner.world.record("uncommitted", node=core.node, index=index, before=before)
+
     def spoke(core: RaftCore) -> None:
         speak(core)
         process = PROCESS.get()
@@ -119,6 +127,7 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
             patch.object(coordinator.participant_connection, "select", _Select(network)),
             patch.object(RaftCore, "_SyncObj__doApplyCommand", applied),
             patch.object(RaftCore, "_SyncObj__setState", state_set),
+            patch.object(RaftCore, "set_commit", committed),
             patch.object(RaftCore, "speak", spoke),
             _bounded(environment),
         ):

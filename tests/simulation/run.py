@@ -28,6 +28,7 @@ from aiohttp import web_app
 from tests.checker import Violation, check
 from tests.simulation.environment import Environment, draw_environment
 from tests.simulation.ledger import OPENING_BALANCE
+from tests.simulation.leftovers import left_over
 from tests.simulation.loop import Stuck
 from tests.simulation.nemesis import rage
 from tests.simulation.operators import Operator
@@ -222,6 +223,9 @@ def unsettled(world: World) -> list[str]:
         ]
         if node.machine.unfinished_count:
             left.append(f"{host.name} has {node.machine.unfinished_count} unfinished")
+        keep_ms = world.environment.keep_ms
+        for what in left_over(node, now_ms=host.now_ms(), keep_ms=keep_ms):
+            left.append(f"{host.name} has {what}")
     if len(applied) > 1:
         left.append(f"logs differ: {sorted(applied)}")
     return left

@@ -42,7 +42,7 @@ class Strikes:
             heal()
 
     def _down(self, host: Host, *, power: bool) -> None:
-        if isinstance(host, NodeHost) and host.damaged:
+        if isinstance(host, NodeHost) and not host.bears_power_loss:
             power = False  # more than one damage to a disk is not always told from a power loss
         if host.runs:
             self._say("power" if power else "kill", host.name)

@@ -150,6 +150,8 @@ class NodeHost(Host):
         self.sick = False
         """Its disk takes what is written, and does not sync it."""
         self.slow_s = 0.0
+        self.is_closed = True
+        """Its node has ended in order, or never ran."""
         self._reached: set[str] = set()
         self.rotten = ""
         """What is wrong with its disk, since a fault made it so."""
@@ -163,6 +165,7 @@ class NodeHost(Host):
 
     async def main(self, process: Process) -> int:
         world = self.world
+        self.is_closed = False
         identity = Identity.of(CLUSTER, self.name, (node.id for node in world.settings.nodes))
         environment = world.environment
         directory = open_directory(
@@ -179,7 +182,7 @@ class NodeHost(Host):
             self.name,
             directory=directory,
             disk=self.disk,
-            fsync=world.sync,
+            fsync=environment.syncs,
             now_ms=self.now_ms,
             random=Random(f"{environment.seed} {self.name} {process.number}"),
             replica_limits=ReplicaLimits(
@@ -201,6 +204,7 @@ class NodeHost(Host):
             why = f"{type(self.node.replica.fatal).__name__}: {self.node.replica.fatal}"
         if self.rotten and not self.full and code:
             self.retired = True  # as it should: it says that it is damaged
+        self.is_closed = code == 0
         super().ended(code, why)
 
     def crashed(self, *, power: bool) -> None:
@@ -237,6 +241,11 @@ class NodeHost(Host):
         return index <= last and journal[index - journal.first_index][2] == term
 
     @property
+    def bears_power_loss(self) -> bool:
+        """Whether all that it has promised is there after one, or it says that it is not."""
+        return not self.damaged and (self.world.environment.syncs or self.is_closed)
+
+    @property
     def damaged(self) -> bool:
         """Whether its disk has done, or is about to do, what disks do not."""
         return bool(self.rotten) or self.disk.wrong is not None
@@ -255,7 +264,7 @@ class NodeHost(Host):
             world.happened(operation, self)
         point = world.environment.crash_point
         if point and world.faulty and world.draw("crash point").random() < point:
-            power = world.draw("crash point").random() < 0.5
+            power = world.draw("crash point").random() < 0.5 and world.environment.syncs
             world.record("fault", kind="crash point", target=self.name, operation=operation)
             world.count("crash points")
             world.down(self, power=power)
@@ -362,12 +371,11 @@ class ClientHost(Host):
 
 
 class World:
-    """Everything of one run. `sync`: whether nodes sync their journals (a mutant takes it away)."""
+    """Everything of one run."""
 
     def __init__(self, environment: Environment, *, verbose: bool = False) -> None:
         self.environment = environment
         self.verbose = verbose
-        self.sync = True
         self.faulty = False
         self.has_dead = False
         """Some program has ended: its tasks never will, and are told of when nobody keeps them."""
