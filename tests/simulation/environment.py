@@ -132,6 +132,8 @@ class Environment:
     cramped: bool
     """Nodes have room for little at a time, and refuse the rest."""
     core: CoreLimits
+    groups_under_way: int
+    """Entries of commands that a leader has under way at a time."""
     heartbeat_ms: int
     election_min_ms: int
     election_max_ms: int
@@ -254,6 +256,7 @@ def draw_environment(seed: int) -> Environment:
             kept_bytes=choice((200, 8 << 20)),
             piece_bytes=choice((400, 256 << 10)),
         ),
+        groups_under_way=Random(f"groups {seed}").choice((1, 1, 1, 4)),
         heartbeat_ms=heartbeat_ms,
         election_min_ms=least_ms,
         election_max_ms=least_ms * choice((102, 120, 200, 250)) // 100,

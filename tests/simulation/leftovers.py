@@ -19,6 +19,8 @@ FORGOTTEN_WITHIN_MS = 5_000
 def left_over(node: Node, *, now_ms: int, keep_ms: int) -> list[str]:
     """In words; nothing of a node that is as it should be. `keep_ms`: how long it remembers what
     has ended, by its clock, `now_ms`."""
+    if node.replica._core is None:
+        return ["a log that is yet to be read"]
     parts = (_of_the_log(node), _of_transactions(node), _of_calls(node))
     left = [what for part in parts for what, is_left in part if is_left]
     oldest_ms = node.machine.horizon_that_forgets(1)
@@ -33,7 +35,7 @@ _Part = Iterator[tuple[str, object]]
 
 def _of_the_log(node: Node) -> _Part:
     replica, core = node.replica, node.replica._core
-    assert core is not None
+    assert core is not None  # looked at before
     proposals, barriers = replica._proposals, replica._barriers
     yield "a snapshot that is being taken", core.taking
     yield "a snapshot that comes", core.receiving is not None or core.installing

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import cluster.raft.snapshots
+import cluster.storage.directory
 import cluster.storage.fellows
 import cluster.storage.journal_segments
 import coordinator.api_connection
@@ -34,8 +35,10 @@ from cluster.storage.journal_recovery import _Reading
 from cluster.storage.journal_segments import Segments
 from cluster.storage.snapshots import SnapshotStore
 from coordinator.api_transactions import Transactions
+from coordinator.capacity import Capacity
 from coordinator.conversation import Conversation
 from coordinator.driver import Driver
+from coordinator.gateway import Gateway
 from coordinator.machine import Restoring
 from coordinator.sweep import Sweep
 from coordinator.table import Table
@@ -46,6 +49,7 @@ from tests.model.broken_rules import Taken, replaced, together
 from tests.simulation import broken_disk as disk
 from tests.simulation import broken_fronts as fronts
 from tests.simulation import broken_rules as rules
+from tests.simulation import broken_state as state
 from tests.simulation.cli import results
 from tests.simulation.run import Result, run_seed
 from tests.simulation.services import SimStore
@@ -410,6 +414,92 @@ MUTANTS = {
             "last-round-counts",
             "a read is confirmed by a round that began after it came",
             replaced(Replica, "barrier", fronts.the_last_round_counts),
+        ),
+        # State that outlives its time, and steps in another order.
+        Mutant(
+            "refusal-acknowledges",
+            "who refuses entries has not got them",
+            replaced(RaftCore, "on_append_reply", state.refusal_acknowledges),
+        ),
+        Mutant(
+            "commit-goes-back",
+            "a commit index does not go back",
+            replaced(RaftCore, "on_append", state.commit_goes_back),
+        ),
+        Mutant(
+            "longer-log-wins",
+            "logs are compared by their last terms first",
+            replaced(RaftCore, "_is_up_to_date", state.longer_log_wins),
+        ),
+        Mutant(
+            "fate-told-as-refusal",
+            "what has entered the log is not said not to have",
+            replaced(Proposals, "fail", state.fate_told_as_refusal),
+        ),
+        Mutant(
+            "taking-for-ever",
+            "after a snapshot comes another one",
+            replaced(RaftCore, "_snapshot_taken", state.taking_for_ever),
+        ),
+        Mutant(
+            "left-behind-unsynced",
+            "a sync covers all segments that were written to",
+            replaced(Segments, "_make_durable", state.left_behind_unsynced),
+        ),
+        Mutant(
+            "closed-unsynced",
+            "a journal that was closed is on the disk",
+            replaced(Segments, "close", state.closed_unsynced),
+        ),
+        Mutant(
+            "header-without-vote",
+            "the vote goes along into the next segment",
+            replaced(Segments, "_header", state.header_without_vote),
+        ),
+        Mutant(
+            "small-file-unsynced",
+            "a small file is durable before it has its name",
+            replaced(cluster.storage.directory, "put_small_file", state.small_file_unsynced),
+        ),
+        Mutant(
+            "id-ahead-forgotten",
+            "an id is remembered until its time is over",
+            replaced(coordinator.machine, "_forgettable_at", state.id_ahead_forgotten),
+        ),
+        Mutant(
+            "backlog-not-restored",
+            "what is counted is counted anew from a snapshot",
+            replaced(Restoring, "_read_part", state.backlog_not_restored),
+        ),
+        Mutant(
+            "begun-for-ever",
+            "what has begun is not counted as beginning",
+            replaced(Capacity, "begun", state.begun_for_ever),
+        ),
+        Mutant(
+            "acknowledgement-dropped",
+            "what the log has no room for is proposed again",
+            replaced(Conversation, "not_proposed", state.acknowledgement_dropped),
+        ),
+        Mutant(
+            "request-never-over",
+            "an answer gives the request's place back",
+            replaced(Gateway, "_answered", state.request_never_over),
+        ),
+        Mutant(
+            "forgets-once",
+            "forgetting goes on",
+            replaced(Sweep, "_forgot", state.forgets_once),
+        ),
+        Mutant(
+            "read-before-the-barrier",
+            "what is read is read after the barrier",
+            replaced(Transactions, "get", state.read_before_the_barrier),
+        ),
+        Mutant(
+            "asked-once",
+            "an inquiry without an answer is repeated",
+            replaced(Inquirer, "_inquire", state.asked_once),
         ),
     )
 }

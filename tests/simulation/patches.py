@@ -11,6 +11,7 @@
 | the clock of `pysyncobj` | the loop's | else the last world would live on in it |
 | `aiohttp.connector.monotonic` | the loop's clock | idle connections age by it |
 | `cluster.raft.snapshots.time` | a pause that is none | there are no threads to let in |
+| `Journal` appending, syncing | the same, noted | what a quorum has is checked (I4) |
 | `RaftCore` speaking, standing for election | the same, and the nemesis is told | its moments |
 | bounds of what is done in a turn | small ones, in some seeds (`BOUNDS`) | they are never reached |
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 import functools
 import random
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -37,6 +38,7 @@ import coordinator.participant_connections
 import coordinator.table
 from cluster.raft.core import RaftCore
 from cluster.raft.state import Role
+from cluster.storage.journal import Journal
 from tests.simulation.bounds import BOUNDS
 from tests.simulation.environment import Environment
 from tests.simulation.light_client import LightConnection, LightConnector, LightSession
@@ -128,12 +130,47 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
             patch.object(RaftCore, "_SyncObj__doApplyCommand", applied),
             patch.object(RaftCore, "_SyncObj__setState", state_set),
             patch.object(RaftCore, "set_commit", committed),
+            _journals_noted(),
             patch.object(RaftCore, "speak", spoke),
             _bounded(environment),
         ):
             yield
     finally:
         random.setstate(state_before)
+
+
+@contextmanager
+def _journals_noted() -> Iterator[None]:
+    """What each node has written, and what a sync has covered (`NodeHost.synced`)."""
+    append = Journal.append
+    start_sync = Journal.start_sync
+
+    def appended(journal: Journal, command: bytes, index: int, term: int) -> None:
+        append(journal, command, index, term)
+        process = PROCESS.get()
+        assert process is not None
+        process.owner.written.append((index, term))
+
+    def sync_started(journal: Journal) -> Callable[[], None] | None:
+        process = PROCESS.get()
+        assert process is not None
+        host, job = process.owner, start_sync(journal)
+        written, host.written = host.written, []
+        if job is None:
+            host.synced.update(written)
+            return None
+
+        def run() -> None:
+            job()
+            host.synced.update(written)
+
+        return run
+
+    with (
+        patch.object(Journal, "append", appended),
+        patch.object(Journal, "start_sync", sync_started),
+    ):
+        yield
 
 
 @contextmanager

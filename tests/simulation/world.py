@@ -152,6 +152,10 @@ class NodeHost(Host):
         self.slow_s = 0.0
         self.is_closed = True
         """Its node has ended in order, or never ran."""
+        self.written: list[tuple[int, int]] = []
+        """Index and term of entries that its node has written since its last sync began."""
+        self.synced: dict[int, int] = {}
+        """By index, the term of the entry that was synced there last."""
         self._reached: set[str] = set()
         self.rotten = ""
         """What is wrong with its disk, since a fault made it so."""
@@ -186,7 +190,10 @@ class NodeHost(Host):
             now_ms=self.now_ms,
             random=Random(f"{environment.seed} {self.name} {process.number}"),
             replica_limits=ReplicaLimits(
-                proposals=LITTLE_WAITS if environment.cramped else ProposalLimits(),
+                proposals=replace(
+                    LITTLE_WAITS if environment.cramped else ProposalLimits(),
+                    groups_under_way=environment.groups_under_way,
+                ),
                 core=environment.core,
             ),
         )
@@ -195,7 +202,9 @@ class NodeHost(Host):
         syncs = self.node.replica.syncs
         syncs.quick_s = 0.0 if is_slow else math.inf
         syncs.leader_quick_s = 0.0 if is_slow or environment.seed % 2 else math.inf
-        last = self.node._journal.last_index
+        journal = self.node._journal
+        self.written, self.synced = [], {index: term for _, index, term in journal[:]}
+        last = journal.last_index
         world.record("recovered", node=self.name, start=process.number, last=last)
         return await self.node.run()
 
@@ -230,15 +239,13 @@ class NodeHost(Host):
         return other.name in self._reached
 
     def may_have_synced(self, index: int, term: int) -> bool:
-        """Surely not only if it runs, is as it should be, and its log says so."""
+        """Surely not only if it runs, is as it should be, and no sync of its has covered it. Not by
+        what the node itself believes of that.
+        """
         core = self.node.replica._core if self.node is not None else None
         if core is None or self.damaged or core.journal.failed is not None:
             return True
-        journal = core.journal
-        if index < journal.first_index:
-            return True
-        last = min(core.durable_index or journal.last_index, journal.last_index)
-        return index <= last and journal[index - journal.first_index][2] == term
+        return index < core.journal.first_index or self.synced.get(index) == term
 
     @property
     def bears_power_loss(self) -> bool:
