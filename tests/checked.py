@@ -33,6 +33,8 @@ class Transaction:
     votes: dict[tuple[str, str], str] = field(default_factory=dict)
     """(participant, branch) → the best vote it has given."""
     effects: dict[tuple[str, str], list[Event]] = field(default_factory=dict)
+    asked: dict[tuple[str, str], bool] = field(default_factory=dict)
+    """(participant, branch) → whether it may be asked again for its vote."""
     by_hand: dict[tuple[str, str], None] = field(default_factory=dict)
     """(participant, branch) that somebody ended at the participant himself: he answers for it."""
     resolving: dict[str, None] = field(default_factory=dict)

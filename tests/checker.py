@@ -38,6 +38,7 @@ DAMAGE = ("full disk", "rot", "lost write", "misdirected write", "failing reads"
 """Faults after which the node that they hit may stop by itself, in order: it says why."""
 FAILING = "failing syncs"
 """Another one: but it may stop for nothing else than the operation that failed."""
+PLAIN_KINDS = ("plain", "forgetful")
 EXPIRED = "transaction_id_expired"
 CRASHED = 70
 """The exit code of a program that something surprised which it does not foresee (EX_SOFTWARE)."""
@@ -253,11 +254,26 @@ class Checker:
 
     def _on_prepare(self, event: Event) -> None:
         self._claimed(event.get("work"), event["id"])
+        self._check_asked_once(event)
+        self._check_somebody_began(event)
+
+    def _check_somebody_began(self, event: Event) -> None:
         if not self._is_begun(event["id"]):
             self._found("I16", event["id"], f"{event['participant']} is asked, nobody began it")
 
+    def _check_asked_once(self, event: Event) -> None:
+        """Who does not say that asking again is safe, nor asks for it, is asked for one vote."""
+        name, asked = event["participant"], self._of(event["id"]).asked
+        if "again" not in event or self._run["participants"].get(name) not in PLAIN_KINDS:
+            return
+        key = (name, event["branch"])
+        if asked.get(key) is False:
+            self._found("I7", event["id"], f"{name} is asked again for its vote")
+        asked[key] = event["again"]
+
     def _on_commit(self, event: Event) -> None:
-        self._on_prepare(event)
+        self._claimed(event.get("work"), event["id"])
+        self._check_somebody_began(event)
         self._told(event["id"], _CALLS[event["event"]], f"the call to {event['participant']}")
         transaction = self._of(event["id"])
         transaction.rank = max(transaction.rank, _DECIDED)

@@ -140,6 +140,16 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
     "I7": [
         ("twice", [*COMMITTED, effect("p1", "committed", held=False)]),
         ("of what it did not hold", [*COMMITTED[:-3], effect("p1", "committed", held=False)]),
+        (
+            "a second vote of who is plain",
+            [
+                {**RUN, "participants": {"p1": "plain"}},
+                invoke(),
+                at("p1", "prepare", again=True),
+                at("p1", "prepare", again=False),
+                at("p1", "prepare", again=False),
+            ],
+        ),
     ],
     "I8": [
         (

@@ -6,12 +6,13 @@ Most are of the kind that a refactoring leaves behind: one line is missing, or s
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
 from cluster.raft.core import RaftCore
-from cluster.raft.proposals import Proposals
 from cluster.raft.state import Role
 from cluster.raft.wire import Append, AppendReply
 from cluster.storage.disk import Disk
@@ -22,12 +23,17 @@ from coordinator.api_requests import text_answer
 from coordinator.api_transactions import Transactions
 from coordinator.capacity import Capacity
 from coordinator.conversation import Conversation, ProposeAcknowledgement
+from coordinator.courier import Courier
+from coordinator.driver import Driver
 from coordinator.errors import unknown
 from coordinator.facts import Transaction
 from coordinator.gateway import Gateway
+from coordinator.ids import IdMaker, _canonical
 from coordinator.machine import Restoring
 from coordinator.sweep import Sweep
 from coordinator.table import NEVER
+from participants.branch import AFTER_VOTE, Action, Cell
+from participants.contract import Vote
 from participants.inquiry import Inquirer
 from participants.store import BranchRecord
 
@@ -55,9 +61,19 @@ def longer_log_wins(_original: Any, core: RaftCore, last_index: int, last_term: 
     return (last_index, last_term) >= (core.journal.last_index, core.journal.last_term)
 
 
-def fate_told_as_refusal(original: Any, proposals: Proposals, *, waiting: Any, **_: Any) -> Any:
-    """What has entered the log when leadership ends is said not to have."""
-    return original(proposals, waiting=waiting, under_way=waiting)
+def votes_kept(original: Any, core: Any, state: int) -> None:
+    """Who stands for election once more counts the votes of the last time, too."""
+    before = set(core.votes)
+    original(core, state)
+    if core.role is Role.CANDIDATE:
+        core.votes |= before
+
+
+def newer_stream_forgotten(original: Any, stream: Any, error: Exception | None) -> None:
+    """With the end of a stream the next one of the same peer is heard no more, either."""
+    original(stream, error)
+    if stream.hello is not None:
+        stream.owner.inbound.pop(stream.hello.sender, None)
 
 
 def taking_for_ever(original: Any, core: RaftCore, *arguments: Any) -> None:
@@ -158,6 +174,36 @@ async def read_before_the_barrier(
     return text_answer(200, transactions._show(before))
 
 
+def still_in_hand(original: Any, driver: Driver, live: Any, *begun: Any) -> None:
+    """A transaction that has not been begun stays in the leader's hands."""
+    lives = driver._talks.lives
+    was_in_hand = lives.get(live.id) is live
+    original(driver, live, *begun)
+    if was_in_hand and live.conversation is None:
+        lives.setdefault(live.id, live)
+
+
+def prepare_goes_again(original: Any, courier: Courier, errand: Any, error: Any) -> None:
+    """A prepare whose connection broke is sent once more, though it may have arrived."""
+    again = errand.is_prepare and errand.over_used and not errand.again
+    if again:
+        errand.again = True
+        courier._dial(errand)
+    else:
+        original(courier, errand, error)
+
+
+# --- clients --------------------------------------------------------------------------------------
+
+
+def id_made_twice(original: Any, maker: IdMaker) -> str:
+    """Two ids of one millisecond are one."""
+    if maker._now_ms() == maker._last_ms:
+        return _canonical(maker._last_ms, maker._last_bits)
+    made: str = original(maker)
+    return made
+
+
 # --- participants ---------------------------------------------------------------------------------
 
 
@@ -166,3 +212,12 @@ async def asked_once(original: Any, inquirer: Inquirer, ask: Any, record: Branch
     asked = inquirer._asked[record.transaction_id, record.branch_id]
     await original(inquirer, ask, record)
     asked.under_way = True
+
+
+def refusal_leaves_something(taken: ExitStack) -> None:
+    """What a prepare had changed before its service refused stays."""
+    cells = {vote: replace(AFTER_VOTE[_PREPARE][vote], action=Action.NOTHING) for vote in _REFUSED}
+    taken.enter_context(patch.dict(cast("dict[Vote, Cell]", AFTER_VOTE[_PREPARE]), cells))
+
+
+_PREPARE, _REFUSED = Action.PREPARE, (Vote.NO, Vote.READ_ONLY)

@@ -59,7 +59,10 @@ class Ledger(Resource[MemoryTable]):
         open_accounts(transaction, self._names)
 
     def prepare(self, work: Work[MemoryTable], payload: Any) -> Vote:
-        return hold(work.transaction, f"{work.transaction_id}/{work.branch_id}", payload)
+        """What it changes before it refuses is to be undone."""
+        branch = f"{work.transaction_id}/{work.branch_id}"
+        work.transaction.setdefault(f"held {payload['account']}", branch)
+        return hold(work.transaction, branch, payload)
 
     def commit(self, work: Work[MemoryTable]) -> None:
         branch = f"{work.transaction_id}/{work.branch_id}"

@@ -171,41 +171,43 @@ class Moments(Strikes):
     # --- logs that grow apart
 
     def part(self) -> None:
-        """Two logs grow apart while neither is a quorum's. A leader is cut off, and goes on with
-        its log alone. The next one is cut off as it begins to lead, with what it begins with. The
+        """Two logs grow apart. A leader is cut off, and goes on with its log alone. The next one is
+        cut off as it begins to lead, with what it begins with, or as soon as a quorum has that. The
         one after that, the first one mostly, hears at first of no majority without this one.
         """
         world = self._world
         leader = world.leader()
         if leader is None or not world.faulty or world.watch is not None:
             return
+        cut_off_at = self._draw.choice(("leader", "applied"))
         mends = [self._isolate_from_nodes(leader)]
-        second: list[NodeHost] = []
+        alone, second = leader, leader
 
-        def led(what: str, fields: dict[str, Any]) -> None:
-            if what != "leader" or (host := self._named(fields["node"])) in (second or [leader]):
+        def seen(what: str, fields: dict[str, Any]) -> None:
+            nonlocal alone, second
+            if what == "leader" and second is leader:
+                second = self._named(fields["node"])
+            if second is leader:
                 return
-            mends.pop()()
-            if not second:
-                second.append(host)
-                mends.append(self._isolate_from_nodes(host))
-                return
-            world.watch = None
-            self._note_parted(host, second[0])
-            rest = [node for node in world.nodes if node not in (host, second[0])]
-            silent = self._draw.sample(rest, len(world.nodes) // 2)
-            mends.append(self._cut("cut", host.name, self._both([host], silent)))
+            if alone is leader and what == cut_off_at and fields["node"] == second.name:
+                mends.append(self._isolate_from_nodes(second))
+                mends.pop(0)()
+                alone = second
+            elif alone is second and what == "leader" and fields["node"] != second.name:
+                world.watch = None
+                mends.pop()()
+                mends.append(self._without_the_others(self._named(fields["node"]), second))
 
         def over() -> None:
             if over not in world.healing:
                 return
             world.healing.remove(over)
-            if world.watch is led:
+            if world.watch is seen:
                 world.watch = None
             for mend in mends:
                 mend()
 
-        world.watch = led
+        world.watch = seen
         world.healing.append(over)
         lasts_s = 10 * world.environment.election_max_ms / 1000
         world.network.later(world.loop.now + lasts_s, over)
@@ -213,11 +215,14 @@ class Moments(Strikes):
     def _named(self, name: str) -> NodeHost:
         return next(node for node in self._world.nodes if node.name == name)
 
-    def _note_parted(self, one: NodeHost, other: NodeHost) -> None:
-        """Count it if both logs end with what the other has not."""
-        logs = [_entries(host) for host in (one, other)]
-        if all(mine - its for mine, its in (logs, reversed(logs))):
+    def _without_the_others(self, third: NodeHost, second: NodeHost) -> Heal:
+        """No majority hears this leader but with that node, whose log may be another one."""
+        nodes, logs = self._world.nodes, [_entries(third), _entries(second)]
+        if logs[0] - logs[1] and logs[1] - logs[0]:
             self._world.count("logs that grew apart")
+        rest = [node for node in nodes if node not in (third, second)]
+        silent = self._draw.sample(rest, len(nodes) // 2)
+        return self._cut("cut", third.name, self._both([third], silent))
 
     def _late(self, some: Sequence[Host], others: Sequence[Host], by_s: float) -> Heal:
         """What those say to these is so much later."""

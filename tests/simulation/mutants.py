@@ -29,6 +29,7 @@ from cluster.raft.core import RaftCore
 from cluster.raft.proposals import Proposals
 from cluster.raft.replica import Replica
 from cluster.raft.replication import Replication
+from cluster.raft.transport import _Acceptor
 from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import _Reading
@@ -37,8 +38,10 @@ from cluster.storage.snapshots import SnapshotStore
 from coordinator.api_transactions import Transactions
 from coordinator.capacity import Capacity
 from coordinator.conversation import Conversation
+from coordinator.courier import Courier
 from coordinator.driver import Driver
 from coordinator.gateway import Gateway
+from coordinator.ids import IdMaker
 from coordinator.machine import Restoring
 from coordinator.sweep import Sweep
 from coordinator.table import Table
@@ -432,9 +435,14 @@ MUTANTS = {
             replaced(RaftCore, "_is_up_to_date", state.longer_log_wins),
         ),
         Mutant(
-            "fate-told-as-refusal",
-            "what has entered the log is not said not to have",
-            replaced(Proposals, "fail", state.fate_told_as_refusal),
+            "votes-kept",
+            "each election is counted anew",
+            replaced(RaftCore, "_SyncObj__setState", state.votes_kept),
+        ),
+        Mutant(
+            "newer-stream-forgotten",
+            "the end of an old stream is not that of the new one",
+            replaced(_Acceptor, "connection_lost", state.newer_stream_forgotten),
         ),
         Mutant(
             "taking-for-ever",
@@ -495,6 +503,26 @@ MUTANTS = {
             "read-before-the-barrier",
             "what is read is read after the barrier",
             replaced(Transactions, "get", state.read_before_the_barrier),
+        ),
+        Mutant(
+            "still-in-hand",
+            "what could not be begun is let go of",
+            replaced(Driver, "_begun", state.still_in_hand),
+        ),
+        Mutant(
+            "prepare-goes-again",
+            "a prepare that may have arrived goes once",
+            replaced(Courier, "failed", state.prepare_goes_again),
+        ),
+        Mutant(
+            "id-made-twice",
+            "no id is made twice",
+            replaced(IdMaker, "__call__", state.id_made_twice),
+        ),
+        Mutant(
+            "refusal-leaves-something",
+            "what prepare changed is kept only with a YES",
+            state.refusal_leaves_something,
         ),
         Mutant(
             "asked-once",

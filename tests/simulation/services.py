@@ -307,7 +307,7 @@ class PlainService:
         key, share = f"{id}/{branch}", self._manners.working
         begun = key in self._working
         if begun or (share and self._faulty() and self._draw.random() < share):
-            self._note(Operation.PREPARE, message)
+            self._note(Operation.PREPARE, message, again=True)
             if not begun:
                 work = self._work(message, self._draw.random() * self._manners.working_s)
                 self._working[key] = asyncio.create_task(work)
@@ -337,11 +337,13 @@ class PlainService:
             store.note("vote", id=id, branch=branch, vote=vote.value)
         return answer
 
-    def _note(self, operation: Operation, message: Any) -> None:
+    def _note(self, operation: Operation, message: Any, *, again: bool = False) -> None:
+        """`again`: it says that it is still working, and may be asked once more."""
         id, branch = read_end(message)
-        prepares = operation is Operation.PREPARE
-        work = {"work": message["payload"]["work"]} if prepares else {}
-        self._store.note(str(operation), id=id, branch=branch, **work)
+        fields: dict[str, Any] = {}
+        if operation is Operation.PREPARE:
+            fields = {"work": message["payload"]["work"], "again": again}
+        self._store.note(str(operation), id=id, branch=branch, **fields)
 
     async def replay(self, draw: Random, count: int, youngest_s: float) -> None:
         """As `SdkService.replay`."""

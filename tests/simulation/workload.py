@@ -172,6 +172,7 @@ class User(RawRequests):
 
     def new_body(self) -> Body:
         body = self.load.new_body(self._draw, self.new_id())
+        assert body["id"] not in self.load.bodies, "an id was made twice"
         self.load.bodies[body["id"]] = body
         return body
 
