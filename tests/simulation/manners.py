@@ -132,7 +132,7 @@ class Front:
         elif response.status == 202:
             return response  # an error in its place would say that the work is over
         elif manners.garbage and draw.random() < manners.garbage:
-            return self._nonsense()
+            return self._nonsense(request)
         elif manners.twice and draw.random() < manners.twice:
             self._count("answers that came twice")
             late = not self._is_plain and draw.random() < 0.7
@@ -175,9 +175,13 @@ class Front:
             await handler(request)
         return web.Response(status=status, text="no such thing here")
 
-    def _nonsense(self) -> web.Response:
+    def _nonsense(self, request: web.Request) -> web.Response:
+        """To a plain service's prepare no "still working": it would be asked for its vote again."""
+        status = self._draw.choice(_STATUSES)
+        if status in (202, 425) and self._is_plain and request.path.endswith("/prepare"):
+            status = 201
         return web.Response(
-            status=self._draw.choice(_STATUSES),
+            status=status,
             body=self._draw.choice(_BODIES),
             content_type=self._draw.choice(("application/json", "text/html")),
         )
