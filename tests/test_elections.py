@@ -85,6 +85,29 @@ def test_a_leader_that_is_heard_again_prevents_the_election(tmp_path: Path) -> N
     assert follower.core.deadline >= world.now + TIMINGS.election_min_ms / 1000
 
 
+def test_who_has_just_started_asks_within_two_heartbeats_of_its_first_connection(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, "ABC")
+    started = world.nodes["A"].core
+    started.connected("B")
+    assert HEARTBEAT_S <= started.deadline - world.now <= 2 * HEARTBEAT_S
+    world.now += HEARTBEAT_S
+    before = started.deadline
+    started.connected("C")
+    assert started.deadline <= before, "a second one does not put it off"
+
+
+def test_a_connection_says_nothing_to_who_follows_or_leads(tmp_path: Path) -> None:
+    world, leader = led(tmp_path)
+    follower = world.nodes["A"]
+    world.pass_rounds(rounds=1)
+    before = follower.core.deadline, leader.core.deadline
+    follower.core.connected("B")
+    leader.core.connected("B")
+    assert (follower.core.deadline, leader.core.deadline) == before
+
+
 # --- two that ask at the same time
 
 

@@ -298,7 +298,10 @@ class RaftCore(Elections, Snapshots, LibraryFields, SyncObj):  # type: ignore[mi
                 self.on_snapshot_reply(peer, message)
 
     def connected(self, peer: str) -> None:
+        """There is a stream to `peer`. Who has just started need not wait for a dead leader."""
         self._SyncObj__onNodeConnected(self._node(peer))
+        if self.leader is None and self.role is Role.FOLLOWER:
+            self.stand_soon()
 
     def disconnected(self, peer: str) -> None:
         self._SyncObj__onNodeDisconnected(self._node(peer))

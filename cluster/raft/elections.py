@@ -52,16 +52,20 @@ class Elections(RaftState):
         return self.role is Role.LEADER or self.now() - self.last_contact < least_s
 
     def out_of_touch(self, peer: str) -> None:
-        """No connection with `peer` stands: if it led, its process has ended, as it seems.
-
-        A leader that lives is heard of again within two heartbeats, and prevents the election. So
-        do all others who hear it: one follower that cannot reach it asks in vain.
-        """
+        """No connection with `peer` stands: if it led, its process has ended, as it seems."""
         if self.role is Role.FOLLOWER and peer == self.leader:
             self.last_contact = NEVER
-            heartbeats = 1 + self.random.random()
-            soon = self.now() + heartbeats * self.timings.heartbeat_ms / 1000
-            self.set_deadline(min(self.deadline, soon))
+            self.stand_soon()
+
+    def stand_soon(self) -> None:
+        """Want an election within two heartbeats, unless a leader is heard of before.
+
+        One that lives is. So it is by the others, who prevent the election: one follower that
+        cannot reach it asks in vain.
+        """
+        heartbeats = 1 + self.random.random()
+        soon = self.now() + heartbeats * self.timings.heartbeat_ms / 1000
+        self.set_deadline(min(self.deadline, soon))
 
     def on_pre_vote(self, peer: str, message: PreVote) -> None:
         granted = (
