@@ -164,14 +164,12 @@ def forgets_once(original: Any, sweep: Sweep, result: object) -> None:
 async def read_before_the_barrier(
     original: Any, transactions: Transactions, request: Any, transaction_id: str
 ) -> Any:
-    """A transaction is looked up, then it is made sure that this is current."""
+    """A transaction is looked up, and then it is made sure that this is current."""
     before = transactions._machine.get(transaction_id)
-    answer = await original(transactions, request, transaction_id)
-    if request.query:
-        return answer
     if before is None:
         raise unknown(transaction_id)
-    return text_answer(200, transactions._show(before))
+    answer = await original(transactions, request, transaction_id)
+    return answer if request.query else text_answer(200, transactions._show(before))
 
 
 def still_in_hand(original: Any, driver: Driver, live: Any, *begun: Any) -> None:

@@ -598,5 +598,7 @@ QUICK = (
     "commit-told-before-durable",
     "unknown-not-refused",
     "begin-overwrites",
+    "taking-for-ever",
+    "refusal-leaves-something",
 )
 """Those that most seeds show, whatever changes in them: for the tests of every day."""
