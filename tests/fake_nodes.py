@@ -6,12 +6,13 @@ import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 from aiohttp import web
 
 FOREVER = 3_600.0
+ORDER = [{"name": "stock", "url": "http://127.0.0.1:9", "payload": {"quantity": 1}}]
 
 Answer = Callable[[web.Request, Any], Awaitable[web.StreamResponse]]
 
@@ -127,3 +128,25 @@ def node_beside() -> Iterator[FakeNode]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def run(test: Callable[[list[FakeNode]], Awaitable[None]], nodes: int = 2) -> None:
+    """Run `test` with so many fake nodes."""
+
+    async def body() -> None:
+        async with AsyncExitStack() as stack:
+            fakes = [FakeNode() for _ in range(nodes)]
+            for fake in fakes:
+                await fake.start()
+                stack.push_async_callback(fake.die)
+            for fake in fakes:
+                fake.known = [other.url for other in fakes]
+            await test(fakes)
+
+    asyncio.run(body())
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

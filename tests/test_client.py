@@ -8,8 +8,8 @@ import json
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
@@ -30,19 +30,12 @@ from cluster.client import (
     Unavailable,
     UnknownTransaction,
 )
-from cluster.client.calls import (
-    AiohttpExchange,
-    Call,
-    Caller,
-    HttpAnswer,
-    NoAnswer,
-    Nodes,
-    Silence,
-)
+from cluster.client.calls import AiohttpExchange, HttpAnswer, NoAnswer, node_urls
 from cluster.client.submission import Open, element_answer, elements
 from coordinator.ids import time_of
 from tests.fake_nodes import (
     FOREVER,
+    ORDER,
     Answer,
     FakeNode,
     breaks_off,
@@ -50,32 +43,10 @@ from tests.fake_nodes import (
     hangs,
     node_beside,
     redirects_to,
+    run,
     shown,
+    until,
 )
-
-ORDER = [{"name": "stock", "url": "http://127.0.0.1:9", "payload": {"quantity": 1}}]
-
-
-def run(test: Callable[[list[FakeNode]], Awaitable[None]], nodes: int = 2) -> None:
-    """Run `test` with so many fake nodes."""
-
-    async def body() -> None:
-        async with AsyncExitStack() as stack:
-            fakes = [FakeNode() for _ in range(nodes)]
-            for fake in fakes:
-                await fake.start()
-                stack.push_async_callback(fake.die)
-            for fake in fakes:
-                fake.known = [other.url for other in fakes]
-            await test(fakes)
-
-    asyncio.run(body())
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not is_so():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -129,6 +100,29 @@ def test_the_id_is_made_before_sending_and_is_the_same_in_every_repeat() -> None
         assert time_of(answer.id) is not None
 
     run(test)
+
+
+def test_what_the_caller_does_not_give_is_left_to_the_node() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        async with asking(nodes[0]) as client:
+            await client.submit(ORDER)
+        (body,) = nodes[0].bodies()
+        assert set(body) == {"participants", "wait", "id"}
+
+    run(test, nodes=1)
+
+
+def test_who_waits_for_the_decision_does_not_wait_for_the_end() -> None:
+    async def decided(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(shown(body["id"], "committed", state="committing"))
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].usual = decided
+        async with asking(nodes[0]) as client:
+            assert (await client.submit(ORDER)).state == "committing"
+        assert len(nodes[0].requests) == 1
+
+    run(test, nodes=1)
 
 
 def test_an_id_that_the_caller_gives_is_kept() -> None:
@@ -646,6 +640,33 @@ def test_only_what_is_open_in_a_batch_is_sent_again_under_the_same_ids() -> None
     run(test)
 
 
+def test_a_batch_that_is_repeated_waits_for_decisions_only() -> None:
+    """A participant that is down must not keep decisions that are known from the client."""
+
+    async def test(nodes: list[FakeNode]) -> None:
+        nodes[0].script = [breaks_off]
+        async with asking(nodes[0]) as client:
+            await client.submit_many([{"participants": ORDER}], wait="completion")
+        waits = [body["transactions"][0]["wait"] for body in nodes[0].bodies()]
+        assert waits == ["completion", "decision"]
+
+    run(test, nodes=1)
+
+
+def test_what_any_node_happens_to_know_is_not_all_asked_of_the_leader() -> None:
+    async def test(nodes: list[FakeNode]) -> None:
+        async with asking(*nodes) as client:
+            client._nodes.leads(nodes[0].url)
+            for _ in range(2):
+                await client.get("a", stale=True)
+            assert [len(node.requests) for node in nodes] == [1, 1]
+            for _ in range(2):
+                await client.get("a")
+            assert [len(node.requests) for node in nodes] == [3, 1]
+
+    run(test)
+
+
 def test_a_batch_whose_end_is_not_known_at_the_deadline_says_which() -> None:
     async def test(nodes: list[FakeNode]) -> None:
         nodes[0].usual = fails(503, "no_leader")
@@ -690,6 +711,7 @@ def test_reads_and_an_operators_requests_have_the_paths_of_the_api() -> None:
             await client.resolve("a", actor="ada", reason="lost", outcome="abort")
             await client.resolve("a", actor="ada", reason="x", branch_id="1", effect="unknown")
             await client.retry("a")
+            await client.list()
             status = await client.cluster()
         assert (status.leader, status.term) == ("n0", 3)
         assert nodes[0].requests == [
@@ -708,6 +730,7 @@ def test_reads_and_an_operators_requests_have_the_paths_of_the_api() -> None:
                 {"actor": "ada", "reason": "x", "branch_id": "1", "effect": "unknown"},
             ),
             ("POST", "/v1/transactions/a/retry", {}),
+            ("GET", "/v1/transactions", None),
         ]
 
     run(test)
@@ -736,11 +759,19 @@ def test_the_leaders_view_of_the_cluster_is_waited_for_until_the_deadline_only()
 
 
 @pytest.mark.parametrize(
-    "nodes", [[], "", "http://", "127.0.0.1:x", "ftp://a:1", "http://a/b", "http://[::1"]
+    "nodes",
+    [
+        *([], "", "http://", "127.0.0.1:x", "127.0.0.1:0", "ftp://a:1", "http://[::1"),
+        *("http://a/b", "http://a?b", "http://a#b", "http://a..b:1", f"http://{'a' * 64}:1"),
+    ],
 )
 def test_nodes_that_are_none_are_refused(nodes: str | list[str]) -> None:
     with pytest.raises(ValueError, match="node"):
         Client(nodes)
+
+
+def test_nodes_may_be_given_in_a_text() -> None:
+    assert node_urls("a:1, https://b:2/,,a:1,") == ("http://a:1", "https://b:2")
 
 
 @pytest.mark.parametrize("node", ["ada:secret@127.0.0.1:8101", "http://ada:secret@127.0.0.1/x"])
@@ -903,186 +934,6 @@ def test_a_forked_process_is_told_to_make_its_own_sync_client() -> None:
         with os.fdopen(reads) as said:
             assert said.read() == "this client was made before the fork: make one in each process"
         assert os.waitpid(child, 0) == (child, 0)
-
-
-# --- patience -------------------------------------------------------------------------------------
-
-
-class Scripted:
-    """An `Exchange` that remembers whom it asked and how long each try might take."""
-
-    def __init__(self, *answers: HttpAnswer | NoAnswer) -> None:
-        self.answers = list(answers)
-        self.asked: list[str] = []
-        self.timeouts: list[float] = []
-
-    async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpAnswer:
-        del method, body
-        self.asked.append(url.removesuffix("/x"))
-        self.timeouts.append(timeout)
-        if not self.answers:
-            await asyncio.Event().wait()
-        answer = self.answers.pop(0)
-        if isinstance(answer, NoAnswer):
-            raise answer
-        return answer
-
-    async def close(self) -> None: ...
-
-
-def test_the_next_node_is_another_one_where_there_is_another() -> None:
-    a, b = "http://a:1", "http://b:2"
-    for seed in range(4):
-        nodes = Nodes([a, b], Random(seed))
-        assert [nodes.other_than(one) for one in (a, a, b, b, a)] == [b, b, a, a, b]
-    assert Nodes([a], Random(1)).other_than(a) == a
-
-
-def test_only_its_own_failure_makes_the_leader_forgotten() -> None:
-    nodes = Nodes(["a:1"], Random(1))
-    nodes.leads("http://new:1")
-    nodes.failed("http://a:1")
-    assert nodes.leader == "http://new:1"
-    nodes.failed("http://new:1")
-    assert nodes.leader is None
-    assert {nodes.any() for _ in range(2)} == {"http://a:1", "http://new:1"}
-
-
-def test_silence_is_told_from_a_connection_that_could_not_be_made() -> None:
-    async def test(nodes: list[FakeNode]) -> None:
-        nodes[0].usual = hangs
-        exchange = AiohttpExchange(Random(1))
-        with pytest.raises(Silence, match=r"no answer within 0\.0 s"):
-            await exchange.send("GET", nodes[0].url + "/x", None, 0.02)
-        await nodes[0].die()
-        with pytest.raises(NoAnswer, match="cannot connect: Connect") as caught:
-            await exchange.send("GET", nodes[0].url + "/x", None, FOREVER)
-        assert not isinstance(caught.value, Silence)
-        await exchange.close()
-
-    run(test, nodes=1)
-
-
-def test_a_try_that_was_met_with_silence_is_followed_by_a_longer_one() -> None:
-    async def test() -> None:
-        refused, silence = NoAnswer("no connection"), Silence("nothing")
-        final = HttpAnswer(200, {}, b"{}")
-        exchange = Scripted(refused, silence, refused, silence, silence, silence, final)
-        nodes = Nodes(["a:1", "b:2"], Random(1))
-        caller = Caller(nodes, exchange, timeout=2.0, random=Random(1))
-        deadline = asyncio.get_running_loop().time() + 1_000
-        assert await caller.call(Call("GET", "/x"), deadline) is final
-        assert exchange.timeouts == [2, 2, 4, 4, 8, 8, 8]
-
-    asyncio.run(test())
-
-
-FINAL = HttpAnswer(200, {}, b"{}")
-NOW, LATER = "Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:50:27 GMT"
-
-
-@pytest.mark.parametrize(
-    ("answers", "asked", "pauses"),
-    [
-        ([HttpAnswer(307, {"Location": "http://a:1/x"}, b"")] * 10, 11, 2),
-        ([HttpAnswer(408, {}, b"")], 2, 1),
-        ([HttpAnswer(503, {"Retry-After": "99999"}, b"")], 2, 1),
-        ([HttpAnswer(503, {"Retry-After": LATER, "Date": NOW}, b"")], 2, 1),
-    ],
-    ids=["redirects in a circle", "a request that took too long", "a pause without end", "a date"],
-)
-def test_what_is_no_final_answer_is_asked_again_after_a_bounded_pause(
-    monkeypatch: pytest.MonkeyPatch, answers: list[HttpAnswer], asked: int, pauses: int
-) -> None:
-    slept: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-
-    async def test() -> None:
-        exchange = Scripted(*answers, FINAL)
-        caller = Caller(Nodes(["a:1", "b:2"], Random(1)), exchange, timeout=2.0, random=Random(1))
-        deadline = asyncio.get_running_loop().time() + 1_000
-        assert await caller.call(Call("GET", "/x"), deadline) is FINAL
-        assert len(exchange.asked) == asked
-
-    with monkeypatch.context() as patched:
-        patched.setattr(asyncio, "sleep", sleep)
-        asyncio.run(test())
-    assert len(slept) == pauses
-    assert max(slept) <= 60
-    assert (max(slept) >= 50) is any("Retry-After" in answer.headers for answer in answers)
-
-
-def test_a_leader_that_is_full_is_still_the_one_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def sleep(_: float) -> None: ...
-
-    async def test() -> None:
-        full = HttpAnswer(429, {}, b"")
-        exchange = Scripted(FINAL, full, full, FINAL)
-        caller = Caller(Nodes(["a:1", "b:2"], Random(1)), exchange, timeout=2.0, random=Random(1))
-        deadline = asyncio.get_running_loop().time() + 1_000
-        for _ in range(2):
-            await caller.call(Call("GET", "/x"), deadline)
-        assert len(set(exchange.asked)) == 1
-
-    with monkeypatch.context() as patched:
-        patched.setattr(asyncio, "sleep", sleep)
-        asyncio.run(test())
-
-
-def test_the_deadline_ends_a_call_that_waits_for_a_free_connection() -> None:
-    async def test() -> None:
-        caller = Caller(Nodes(["a:1"], Random(1)), Scripted(), timeout=2.0, random=Random(1))
-        with pytest.raises(NoAnswer, match="no final answer before the deadline"):
-            await caller.call(Call("GET", "/x"), asyncio.get_running_loop().time() + 0.01)
-
-    asyncio.run(test())
-
-
-def test_waiting_for_a_free_connection_is_no_silence_of_the_node(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("cluster.client.calls._CONNECTIONS", 1)
-
-    async def test(nodes: list[FakeNode]) -> None:
-        nodes[0].usual = hangs
-        exchange = AiohttpExchange(Random(1))
-        url = nodes[0].url + "/x"
-        first = asyncio.create_task(exchange.send("GET", url, None, FOREVER))
-        await until(lambda: bool(nodes[0].requests))
-        second = asyncio.create_task(exchange.send("GET", url, None, 0.001))
-        await asyncio.sleep(0.05)
-        assert not second.done()
-        for task in (first, second):
-            task.cancel()
-        await asyncio.gather(first, second, return_exceptions=True)
-        await exchange.close()
-
-    run(test)
-
-
-def test_an_answer_without_end_is_none_and_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.client.calls._ANSWER_BYTES", 100_000)
-    sent = 0
-
-    async def endless(request: web.Request, _: Any) -> web.StreamResponse:
-        nonlocal sent
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while True:
-            await response.write(b"x" * 10_000)
-            sent += 10_000
-
-    async def test(nodes: list[FakeNode]) -> None:
-        nodes[0].usual = endless
-        exchange = AiohttpExchange(Random(1))
-        with pytest.raises(NoAnswer, match="longer than 100000 bytes"):
-            await exchange.send("GET", nodes[0].url + "/x", None, FOREVER)
-        await exchange.close()
-        assert sent < 100_000_000, "what has been read, and what sockets hold"
-
-    run(test, nodes=1)
 
 
 # --- answers that are none ------------------------------------------------------------------------
