@@ -165,6 +165,19 @@ def test_a_withdrawn_call_is_neither_sent_nor_answered() -> None:
     run(scenario, limits=Limits(calls_per_participant=1))
 
 
+def test_what_is_withdrawn_after_its_answer_was_not_waiting() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(YES) as stub:
+            call, answered = call_for(stub.url)
+            gateway.begin(call)
+            await answered
+            await asyncio.sleep(0)
+            assert gateway._doors == {}, "nothing is kept of its lane"
+            assert not gateway.withdraw(call)
+
+    run(scenario)
+
+
 def test_done_may_begin_and_withdraw_calls_of_the_same_lane() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Stub(YES) as stub:
@@ -424,6 +437,22 @@ def test_one_that_cannot_be_told_at_the_stop_keeps_no_other_from_being_told(
     assert "nobody listens" in caplog.text
 
 
+def test_what_is_withdrawn_during_the_stop_is_not_answered() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(hang) as stub:
+            calls = [call_for(stub.url, transaction_id=each) for each in "abc"]
+            withdrawn: list[bool] = []
+            calls[1][0].done = lambda _: withdrawn.append(gateway.withdraw(calls[2][0]))
+            for call, _ in calls:
+                gateway.begin(call)
+            await stub.until_received(1)
+            await gateway.stop()
+            assert withdrawn == [True]
+            assert not calls[2][1].done()
+
+    run(scenario, limits=Limits(calls_per_participant=1))
+
+
 def test_stop_answers_what_was_begun_in_the_same_instant() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Stub(hang) as stub:
@@ -528,9 +557,10 @@ def test_an_operator_in_a_hurry_wakes_a_closed_lane() -> None:
             async with Stub(reset) as stub, asyncio.timeout(30):
                 assert isinstance(await ask(gateway, stub.url, COMMIT), Failed)
                 stub.behaviour = answer(b"")
-                waiting = asyncio.ensure_future(ask(gateway, stub.url, COMMIT))
-                await asyncio.sleep(0)
-                assert gateway.waiting() == {stub.url: 1}
+                waiting = asyncio.ensure_future(ask(gateway, stub.url, COMMIT, within=-1.0))
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                assert gateway.waiting() == {stub.url: 1}, "a commit has no deadline before it goes"
                 gateway.wake(stub.url)
                 assert await waiting == Acknowledged()
         finally:
