@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from participants import inquiry
 from participants.branch import Branch, State
 from participants.inquiry import (
     MAX_NODES_ASKED,
@@ -23,7 +24,7 @@ from participants.inquiry import (
 )
 from participants.sdk import ParticipantSettings
 from participants.sqlite_store import SqliteStore
-from participants.store import BranchRecord
+from participants.store import BranchRecord, StoreUnavailable
 from tests.participant_rig import QUIET, Rig, rig, run, serving, until
 
 EAGER = InquirySettings(first_after_s=0.04, max_delay_s=0.1, timeout_s=5.0)
@@ -470,6 +471,116 @@ def test_the_store_is_looked_at_often_and_not_all_the_time(
 
     asyncio.run(scenario())
     assert pauses[0] == pause_s
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "is_due"), [(-1, True), (0, False), (4_999, False), (5_000, True)]
+)
+def test_a_branch_is_asked_about_from_its_age_on_and_when_it_seems_unborn(
+    age_ms: int, is_due: bool
+) -> None:
+    prepared = BranchRecord("t1", "1", Branch(State.PREPARED, "f"), b"{}", (), 60_000)
+
+    async def in_doubt(_: int) -> list[BranchRecord]:
+        return [prepared]
+
+    async def obey(*_: object) -> None:
+        raise AssertionError
+
+    async def scenario() -> None:
+        inquirer = Inquirer(
+            in_doubt, obey, QUIET.inquiry, now_ms=lambda: 60_000 + age_ms, random=Random(1)
+        )
+        assert await inquirer._due(5_000) == ([prepared] if is_due else [])
+
+    asyncio.run(scenario())
+
+
+def test_no_more_are_asked_about_at_a_time_than_the_settings_say() -> None:
+    """Thousands that a cluster left behind would open as many connections to the next one."""
+    records = [
+        BranchRecord(f"t{n}", "1", Branch(State.PREPARED, "f"), b"{}", ("http://n1",), 0)
+        for n in range(5)
+    ]
+
+    async def in_doubt(_: int) -> list[BranchRecord]:
+        return records
+
+    async def obey(*_: object) -> None:
+        pass
+
+    async def scenario() -> None:
+        asked: list[str] = []
+        answered = asyncio.Event()
+
+        async def ask(_: str, record: BranchRecord) -> Decision:
+            asked.append(record.transaction_id)
+            await answered.wait()
+            return Decision.COMMIT
+
+        settings = InquirySettings(concurrency=2)
+        inquirer = Inquirer(in_doubt, obey, settings, now_ms=lambda: 60_000, random=Random(1))
+        due = await inquirer._due(5_000)
+        tasks = [asyncio.create_task(inquirer._inquire(ask, record)) for record in due]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(asked) == 2
+        answered.set()
+        await asyncio.gather(*tasks)
+        assert len(asked) == 5
+
+    asyncio.run(scenario())
+
+
+def test_silent_nodes_are_remembered_beside_each_other_and_only_so_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inquiry, "MAX_SILENT_NODES", 2)
+
+    async def nothing(*_: object) -> Any:
+        raise AssertionError
+
+    async def scenario() -> None:
+        inquirer = Inquirer(nothing, nothing, QUIET.inquiry, now_ms=lambda: 0, random=Random(1))
+        for node in "ab":
+            inquirer._pass_over(node)
+        assert [inquirer._is_passed_over(node) for node in "abc"] == [True, True, False]
+        for node in "cde":
+            inquirer._pass_over(node)
+            assert inquirer._is_passed_over(node)
+            assert len(inquirer._silent_until_s) <= 2
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_hangs_is_waited_for_no_longer_than_the_settings_say() -> None:
+    async def scenario() -> None:
+        async def hang(_: web.Request) -> web.StreamResponse:
+            await asyncio.sleep(3_600)
+            raise AssertionError
+
+        application = web.Application()
+        application.router.add_get("/v1/transactions/{id}/decision", hang)
+        record = BranchRecord("t1", "1", Branch(State.PREPARED, "f"), b"{}", (), 0)
+        async with serving(application) as url, inquiry._HttpAsking(0.1) as asking:
+            with pytest.raises(TimeoutError):
+                await asking.ask(url, record)
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_cannot_be_read_now_is_looked_at_later() -> None:
+    async def in_doubt(_: int) -> list[BranchRecord]:
+        raise StoreUnavailable("not now")
+
+    async def obey(*_: object) -> None:
+        raise AssertionError
+
+    async def scenario() -> None:
+        inquirer = Inquirer(in_doubt, obey, QUIET.inquiry, now_ms=lambda: 0, random=Random(1))
+        assert await inquirer._due(5_000) == []
+
+    asyncio.run(scenario())
 
 
 def test_what_is_stopped_asks_nobody_any_more() -> None:
