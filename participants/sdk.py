@@ -130,8 +130,8 @@ class ParticipantSettings:
 
     `tombstones_kept_ms`: longer than the coordinator remembers (a day) and than any message can be
     under way. `sweep_every_s`: how often older ones are dropped, if the wall clock was not set in
-    between. `batches`: offer the call that
-    carries many messages.
+    between. `batches`: offer the call that carries many messages. It is answered as a whole: a
+    resource that takes long for each (it waits for somebody else) is better without it.
     """
 
     grace_ms: int = 5_000

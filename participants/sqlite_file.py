@@ -22,6 +22,7 @@ import functools
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ from participants.store import (
 from participants.store_connection import StoreConnection
 
 FORMAT_VERSION = 1
+
+GROUP_S = 0.1
+"""A local transaction begins no other piece of work after this time: all in it are answered
+together, and where each takes long nobody would be in time. The sync does not count."""
 
 _WORK = "assent_work"
 """A piece of work's savepoint. No name that a resource gives to one of its own: SQLite goes back to
@@ -280,11 +285,19 @@ class Local:
 def carry_out(
     path: Path, local: Local, works: list[Callable[[LocalTransaction[sqlite3.Connection]], Any]]
 ) -> list[Any | Exception]:
-    """One local transaction, in the writing thread: each work's result or exception, synced."""
+    """One local transaction, in the writing thread: each work's result or exception, synced.
+
+    Of the first of them, at least; those that have none were not begun (`GROUP_S`).
+    """
     file = local.resource
+    results: list[Any | Exception] = []
     try:
         file.execute("BEGIN IMMEDIATE")
-        results = [_carry_out_one(path, local, work) for work in works]
+        until_s = time.monotonic() + GROUP_S
+        for work in works:
+            results.append(_carry_out_one(path, local, work))
+            if time.monotonic() >= until_s:
+                break
         file.execute("COMMIT")
     except Exception as error:
         with contextlib.suppress(sqlite3.Error):  # SQLite may have done so itself
@@ -295,7 +308,7 @@ def carry_out(
         # One of them is to blame (a deferred constraint, a COMMIT in its SQL). The others' work is
         # undone or answered by the branch table, so each can be carried out again, alone.
         return [carry_out(path, local, [work])[0] for work in works]
-    return [StoreUnavailable(gone)] * len(works) if (gone := local.gone()) else results
+    return [StoreUnavailable(gone)] * len(results) if (gone := local.gone()) else results
 
 
 def _carry_out_one(

@@ -7,8 +7,9 @@ Rules:
 - The file says which format it has and whose it is (`sqlite_file.py`).
 
 How it works: `perform` puts its work into a queue; when the thread is free, all that waits goes to
-it as one group with one sync, and the next group gathers meanwhile. Reading has a connection and a
-thread of its own, which sees only what is synced.
+it as one group with one sync, and the next group gathers meanwhile. A group ends early where its
+pieces of work take long (`sqlite_file.GROUP_S`); what is left of it comes first then. Reading has a
+connection and a thread of its own, which sees only what is synced.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -171,22 +172,34 @@ class SqliteStore:
         self, group: list[_Waiting], done: asyncio.Future[list[Any | Exception]]
     ) -> None:
         self._busy = False
-        results = iter(done.result())
+        results = done.result()
         for waiting in group:
-            mine = [next(results) for _ in waiting.works]
-            if not waiting.done.done():  # its caller may have gone away
-                waiting.done.set_result(mine)
+            results = waiting.take(results)
+        unfinished = [waiting for waiting in group if waiting.works]
+        self._waiting.extendleft(reversed(unfinished))
+        self._waiting_works += sum([len(waiting.works) for waiting in unfinished])
         if self._waiting and self._closing:
+            refusal = StoreUnavailable(f"the store {self.path} is being closed")
             for waiting in self._waiting:
-                refusal = StoreUnavailable(f"the store {self.path} is being closed")
-                if not waiting.done.done():
-                    waiting.done.set_result([refusal] * len(waiting.works))
+                waiting.take([refusal] * len(waiting.works))
             self._waiting.clear()
         elif self._waiting:
             self._start_group()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Waiting:
+    """`works` are those that have no result yet."""
+
     works: Sequence[Work[Any]]
     done: asyncio.Future[list[Any | Exception]]
+    results: list[Any | Exception] = field(default_factory=list)
+
+    def take(self, results: list[Any | Exception]) -> list[Any | Exception]:
+        """The first of them are its own; returns the rest."""
+        own = len(self.works)
+        self.results += results[:own]
+        self.works = self.works[len(results[:own]) :]
+        if not self.works and not self.done.done():  # its caller may have gone away
+            self.done.set_result(self.results)
+        return results[own:]

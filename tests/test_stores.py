@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from participants import sqlite_store
+from participants import sqlite_file, sqlite_store
 from participants.branch import Branch, State
 from participants.memory_store import MemoryStore
 from participants.sqlite_store import SqliteStore
@@ -453,6 +453,7 @@ def test_what_waits_shares_a_local_transaction_as_far_as_it_may(
     most: int, sizes: list[int], groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_store, "MAX_GROUP", most)
+    monkeypatch.setattr(sqlite_file, "GROUP_S", 60)
 
     async def scenario() -> None:
         async with opened(sqlite(tmp_path)) as store, asyncio.timeout(30):
@@ -477,6 +478,61 @@ def test_what_waits_shares_a_local_transaction_as_far_as_it_may(
             await asyncio.gather(first, *rest)
             assert len(await own(store)) == sum(sizes)
             assert len(ends) == 1 + groups, "one for the first, which all others waited for"
+
+    asyncio.run(scenario())
+
+
+def test_who_works_long_does_not_keep_those_before_from_their_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "GROUP_S", 0)  # each piece of work takes too long
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store, asyncio.timeout(30):
+            begins, release = threading.Event(), threading.Event()
+
+            def slow(_: Local) -> str:
+                begins.set()
+                return "slow" if release.wait(10) else "nobody had his answer before"
+
+            busy = asyncio.create_task(store.perform([lambda _: begins.wait(30)]))
+            await asyncio.sleep(0)
+            quick = asyncio.create_task(store.perform([put("k", 1)]))
+            both = asyncio.create_task(store.perform([put("l", 2), slow, put("m", 3)]))
+            after = asyncio.create_task(store.perform([put("n", 4)]))
+            await asyncio.sleep(0)
+            begins.set()
+            await busy
+            await quick
+            assert not both.done()
+            release.set()
+            assert (await both)[1] == "slow"
+            await after
+            assert len(await own(store)) == 4
+
+    asyncio.run(scenario())
+
+
+def test_what_is_left_of_a_group_is_refused_by_a_store_that_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "GROUP_S", 0)
+
+    async def scenario() -> None:
+        store = sqlite(tmp_path)
+        async with asyncio.timeout(30):
+            await store.open(lambda _: None)
+            release = threading.Event()
+            works = [lambda _: release.wait(30), put("k", 1), put("l", 2)]
+            performed = asyncio.create_task(store.perform(works))
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(store.close())
+            await asyncio.sleep(0)
+            release.set()
+            await closing
+            first, *others = await performed
+            assert first is True
+            assert [type(other) for other in others] == [StoreUnavailable] * 2
 
     asyncio.run(scenario())
 
