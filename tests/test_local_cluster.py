@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from cluster.client import Client
+from cluster.local import cluster as local_cluster
 from cluster.local.child_process import ChildProcess
 from cluster.local.cluster import SERVICES, LocalCluster, LocalClusterError
 from cluster.local.directory import take_lock
@@ -82,6 +83,45 @@ def test_what_a_child_says_is_kept(tmp_path: Path) -> None:
         child.start()
         assert await child.ended(10)
         assert child.last_lines(3) == "b\na\nb"
+
+    asyncio.run(test())
+
+
+def test_what_a_child_says_is_bounded(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, time\n"
+        "print('before ' * 1_000, flush=True)\n"
+        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)\n"
+        "print('after', flush=True)\n"
+    )
+
+    async def test() -> None:
+        log, go_on = tmp_path / "log", tmp_path / "go on"
+        child = ChildProcess("talker", [sys.executable, "-c", program, str(go_on)], log)
+        child.start()
+        wait_until(lambda: log.stat().st_size == 7_001)
+        child.bound_log(7_001)
+        assert not (tmp_path / "log.old").exists()
+        child.bound_log(7_000)
+        assert log.read_bytes() == b""
+        go_on.touch()
+        assert await child.ended(10)
+        assert log.read_text() == "after\n"
+        assert (tmp_path / "log.old").read_text().startswith("before")
+
+    asyncio.run(test())
+
+
+def test_a_local_cluster_bounds_the_logs_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_cluster, "_LOG_BYTES", 10)
+    local = LocalCluster(tmp_path, nodes=1, find_ports=True, services=("activity",))
+
+    async def test() -> None:
+        async with local:
+            local.bound_logs()
+            assert {path.stem for path in (tmp_path / "logs").glob("*.old")} == {"n1", "activity"}
 
     asyncio.run(test())
 

@@ -174,6 +174,7 @@ async def _tell_of_ends(local: LocalCluster, stop: asyncio.Task[Any], *, quiet: 
     """Until `stop` is done: say so when a process ends, and how to have it back."""
     while not stop.done():
         await asyncio.wait({stop}, timeout=_LOOK_EVERY)
+        local.bound_logs()
         for name in local.ended_unasked():
             if not quiet:
                 again = shlex.join(local.command(name))

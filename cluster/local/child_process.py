@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _LEASH = (
@@ -82,6 +84,15 @@ class ChildProcess:
                 return False
             await asyncio.sleep(_POLL)
         return True
+
+    def bound_log(self, most: int) -> None:
+        """Once its output has more than `most` bytes, set it aside as `NAME.old`, in place of what
+        was there, and let it begin anew. What is said in that moment may be lost."""
+        with suppress(OSError):
+            if self.log.stat().st_size > most:
+                with suppress(OSError):  # on a full disk they are worth less than the room
+                    shutil.copyfile(self.log, self.log.with_suffix(".old"))
+                os.truncate(self.log, 0)
 
     def last_lines(self, count: int = 5) -> str:
         """The end of its output, for a message about why it ended."""

@@ -6,7 +6,7 @@
     DIR/bootstrapped    the nodes have come up once: from then on an empty node directory is refused
     DIR/n1 ...          each node's journal and snapshots
     DIR/profile ...     each service's database
-    DIR/logs/n1.log     what each process wrote
+    DIR/logs/n1.log     what each process wrote; once it is large it is set aside as n1.old
 
 Rules. Nothing is written before all ports are known to be free. No process outlives this one.
 `kill`, `stop`, `cont` and `start` do to one process what a bad day does: they are what
@@ -46,6 +46,8 @@ _READY_TIMEOUT = 30.0
 _STOP_TIMEOUT = 10.0
 """A node that drains gives up leadership and finishes what is under way; after this it is
 killed."""
+_LOG_BYTES = 64 << 20
+"""Of a process, and as much again set aside. A node writes seven lines for each transaction."""
 _ASK_TIMEOUT = 1.0
 _POLL = 0.05
 
@@ -157,6 +159,11 @@ class LocalCluster:
         gone = [name for name in sorted(self._expected) if not self._processes[name].running]
         self._expected.difference_update(gone)
         return gone
+
+    def bound_logs(self) -> None:
+        """Set aside what has grown large; to be called now and then."""
+        for process in self._processes.values():
+            process.bound_log(_LOG_BYTES)
 
     # --- one process ----------------------------------------------------------------------------
 
