@@ -88,7 +88,6 @@ def read_submission(
     *,
     limits: Limits,
     timings: Timings,
-    now_ms: int,
     make_id: Callable[[], str],
     traceparent: str | None = None,
     address: str | None = None,
@@ -101,7 +100,7 @@ def read_submission(
         raise bad_field("transactions", "must be the only field, and written without escapes")
     fields = object_of(value, "body", _SUBMISSION_FIELDS)
     _read_mode(fields)
-    transaction_id = _read_new_id(fields, now_ms)
+    transaction_id = _read_new_id(fields)
     branches, payloads = _read_participants(fields, limits)
     metadata = _read_metadata(fields, limits)
     size = len(metadata) + sum(map(len, payloads))
@@ -135,10 +134,13 @@ def read_submission(
     return Submission(plan, wait, transaction_id is not None)
 
 
-def require_not_ahead(transaction_id: str, now_ms: int) -> None:
-    """Refuses an id whose time lies too far ahead for it to be forgotten in time."""
+def require_not_ahead(transaction_id: str, now_ms: int, is_known: Callable[[str], bool]) -> None:
+    """Refuses an id whose time lies too far ahead for it to be forgotten in time.
+
+    Not a known one: of what has begun a refusal would be no answer, and this clock may be behind.
+    """
     time_ms = ids.time_of(transaction_id)
-    if time_ms is not None and time_ms > now_ms + MAX_AHEAD_MS:
+    if time_ms is not None and time_ms > now_ms + MAX_AHEAD_MS and not is_known(transaction_id):
         raise bad_field("id", "its time lies more than 5 minutes ahead; set the client's clock")
 
 
@@ -157,14 +159,13 @@ def _read_mode(fields: Mapping[str, Any]) -> None:
         raise interactive_not_supported()
 
 
-def _read_new_id(fields: Mapping[str, Any], now_ms: int) -> str | None:
+def _read_new_id(fields: Mapping[str, Any]) -> str | None:
     given = fields.get("id")
     if given is None and "id" not in fields:
         return None
     if not ids.is_valid_id(given):
         raise bad_field("id", ids.ID_RULE)
     assert isinstance(given, str)
-    require_not_ahead(given, now_ms)
     return given
 
 

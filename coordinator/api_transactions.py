@@ -43,7 +43,7 @@ from coordinator.api_requests import (
     require_json,
     text_answer,
 )
-from coordinator.api_shapes import DEFAULT_PAGE, Submission, show
+from coordinator.api_shapes import DEFAULT_PAGE, Submission, require_not_ahead, show
 from coordinator.batch_json import is_batch
 from coordinator.batches import Batches, Begun
 from coordinator.bodies import LARGE_BYTES
@@ -206,15 +206,17 @@ class Transactions:
         return encode(refused.body())
 
     def _read(self, value: Any, traceparent: str | None, address: str | None = None) -> Submission:
-        return api_shapes.read_submission(
+        submission = api_shapes.read_submission(
             value,
             limits=self._limits,
             timings=self._timings,
-            now_ms=self._now_ms(),
             make_id=self._make_id,
             traceparent=traceparent,
             address=address,
         )
+        if submission.named:
+            require_not_ahead(submission.plan.id, self._now_ms(), self._driver.knows)
+        return submission
 
     async def _finish(
         self, submission: Submission, future: Waiting, waited: float = 0.0
@@ -317,9 +319,8 @@ class Transactions:
         branch_id = api_fields.query_id(query, "branch_id")
         fingerprint = api_fields.query_id(query, "fingerprint")
         self._require_leader(request)
-        if self._machine.get(transaction_id) is None:
-            # What is refused on record is kept until its id's time has passed: not for ever.
-            api_shapes.require_not_ahead(transaction_id, self._now_ms())
+        # What is refused on record is kept until its id's time has passed: not for ever.
+        require_not_ahead(transaction_id, self._now_ms(), self._driver.knows)
         try:
             decision = await self._driver.inquire(transaction_id, branch_id, fingerprint)
         except LogError as error:

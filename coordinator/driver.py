@@ -142,14 +142,15 @@ class Driver:
         way = WayIn.REFUSED
         if address is not None:
             way = self.line.way_in(self._loop.time(), address)
-        if way is WayIn.AT_ONCE or (
-            is_valid_id(transaction_id)
-            and (transaction_id in self._talks.lives or self._machine.get(transaction_id))
-        ):
+        if way is WayIn.AT_ONCE or (is_valid_id(transaction_id) and self.knows(transaction_id)):
             return WayIn.AT_ONCE
         if way is WayIn.REFUSED:
             self._steps.observer.turned_away()
         return way
+
+    def knows(self, transaction_id: str) -> bool:
+        """Whether it is being begun here, or on record."""
+        return transaction_id in self._talks.lives or self._machine.get(transaction_id) is not None
 
     def wait_for_end(self, transaction_id: str) -> Waiting:
         """A future that gives the transaction once it is finished; may fail like `submit`'s."""

@@ -126,6 +126,9 @@ class ScriptedDriver:
         self.submitted.append((plan, wait))
         return self._future(self.outcome(plan))
 
+    def knows(self, _transaction_id: str) -> bool:
+        return False
+
     def wait_for_end(self, transaction_id: str) -> asyncio.Future[Transaction]:
         return self._future(self.outcome(cast(Plan, transaction_id)))
 
@@ -263,9 +266,7 @@ class ApiNode:
 
     async def begin(self, body: dict[str, Any]) -> None:
         """Have the real driver begin this, also where a scripted one has its place."""
-        plan = read_submission(
-            body, limits=self.limits, timings=Timings(), now_ms=now_ms(), make_id=str
-        ).plan
+        plan = read_submission(body, limits=self.limits, timings=Timings(), make_id=str).plan
         await self.driver.submit(plan, Wait.NONE)
 
     async def passes(self) -> None:

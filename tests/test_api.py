@@ -719,6 +719,26 @@ def test_a_list_without_a_limit_keeps_to_the_page_size_that_is_set() -> None:
     run(test())
 
 
+def test_an_id_far_ahead_is_refused_unless_it_has_begun() -> None:
+    """As for a leader whose clock is behind the one under which the client's first call began."""
+
+    async def test() -> None:
+        async with api_node() as node:
+            ahead = uuid7(now_ms() + 2 * MAX_AHEAD_MS, Random())
+            body = node.body("yes", id=ahead)
+            for sent in (body, {"transactions": [body]}):
+                status, answer = await node.post(PATH, sent)
+                if "transactions" in answer:
+                    status, answer = 400, answer["transactions"][0]
+                assert (status, error_of(answer)["details"]) == (400, {"field": "id"})
+            assert node.machine.get(ahead) is None
+            await node.begin(body)
+            status, answer = await node.post(PATH, body)
+            assert (status, answer["outcome"]) == (200, "committed")
+
+    run(test())
+
+
 def test_an_inquiry_of_an_unknown_id_far_ahead_is_refused_and_leaves_nothing_behind() -> None:
     async def test() -> None:
         async with api_node() as node:

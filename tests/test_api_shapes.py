@@ -11,7 +11,13 @@ import pytest
 
 from coordinator import api_errors, api_fields, api_shapes, errors
 from coordinator.api_errors import CODES, ApiError
-from coordinator.api_shapes import MAX_AHEAD_MS, Submission, read_resolve, read_submission
+from coordinator.api_shapes import (
+    MAX_AHEAD_MS,
+    Submission,
+    read_resolve,
+    read_submission,
+    require_not_ahead,
+)
 from coordinator.facts import Branch, Effect, Mode, Outcome, Resolution, Transaction
 from coordinator.live import Progress
 from coordinator.log import FateUnknown, NotLeader
@@ -31,7 +37,6 @@ def read(value: Any, **limits: int) -> Submission:
         value,
         limits=Limits(**limits),
         timings=Timings(),
-        now_ms=NOW_MS,
         make_id=lambda: f"made-{next(made)}",
         traceparent="trace",
     )
@@ -209,7 +214,6 @@ def test_true_is_no_number_even_where_1_is_one() -> None:
             {**one(url="http://h"), "timeout_ms": value},
             limits=Limits(),
             timings=Timings(min_timeout_ms=1),
-            now_ms=NOW_MS,
             make_id=lambda: "made",
         ).plan.timeout_ms
 
@@ -233,10 +237,11 @@ def test_interactive_is_honestly_not_supported() -> None:
 
 def test_an_id_from_the_future_is_refused() -> None:
     random = Random(1)
-    ahead = uuid7(NOW_MS + MAX_AHEAD_MS + 1, random)
-    assert "5 minutes" in refused({**one(url="http://h"), "id": ahead}, "id")
-    for fine in (uuid7(NOW_MS + MAX_AHEAD_MS, random), uuid7(0, random)):
-        assert read({**one(url="http://h"), "id": fine}).plan.id == fine
+    with pytest.raises(ApiError, match="5 minutes") as caught:
+        require_not_ahead(uuid7(NOW_MS + MAX_AHEAD_MS + 1, random), NOW_MS, lambda _: False)
+    assert caught.value.details == {"field": "id"}
+    for fine in (uuid7(NOW_MS + MAX_AHEAD_MS, random), uuid7(0, random), "no-time"):
+        require_not_ahead(fine, NOW_MS, lambda _: False)
 
 
 BAD_URLS = [

@@ -244,7 +244,7 @@ def test_a_large_answer_is_shown_in_several_turns() -> None:
 
 def submission(branches: int) -> Submission:
     body = {"participants": [{"url": f"http://h/{n}"} for n in range(branches)]}
-    return read_submission(body, limits=Limits(), timings=Timings(), now_ms=1, make_id=lambda: "t")
+    return read_submission(body, limits=Limits(), timings=Timings(), make_id=lambda: "t")
 
 
 def sizes(*branches: int) -> list[list[int]]:

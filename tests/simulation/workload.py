@@ -17,7 +17,7 @@ from coordinator.api_shapes import read_submission
 from tests.simulation.raw_requests import RawRequests
 from tests.simulation.services import ACCOUNTS
 from tests.simulation.sessions import Body, told_of
-from tests.simulation.world import EPOCH_MS, ClientHost, ServiceHost, World
+from tests.simulation.world import ClientHost, ServiceHost, World
 
 MAX_PARALLEL = 4
 MAX_READS = 6
@@ -109,7 +109,6 @@ class Load:
             body,
             limits=settings.limits,
             timings=settings.timings,
-            now_ms=EPOCH_MS,
             make_id=lambda: "",
         )
         return submission.plan.fingerprint
