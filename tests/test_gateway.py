@@ -146,6 +146,21 @@ def test_a_prepare_whose_deadline_has_passed_is_not_sent_though_there_is_room() 
     run(scenario)
 
 
+def test_a_prepare_has_until_its_own_deadline_and_a_commit_the_time_of_a_try() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(YES) as stub:
+            for operation in (PREPARE, COMMIT):
+                call, answered = call_for(stub.url, operation, within=20.0)
+                deadline = call.end_at
+                gateway.begin(call)
+                await answered
+                assert call.sent_at is not None
+                until = deadline if operation is PREPARE else call.sent_at + 3.0
+                assert call.end_at == pytest.approx(until)
+
+    run(scenario, timings=Timings(call_timeout_ms=3_000))
+
+
 def test_a_withdrawn_call_is_neither_sent_nor_answered() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Stub(hang) as stub:

@@ -116,6 +116,22 @@ def test_what_is_asked_in_one_turn_of_the_loop_shares_a_request() -> None:
     run(scenario)
 
 
+def test_a_prepare_that_is_too_late_keeps_none_of_its_batch_from_leaving() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            late, told_late = call_for(participant.url, transaction_id="late", within=-1.0)
+            others = [call_for(participant.url, transaction_id=each) for each in "ab"]
+            for call in (others[0][0], late, others[1][0]):
+                gateway.begin(call)
+            for _, answered in others:
+                assert await answered == Voted(Vote.YES)
+            assert not failed(await told_late).arrived
+            assert participant.requests == [[("prepare", "a"), ("prepare", "b")]]
+
+    run(scenario)
+
+
 def test_the_trace_of_each_message_travels_along() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Batching() as participant:
