@@ -161,6 +161,33 @@ def test_a_prepare_has_until_its_own_deadline_and_a_commit_the_time_of_a_try() -
     run(scenario, timings=Timings(call_timeout_ms=3_000))
 
 
+@pytest.mark.parametrize(
+    ("operation", "within", "repeatable", "waited_s"),
+    [
+        (PREPARE, 20.0, True, 10.0),
+        (PREPARE, 5.0, True, None),
+        (PREPARE, 20.0, False, None),
+        (COMMIT, 5.0, True, 15.0),
+    ],
+)
+def test_only_a_prepare_that_may_go_twice_is_given_up_before_its_time(
+    operation: Operation, within: float, repeatable: bool, waited_s: float | None
+) -> None:
+    """None: until its deadline."""
+
+    async def scenario(gateway: Gateway) -> None:
+        untils: list[float] = []
+        gateway._courier.carry = lambda _call, until, _told: untils.append(until)  # type: ignore[method-assign]
+        call, _ = call_for("http://p", operation, within=within)
+        call.repeatable = repeatable
+        deadline = call.end_at
+        gateway.begin(call)
+        assert call.sent_at is not None
+        assert untils == [deadline if waited_s is None else call.sent_at + waited_s]
+
+    run(scenario, timings=Timings(call_timeout_ms=15_000))
+
+
 def test_a_withdrawn_call_is_neither_sent_nor_answered() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Stub(hang) as stub:
@@ -511,6 +538,15 @@ def test_who_answers_at_all_is_no_stranger(status: int) -> None:
             await ask(gateway, stub.url)
             assert stub.url in gateway._declarations
             assert gateway.declaration(stub.url) is PLAIN
+
+    run(scenario)
+
+
+def test_who_does_not_answer_stays_a_stranger() -> None:
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(close) as stub:
+            failed(await ask(gateway, stub.url, COMMIT))
+            assert stub.url not in gateway._declarations
 
     run(scenario)
 

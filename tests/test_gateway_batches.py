@@ -132,6 +132,28 @@ def test_a_prepare_that_is_too_late_keeps_none_of_its_batch_from_leaving() -> No
     run(scenario)
 
 
+def test_a_batch_has_as_long_as_the_most_patient_of_its_calls() -> None:
+    """What is decided meanwhile is withdrawn by who decides it."""
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Batching() as participant:
+            await learn(gateway, participant)
+            untils: list[float] = []
+            gateway._courier.carry_batch = (  # type: ignore[method-assign]
+                lambda _url, _calls, until, _told: untils.append(until)
+            )
+            calls = [
+                call_for(participant.url, transaction_id=f"t{within}", within=within)[0]
+                for within in (2.0, 8.0, 4.0)
+            ]
+            for call in calls:
+                gateway.begin(call)
+            await asyncio.sleep(0)
+            assert untils == [calls[1].end_at]
+
+    run(scenario)
+
+
 def test_the_trace_of_each_message_travels_along() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Batching() as participant:
