@@ -61,7 +61,7 @@ def test_the_last_word_counts_and_a_failure_in_between_says_nothing() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Stub(answer(b"true", headers={DECLARATION_HEADER: SDK.header()})) as stub:
             await ask(gateway, stub.url)
-            for silent in (answer(b"bad gateway", 502), close):
+            for silent in (answer(b"bad gateway", 502), answer(b"it broke", 500), close):
                 stub.behaviour = silent
                 await ask(gateway, stub.url)
                 assert gateway.declaration(stub.url) == SDK
@@ -171,13 +171,17 @@ def test_a_prepare_has_until_its_own_deadline_and_a_commit_the_time_of_a_try() -
     ],
 )
 def test_only_a_prepare_that_may_go_twice_is_given_up_before_its_time(
-    operation: Operation, within: float, repeatable: bool, waited_s: float | None
+    monkeypatch: pytest.MonkeyPatch,
+    operation: Operation,
+    within: float,
+    repeatable: bool,
+    waited_s: float | None,
 ) -> None:
     """None: until its deadline."""
 
     async def scenario(gateway: Gateway) -> None:
         untils: list[float] = []
-        gateway._courier.carry = lambda _call, until, _told: untils.append(until)  # type: ignore[method-assign]
+        monkeypatch.setattr(gateway._courier, "carry", lambda _, until, __: untils.append(until))
         call, _ = call_for("http://p", operation, within=within)
         call.repeatable = repeatable
         deadline = call.end_at

@@ -132,15 +132,17 @@ def test_a_prepare_that_is_too_late_keeps_none_of_its_batch_from_leaving() -> No
     run(scenario)
 
 
-def test_a_batch_has_as_long_as_the_most_patient_of_its_calls() -> None:
+def test_a_batch_has_as_long_as_the_most_patient_of_its_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What is decided meanwhile is withdrawn by who decides it."""
 
     async def scenario(gateway: Gateway) -> None:
         async with Batching() as participant:
             await learn(gateway, participant)
             untils: list[float] = []
-            gateway._courier.carry_batch = (  # type: ignore[method-assign]
-                lambda _url, _calls, until, _told: untils.append(until)
+            monkeypatch.setattr(
+                gateway._courier, "carry_batch", lambda _, __, until, ___: untils.append(until)
             )
             calls = [
                 call_for(participant.url, transaction_id=f"t{within}", within=within)[0]
