@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from participants.contract import (
     read_batch_answers,
     read_declaration,
 )
+from participants.messages import Received
 from participants.sdk import Participant
 from participants.sqlite_store import SqliteStore
 from tests.participant_rig import (
@@ -180,6 +181,35 @@ def test_another_method_is_a_405(tmp_path: Path) -> None:
     run(scenario, tmp_path)
 
 
+def test_who_takes_no_batches_declares_none_and_a_busy_one_says_when_to_come_again() -> None:
+    replies = [
+        endpoints.Reply(200, {"vote": "yes"}),
+        endpoints.Reply(503, endpoints.error_body("busy", "not now")),
+    ]
+
+    async def receive(received: Sequence[Received]) -> list[endpoints.Reply]:
+        return [replies.pop(0) for _ in received]
+
+    async def scenario() -> None:
+        sdk = Declaration(repeatable_prepare=True, inquiry=True)
+        application = endpoints.protocol_application(receive, sdk, batches=False)
+        async with calling(application) as caller:
+            heard = []
+            for _ in range(2):
+                async with caller.session.post(
+                    f"{caller.url}/prepare", json=prepare_message("t1")
+                ) as response:
+                    assert read_declaration(response.headers[DECLARATION_HEADER]) == sdk
+                    heard.append((response.status, response.headers.get("Retry-After")))
+            assert heard == [(200, None), (503, "1")]
+            async with caller.session.get(f"{caller.url}/prepare") as response:
+                assert response.status == 405
+            async with caller.session.post(f"{caller.url}/batch", data=b"") as response:
+                assert response.status == 404
+
+    asyncio.run(scenario())
+
+
 # --- the batch call -----------------------------------------------------------------------------
 
 
@@ -257,6 +287,19 @@ def test_an_empty_batch_has_no_answers(tmp_path: Path) -> None:
     run(scenario, tmp_path)
 
 
+def test_a_batch_that_is_too_large_is_a_413_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "MAX_BATCH_BYTES", 1_000)
+
+    async def scenario(r: Rig) -> None:
+        large = in_batch((PREPARE, prepare_message("t1", "x" * 2_000)))
+        assert (await r.call.post("batch", large)).status == 413
+        assert await r.states() == {}
+
+    run(scenario, tmp_path)
+
+
 def test_a_batch_of_too_many_messages_is_a_413_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,5 +365,23 @@ def test_it_can_be_mounted_in_a_teams_own_application(tmp_path: Path) -> None:
                 f"{caller.url}{declared.batch_path}", data=b'{"messages":[]}'
             ) as response:
                 assert response.status == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_call_whose_path_the_declaration_cannot_carry_is_not_declared() -> None:
+    async def receive(_: Sequence[Received]) -> list[endpoints.Reply]:
+        raise AssertionError
+
+    async def scenario() -> None:
+        sdk = Declaration(repeatable_prepare=True, inquiry=True)
+        application = web.Application()
+        mounted = endpoints.protocol_application(receive, sdk, batches=True)
+        application.add_subapp("/seats;batch=", mounted)
+        async with (
+            calling(application) as caller,
+            caller.session.post(f"{caller.url}/seats;batch=/commit", data=b"") as response,
+        ):
+            assert read_declaration(response.headers[DECLARATION_HEADER]) == sdk
 
     asyncio.run(scenario())

@@ -192,6 +192,18 @@ def test_only_a_prepare_that_may_go_twice_is_given_up_before_its_time(
     run(scenario, timings=Timings(call_timeout_ms=15_000))
 
 
+def test_a_commit_that_hangs_has_failed_and_is_not_sent_again_by_the_gateway() -> None:
+    """When it goes again is for the transaction's conversation to say."""
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(hang) as stub:
+            assert failed(await ask(gateway, stub.url, COMMIT)).arrived
+            assert gateway.waiting() == {}
+            assert len(stub.received) == 1
+
+    run(scenario, timings=Timings(call_timeout_ms=50))
+
+
 def test_a_withdrawn_call_is_neither_sent_nor_answered() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Stub(hang) as stub:
