@@ -788,6 +788,18 @@ def test_what_is_being_installed_is_neither_begun_twice_nor_given_up_for_another
     assert follower.lines == leader.lines
 
 
+def test_what_was_half_received_is_given_up_when_the_log_has_come_as_far(tmp_path: Path) -> None:
+    """Its leader is gone, and the next one has entries: else the file stays, however large."""
+    follower = World(tmp_path, "LAB").nodes["B"]
+    follower.hear("L", piece(1, 3, 1))
+    assert follower.core.receiving is not None
+    follower.hear("A", append(2, (1, 0), [(2, 2)], 2))
+    assert follower.core.receiving is not None, "it may still be of use"
+    follower.hear("A", append(2, (2, 2), [(3, 2)], 3))
+    assert follower.core.receiving is None
+    assert not list((tmp_path / "B" / "snapshots").iterdir())
+
+
 def test_a_start_finishes_what_a_crash_interrupted_between_snapshot_and_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 from cluster.errors import Damaged, FailStop, Foreign
 from cluster.raft.replication import Replication
 from cluster.raft.state import Role
-from cluster.raft.wire import AppendReply, Entry, SnapshotPiece, SnapshotReply
+from cluster.raft.wire import Append, AppendReply, Entry, SnapshotPiece, SnapshotReply
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import Receiving, Sending, SnapshotMeta, SnapshotStore
 from coordinator.log import Restoring, StateMachine
@@ -60,6 +60,8 @@ class Snapshots(Replication):
     on_installed: Callable[[], None]
     shipments: dict[str, _Shipment]
     receiving: Receiving | None
+    _wanted: int
+    """Where the snapshot ends that is being received."""
     installing: bool
     taking: bool
     snapshot_index: int
@@ -193,6 +195,12 @@ class Snapshots(Replication):
 
     # --- installing
 
+    def on_append(self, peer: str, message: Append) -> None:
+        """Entries. A snapshot that is half received, its leader gone, may be of no use then."""
+        super().on_append(peer, message)
+        if self.receiving is not None and not self.installing and self._wanted <= self.commit:
+            self.stop_receiving()
+
     def on_snapshot_piece(self, peer: str, message: SnapshotPiece) -> None:
         if not self.follow(peer, message.term, message.now_ms):
             return
@@ -203,7 +211,7 @@ class Snapshots(Replication):
         if not self.installing and (self.receiving is None or self.receiving.key != key):
             self.stop_receiving()
             if message.offset == 0 and message.payload:
-                self.receiving = self.store.receive(key)
+                self.receiving, self._wanted = self.store.receive(key), message.index
         held = 0
         if self.receiving is not None and self.receiving.key == key:
             if message.payload:
