@@ -6,7 +6,7 @@
                2  a mistake of the person at the keyboard: one line says which
                3  no answer from the cluster, or the outcome is unknown
                4  what was to be told cannot be written; submit: never, the outcome stands
-             130  Ctrl-C
+             130  Ctrl-C, or SIGTERM (`node` and `up`: 0)
 
 A command is a function from its parsed arguments to its exit code. Every expected failure is an
 exception that is turned into one line here, and nowhere else; a traceback is a defect of ours.
