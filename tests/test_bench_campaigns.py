@@ -551,7 +551,7 @@ def test_a_leader_is_killed_and_no_call_fails(tmp_path: Path) -> None:
     assert written["command"].startswith("assent bench failover --seconds-per-cell 0.3")
     (kill,) = written["tables"]["kills"]
     assert kill["failed"] == 0
-    assert kill["next_commit_s"] > 0.3  # an election cannot be quicker
+    assert kill["next_commit_s"] > 0.1  # an election is wanted a heartbeat after the end, or later
     assert written["tables"]["summary"][0]["calls"] > 0
     assert "failover.svg" in plots(written)
 
