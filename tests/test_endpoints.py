@@ -103,7 +103,11 @@ def test_a_body_that_is_too_large_is_a_413_announced_or_not(
         async def unannounced() -> AsyncIterator[bytes]:
             yield large
 
-        for data in (large, unannounced()):
+        async def without_end() -> AsyncIterator[bytes]:
+            yield large
+            await asyncio.sleep(3600)
+
+        for data in (large, unannounced(), without_end()):
             async with r.call.session.post(f"{r.call.url}/prepare", data=data) as response:
                 assert response.status == 413
                 assert (await response.json())["error"]["code"] == "too_large"
