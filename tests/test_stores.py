@@ -537,6 +537,32 @@ def test_what_is_left_of_a_group_is_refused_by_a_store_that_is_closed(
     asyncio.run(scenario())
 
 
+def test_each_caller_gets_the_results_of_its_own_works_and_one_that_went_away_keeps_no_other(
+    tmp_path: Path,
+) -> None:
+    def returning(number: int) -> Work:
+        return lambda _: number
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store, asyncio.timeout(30):
+            release = threading.Event()
+            first = asyncio.create_task(store.perform([lambda _: release.wait(30)]))
+            await asyncio.sleep(0)
+            callers = [
+                asyncio.create_task(store.perform([returning(10 * n + i) for i in range(size)]))
+                for n, size in enumerate((2, 1, 3))
+            ]
+            await asyncio.sleep(0)
+            callers[1].cancel()
+            release.set()
+            assert await first == [True]
+            assert await callers[0] == [0, 1]
+            assert await callers[2] == [20, 21, 22]
+            assert store._waiting_works == 0
+
+    asyncio.run(scenario())
+
+
 def test_too_much_waiting_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
