@@ -509,6 +509,7 @@ def test_who_works_long_does_not_keep_those_before_from_their_answers(
             assert (await both)[1] == "slow"
             await after
             assert len(await own(store)) == 4
+            assert store._waiting_works == 0, "else the bound on them drifts"
 
     asyncio.run(scenario())
 
