@@ -65,12 +65,15 @@ REFUSES_PER_S = 1_000
 
 
 class Figures(NamedTuple):
-    """For metrics and readiness. Ages in milliseconds; `backlog` counts unfinished branches."""
+    """For metrics and readiness. Ages in milliseconds; `backlog` counts unfinished branches, the
+    bytes are those of undecided payloads and of what is remembered."""
 
     leading: bool
     unfinished: int
     conversations: int
+    undecided_bytes: int
     remembered: int
+    remembered_bytes: int
     horizon_ms: int
     oldest_in_doubt_ms: int
     backlog: dict[str, int]
@@ -245,7 +248,9 @@ class Driver:
             leading=self._log.epoch is not None,
             unfinished=self._machine.unfinished_count,
             conversations=len(self._talks.lives),
+            undecided_bytes=self._machine.payloads().bytes,
             remembered=self._machine.remembered_count,
+            remembered_bytes=self._machine.remembered_bytes,
             horizon_ms=self._machine.horizon_ms,
             oldest_in_doubt_ms=max(0, self._now_ms() - oldest.created_ms) if oldest else 0,
             backlog=dict(self._machine.backlog()),

@@ -202,9 +202,19 @@ class _Watched(Collector):
             "assent_conversations", "Transactions in this leader's hands.", figures.conversations
         )
         yield _gauge(
+            "assent_undecided_bytes",
+            "Payloads of undecided transactions, in memory; at the limit nothing more is begun.",
+            figures.undecided_bytes,
+        )
+        yield _gauge(
             "assent_transactions_remembered",
             "Finished transactions whose answer is kept.",
             figures.remembered,
+        )
+        yield _gauge(
+            "assent_remembered_bytes",
+            "What is kept of them, packed; beyond the limit the oldest are forgotten.",
+            figures.remembered_bytes,
         )
         yield _gauge(
             "assent_horizon_seconds",

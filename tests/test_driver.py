@@ -1319,6 +1319,8 @@ def test_the_figures_say_what_is_under_way() -> None:
         figures = rig.driver.figures()
         assert figures.leading
         assert (figures.unfinished, figures.conversations, figures.remembered) == (1, 1, 1)
+        assert figures.undecided_bytes == len(plan(of=1).payloads[0])
+        assert figures.remembered_bytes == rig.machine.remembered_bytes > 0
         assert 3_000 <= figures.oldest_in_doubt_ms <= 3_100
         assert figures.backlog == {"http://participant-1": 1}
         rig.log.stop_leading()
