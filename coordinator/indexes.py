@@ -136,7 +136,7 @@ class Payloads:
             return
         held = self.bytes_for
         for branch, payload in zip(transaction.branches, transaction.payloads, strict=True):
-            participant = branch.url or branch.prepare_url
+            participant = branch.participant
             held[participant] = held.get(participant, 0) + sign * len(payload)
             if not held[participant]:
                 del held[participant]

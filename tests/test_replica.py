@@ -19,6 +19,7 @@ import pytest
 from cluster.errors import DiskFailed, FailStop, Foreign
 from cluster.local.ports import free_ports
 from cluster.raft import replica as replica_module
+from cluster.raft.core import RaftCore
 from cluster.raft.entries import NOTHING, encode_group
 from cluster.raft.proposals import ProposalLimits
 from cluster.raft.replica import Replica, ReplicaLimits
@@ -113,6 +114,12 @@ class Cluster:
             if isinstance(await propose(replica, text), int):
                 return replica
 
+    def follower_of(self, leader: Replica) -> tuple[Replica, RaftCore]:
+        """One of those that do not lead, and its core."""
+        follower = next(r for r in self.replicas.values() if r is not leader)
+        assert follower._core is not None
+        return follower, follower._core
+
     async def all_have(self, *lines: str) -> None:
         await until(lambda: all(self.ledgers[name].lines == list(lines) for name in self.replicas))
 
@@ -177,7 +184,7 @@ def test_a_follower_of_a_quick_disk_answers_before_it_applies(tmp_path: Path) ->
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:
             leader = await nodes.leader()
-            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            follower, _ = nodes.follower_of(leader)
             follower.syncs.quick_s = math.inf
             has_answered: list[bool] = []
             asks_for_another_step: list[bool] = []
@@ -210,7 +217,7 @@ def test_a_leader_whose_streams_are_gone_is_named_no_more(
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:
             leader = await nodes.leader()
-            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            follower, _ = nodes.follower_of(leader)
             asked: list[str] = []
             await until(lambda: follower.leader == leader.node)
             monkeypatch.setattr(follower.transport, "is_in_touch", asked.append)
@@ -226,10 +233,8 @@ def test_a_leader_that_has_been_silent_is_named_no_more(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:
             leader = await nodes.put("a")
-            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            follower, core = nodes.follower_of(leader)
             await until(lambda: follower.leader == leader.node)
-            core = follower._core
-            assert core is not None
             core.last_contact = asyncio.get_running_loop().time() - TIMINGS.election_max_ms / 1000
             assert follower.leader is None
 
@@ -355,9 +360,7 @@ def test_what_a_leader_said_before_its_end_counts_before_it(
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:
             leader = await nodes.put("a")
-            follower = next(r for r in nodes.replicas.values() if r is not leader)
-            core = follower._core
-            assert core is not None
+            follower, core = nodes.follower_of(leader)
             await until(lambda: core.leader == leader.node)
             term, commit = core.term, core.commit
             monkeypatch.setattr(follower.transport, "is_in_touch", lambda _: False)
@@ -374,9 +377,7 @@ def test_one_stream_that_ends_is_not_the_end_of_its_process(tmp_path: Path) -> N
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:
             leader = await nodes.put("a")
-            follower = next(r for r in nodes.replicas.values() if r is not leader)
-            core = follower._core
-            assert core is not None
+            follower, core = nodes.follower_of(leader)
             await until(lambda: core.leader == leader.node)
             follower._disconnected(leader.node)
             assert not any(message is None for _, message, _ in follower._inbox)
@@ -733,9 +734,8 @@ def test_who_was_stopped_hears_what_came_meanwhile_before_it_wants_an_election(
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:
             leader = await nodes.put("a")
-            follower = next(r for r in nodes.replicas.values() if r is not leader)
-            core, now_s = follower._core, asyncio.get_running_loop().time()
-            assert core is not None
+            follower, core = nodes.follower_of(leader)
+            now_s = asyncio.get_running_loop().time()
             core.set_deadline(now_s)
             stalls = follower.stats.stalls  # a busy machine may have seen some
             follower._timer_at = now_s - 1.0  # when it was to ring: a second ago
@@ -977,7 +977,7 @@ def test_nothing_leaves_a_follower_between_its_write_and_a_sync_in_place(
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:
             leader = await nodes.put("a")
-            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            follower, _ = nodes.follower_of(leader)
             follower.syncs.quick_s = float("inf")
             order: list[str] = []
             journal, start = follower._journal, follower._journal.start_sync
@@ -1161,7 +1161,7 @@ def test_status_tells_roles_and_matches(tmp_path: Path) -> None:
             assert status.applied == status.committed == status.last
             assert all(peer.connected for peer in status.peers)
             assert all(peer.last_contact_s is not None for peer in status.peers)
-            follower = next(r for r in nodes.replicas.values() if r is not leader)
+            follower, _ = nodes.follower_of(leader)
             seen = {peer.node: peer for peer in follower.status().peers}
             assert follower.status().role is Role.FOLLOWER
             assert seen[leader.node].last_contact_s is not None

@@ -16,13 +16,15 @@ from cluster.storage.snapshots import (
     Receiving,
     SnapshotMeta,
     SnapshotStore,
+    TransferKey,
     read_meta,
     verify_snapshot,
 )
 from tests.memory_disk import MemoryDisk, MemoryFile, PowerCut
 
 HOME = Path("/snapshots")
-KEY = ("n1", 7, 120, 3)
+KEY = TransferKey("n1", 7, 120, 3)
+OTHER = TransferKey("n2", 7, 120, 3)
 
 
 def meta(last: int = 120) -> SnapshotMeta:
@@ -385,7 +387,7 @@ def test_pieces_of_another_transfer_or_out_of_order_are_not_taken() -> None:
     receiving = store(disk).receive(KEY)
     piece = sending.read_piece(0, 100)
     assert receiving.add(KEY, 0, piece, False)
-    assert not receiving.add(("n2", 7, 120, 3), 100, piece, False), "another transfer"
+    assert not receiving.add(OTHER, 100, piece, False), "another transfer"
     assert not receiving.add(KEY, 0, piece, False), "a repeat"
     assert not receiving.add(KEY, 200, piece, False), "a gap"
     assert receiving.received == 100
@@ -433,7 +435,7 @@ def test_a_new_transfer_replaces_the_one_before() -> None:
     first = snapshots.receive(KEY)
     assert first.add(KEY, 0, b"half", False)
     first.discard()
-    second = snapshots.receive("other")
+    second = snapshots.receive(OTHER)
     assert not first.add(KEY, 4, b"rest", True)
     first.discard()
     assert disk.names(HOME) == ["snapshot.receiving"], "the old one does not remove the new one's"

@@ -153,7 +153,7 @@ class Client:
             call = Call(
                 *("POST", _TRANSACTIONS, submission.encoded()),
                 again=submission.again,
-                perhaps_done=failures > 0,
+                perhaps_done=submission.is_repeat,
             )
             try:
                 transaction = read_transaction(
@@ -162,7 +162,7 @@ class Client:
             except (NoAnswer, BadAnswer) as error:
                 raise OutcomeUnknown(submission.id, str(error)) from None
             except Expired as error:
-                if failures or submission.is_repeat:
+                if submission.is_repeat:
                     raise expired_since(submission.id, error) from None
                 raise
             if transaction.outcome is not None:
@@ -174,6 +174,7 @@ class Client:
             if transaction.state == "refused":
                 raise refused(transaction.id)
             last = f"the transaction is {transaction.state}"
+            submission.is_repeat = True
             if not await self._rest(failures, until):
                 break
         raise OutcomeUnknown(submission.id, last)
@@ -202,7 +203,7 @@ class Client:
             call = Call(
                 *("POST", _TRANSACTIONS, batch.encoded()),
                 again=batch.again,
-                perhaps_done=failures > 0,
+                perhaps_done=batch.is_repeat,
             )
             try:
                 answer = await self._json(call, until)

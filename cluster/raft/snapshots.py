@@ -25,7 +25,13 @@ from cluster.raft.replication import Replication
 from cluster.raft.state import Role
 from cluster.raft.wire import Append, AppendReply, Entry, SnapshotPiece, SnapshotReply
 from cluster.storage.journal import Journal
-from cluster.storage.snapshots import Receiving, Sending, SnapshotMeta, SnapshotStore
+from cluster.storage.snapshots import (
+    Receiving,
+    Sending,
+    SnapshotMeta,
+    SnapshotStore,
+    TransferKey,
+)
 from coordinator.log import Restoring, StateMachine
 
 log = logging.getLogger(__name__)
@@ -60,8 +66,6 @@ class Snapshots(Replication):
     on_installed: Callable[[], None]
     shipments: dict[str, _Shipment]
     receiving: Receiving | None
-    _wanted: int
-    """Where the snapshot ends that is being received."""
     installing: bool
     taking: bool
     snapshot_index: int
@@ -198,7 +202,8 @@ class Snapshots(Replication):
     def on_append(self, peer: str, message: Append) -> None:
         """Entries. A snapshot that is half received, its leader gone, may be of no use then."""
         super().on_append(peer, message)
-        if self.receiving is not None and not self.installing and self._wanted <= self.commit:
+        receiving = self.receiving
+        if receiving is not None and not self.installing and receiving.key.index <= self.commit:
             self.stop_receiving()
 
     def on_snapshot_piece(self, peer: str, message: SnapshotPiece) -> None:
@@ -207,11 +212,11 @@ class Snapshots(Replication):
         if message.index <= self.commit:
             self._reply(peer, message.round, matched=True, next_index=self.commit + 1)
             return
-        key = (peer, message.term, message.index, message.entry_term)
+        key = TransferKey(peer, message.term, message.index, message.entry_term)
         if not self.installing and (self.receiving is None or self.receiving.key != key):
             self.stop_receiving()
             if message.offset == 0 and message.payload:
-                self.receiving, self._wanted = self.store.receive(key), message.index
+                self.receiving = self.store.receive(key)
         held = 0
         if self.receiving is not None and self.receiving.key == key:
             if message.payload:

@@ -146,11 +146,8 @@ class SnapshotStore:
             file.close()
             raise
 
-    def receive(self, key: object) -> Receiving:
-        """Begin to receive a snapshot; what was received before without being adopted is gone.
-
-        `key` names the transfer: sender, its term, and the last index and term of the snapshot.
-        """
+    def receive(self, key: TransferKey) -> Receiving:
+        """Begin to receive a snapshot; what was received before without being adopted is gone."""
         aside = self._directory / RECEIVING_NAME
         self._remove(aside)
         return Receiving(self, key, aside, self._disk.create(aside))
@@ -174,6 +171,16 @@ class SnapshotStore:
     def _remove(self, path: Path) -> None:
         if self._disk.exists(path):
             self._disk.unlink(path)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferKey:
+    """Names a transfer: the sender and its term, the last index of the snapshot and its term."""
+
+    sender: str
+    term: int
+    index: int
+    entry_term: int
 
 
 class Sending:
@@ -203,7 +210,7 @@ class Sending:
 class Receiving:
     """A snapshot that comes in pieces: `add` until `complete`, then `finish`, then `adopt`."""
 
-    def __init__(self, store: SnapshotStore, key: object, aside: Path, file: File) -> None:
+    def __init__(self, store: SnapshotStore, key: TransferKey, aside: Path, file: File) -> None:
         """Not for use: `SnapshotStore.receive` makes these."""
         self._store = store
         self._aside = aside
@@ -215,7 +222,7 @@ class Receiving:
         """Bytes received: the offset of the piece that is expected next."""
         self.complete = False
 
-    def add(self, key: object, offset: int, piece: bytes, is_last: bool) -> bool:
+    def add(self, key: TransferKey, offset: int, piece: bytes, is_last: bool) -> bool:
         """Take a piece, or nothing (False) if it is of another transfer or out of order."""
         if not self._open or self.complete or key != self.key or offset != self.received:
             return False

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.simulation.loop import PROCESS
 from tests.simulation.strikes import Heal, Strikes
-from tests.simulation.world import Host, NodeHost
+from tests.simulation.world import Host, NodeHost, Watch
 
 
 class Moments(Strikes):
@@ -99,19 +99,15 @@ class Moments(Strikes):
                 due.pop(0)()
 
         def over() -> None:
-            if over not in world.healing:
-                return
-            world.healing.remove(over)
             world.asleep = None
             while due:
                 due.pop(0)()
 
-        world.healing.append(over)
         # Whoever stands for election says so after the answer, by an election timeout at least.
         answered_at = world.loop.now + answers_s + 0.7 * environment.election_min_ms / 1000
         world.network.later(answered_at, cut_off)
         world.network.later(answered_at + 0.001, woken)
-        world.network.later(answered_at + 0.2 + draw.random(), over)
+        self._heals_after(over, answered_at + 0.2 + draw.random() - world.loop.now)
 
     # --- elections
 
@@ -153,20 +149,11 @@ class Moments(Strikes):
                 world.watch = None
                 mends.append(self._cut("cut", other.name, [(other.name, late.name)]))
 
-        def over() -> None:
-            if over not in world.healing:
-                return
-            world.healing.remove(over)
-            if world.watch is stands:
-                world.watch = None
-            for mend in mends:
-                mend()
-
-        world.healing.append(over)
+        over = self._undoing(mends, stands)
         first = world.loop.now + least_s + 2 * world.environment.weather.mean_s  # none earlier wins
         world.network.later(first, stand)
         world.network.later(first + again_s, stand_again)
-        world.network.later(first + 2 * again_s, over)
+        self._heals_after(over, first + 2 * again_s - world.loop.now)
 
     # --- logs that grow apart
 
@@ -198,22 +185,24 @@ class Moments(Strikes):
                 mends.pop()()
                 mends.append(self._without_the_others(self._named(fields["node"]), second))
 
+        world.watch = seen
+        self._heals_after(self._undoing(mends, seen), 10 * world.environment.election_max_ms / 1000)
+
+    def _undoing(self, mends: list[Heal], watch: Watch) -> Heal:
+        """The end of a fault that watches for its moments: nothing does any more, all is mended."""
+
         def over() -> None:
-            if over not in world.healing:
-                return
-            world.healing.remove(over)
-            if world.watch is seen:
-                world.watch = None
+            if self._world.watch is watch:
+                self._world.watch = None
             for mend in mends:
                 mend()
 
-        world.watch = seen
-        world.healing.append(over)
-        lasts_s = 10 * world.environment.election_max_ms / 1000
-        world.network.later(world.loop.now + lasts_s, over)
+        return over
 
     def _named(self, name: str) -> NodeHost:
-        return next(node for node in self._world.nodes if node.name == name)
+        host = self._world.host(name)
+        assert isinstance(host, NodeHost)
+        return host
 
     def _without_the_others(self, third: NodeHost, second: NodeHost) -> Heal:
         """No majority hears this leader but with that node, whose log may be another one."""

@@ -55,6 +55,9 @@ CLUSTER = "simulated"
 LITTLE_ROOM = Limits(unfinished=12, unfinished_per_participant=8, calls_per_participant=2)
 LITTLE_WAITS = ProposalLimits(waiting_commands=6, group_commands=3)
 
+Watch = Callable[[str, dict[str, Any]], None]
+"""Told of an event of history: its name, and its fields."""
+
 
 class PowerCut(BaseException):
     """The process died in a disk operation."""
@@ -409,7 +412,7 @@ class World:
             for i, kind in enumerate(environment.kinds, 1)
         ]
         self.clients: list[ClientHost] = []
-        self.watch: Callable[[str, dict[str, Any]], None] | None = None
+        self.watch: Watch | None = None
         """Told of every event of history: for faults that wait for their moment."""
         self.asleep: NodeHost | None = None
         """A leader that was put to sleep, and has just woken up or soon will: one to ask."""
