@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import gc
 import json
-import multiprocessing
-import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from tests.simulation.campaign import Campaign
+from tests.simulation.processes import ProcessDied, results
 from tests.simulation.run import Result, broken, run_seed
-
-SEEDS_PER_PROCESS = 25
-"""A process that has run so many is replaced. It collects no garbage meanwhile: to look through
-all that lives would cost a third of the time, and what a seed leaves behind is some megabytes."""
-
-LOOK_S = 0.5
-"""How often a run looks whether it was asked to end, when no result comes."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,60 +44,12 @@ def main(arguments: Sequence[str]) -> int:
     return hunt(chosen.names, chosen.seeds, chosen.jobs)
 
 
-def results(
-    work: Callable[[int], Result],
-    seeds: Sequence[int],
-    jobs: int,
-    is_over: Callable[[], object] = lambda: False,
-) -> Iterator[Result]:
-    """The results of all seeds, as they come; no more of them once `is_over`."""
-    if jobs == 1 and len(seeds) == 1:
-        yield from map(work, seeds)
-        return
-    context = multiprocessing.get_context("fork")
-    with context.Pool(jobs, initializer=_begin, maxtasksperchild=SEEDS_PER_PROCESS) as pool:
-        coming = pool.imap_unordered(functools.partial(_at_work, work), seeds)
-        while not is_over():
-            try:
-                yield coming.next(timeout=LOOK_S)
-            except multiprocessing.TimeoutError:
-                continue
-            except StopIteration:
-                return
-
-
-def _begin() -> None:
-    """In a process of the pool: its end is the parent's business."""
-    gc.disable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
-
-
-def _leave(number: int, _: object) -> None:
-    """While it waits for work it holds a lock, which the pool's end wants: it must let go of it."""
-    raise SystemExit(128 + number)
-
-
-def _at_work(work: Callable[[int], Result], seed: int) -> Result:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        return work(seed)
-    finally:
-        signal.signal(signal.SIGTERM, _leave)
-
-
 @contextmanager
 def _asked_to_end() -> Iterator[list[int]]:
-    """The signals that have asked this process to end, while they are only written down.
-
-    Not raised as KeyboardInterrupt: out of the lock on which the pool waits comes a RuntimeError.
-    """
+    """The signals that have asked this process to end, while they are only written down."""
     numbers: list[int] = []
-    parent = os.getpid()
 
     def asked(number: int, _: object) -> None:
-        if os.getpid() != parent:
-            os._exit(128 + number)  # in a process of the pool that has not begun yet
         numbers.append(number)
 
     before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -121,7 +63,7 @@ def _asked_to_end() -> Iterator[list[int]]:
 def _run(seeds: Sequence[int], jobs: int, file: Path | None, *, quiet: bool) -> int:
     campaign = Campaign(f"{seeds[0]}-{seeds[-1]}", jobs, file)
     with _asked_to_end() as signals:
-        for result in results(_bare, seeds, jobs, lambda: signals):
+        for result in _whole(results(_bare, seeds, jobs, lambda: signals)):
             campaign.add(result)
             if not quiet:
                 print(_line(result), flush=True)
@@ -136,6 +78,14 @@ def _run(seeds: Sequence[int], jobs: int, file: Path | None, *, quiet: bool) -> 
     if campaign.violated:
         return 1
     return 128 + signals[0] if signals else 0
+
+
+def _whole(results: Iterator[Result]) -> Iterator[Result]:
+    """The end of a process is the last of them, so that what was done until then has its row."""
+    try:
+        yield from results
+    except ProcessDied as died:
+        yield broken(died.seed, died)
 
 
 def _bare(seed: int) -> Result:

@@ -53,7 +53,7 @@ from tests.simulation import broken_disk as disk
 from tests.simulation import broken_fronts as fronts
 from tests.simulation import broken_rules as rules
 from tests.simulation import broken_state as state
-from tests.simulation.cli import results
+from tests.simulation.processes import results
 from tests.simulation.run import Result, run_seed
 from tests.simulation.services import SimStore
 
