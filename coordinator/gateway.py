@@ -158,8 +158,11 @@ class Gateway:
         if self._batch_url(door) is not None:
             door.gather(self._loop, self._pump)  # who decides at the deadline withdraws it, too
             return
+        if call.operation is not _PREPARE:
+            door.pump_soon(self._loop, self._pump)  # who waits for the decision is answered first
+            return
         self._pump(door)
-        if call.operation is _PREPARE and call in door.lane:
+        if call in door.lane:
             self._expiries[call] = self._loop.call_at(call.end_at, self._expire, door, call)
 
     def withdraw(self, call: Call) -> bool:

@@ -186,10 +186,28 @@ def test_only_a_prepare_that_may_go_twice_is_given_up_before_its_time(
         call.repeatable = repeatable
         deadline = call.end_at
         gateway.begin(call)
+        await asyncio.sleep(0)
         assert call.sent_at is not None
         assert untils == [deadline if waited_s is None else call.sent_at + waited_s]
 
     run(scenario, timings=Timings(call_timeout_ms=15_000))
+
+
+def test_a_commit_leaves_behind_the_answer_that_is_due_a_prepare_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(gateway: Gateway) -> None:
+        order: list[str] = []
+        monkeypatch.setattr(
+            gateway._courier, "carry", lambda call, _, __: order.append(call.operation)
+        )
+        for operation in (PREPARE, COMMIT):
+            asyncio.get_running_loop().call_soon(order.append, "answer")
+            gateway.begin(call_for("http://p", operation)[0])
+            await asyncio.sleep(0)
+        assert order == ["prepare", "answer", "answer", "commit"]
+
+    run(scenario)
 
 
 def test_a_commit_that_hangs_has_failed_and_is_not_sent_again_by_the_gateway() -> None:
