@@ -23,7 +23,6 @@ from itertools import islice
 from typing import Any, cast
 
 from coordinator.admission import Rests
-from coordinator.alarms import Alarms
 from coordinator.api import Api
 from coordinator.api_errors import ApiError, overloaded, unreadable
 from coordinator.api_requests import Answer, Later, Request, error_answer, named
@@ -94,8 +93,7 @@ class Common:
         self.bodies = Bodies(api.bodies_bytes)
         self.is_stopping = False
         self.connections: dict[Connection, None] = {}
-        self.alarms: Alarms[Connection] = Alarms()
-        self.bell = Bell(self.alarms, Connection.woken)
+        self.bell = Bell(Connection.woken)
 
 
 class Connection(asyncio.Protocol):
@@ -164,7 +162,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
         self._phase = Phase.CLOSED
-        self._common.alarms.clear(self)
+        self._common.bell.clear(self)
         self._common.connections.pop(self, None)
         self._let_go()
         if self._lost is not None and not self._lost.done():
@@ -401,8 +399,7 @@ class Connection(asyncio.Protocol):
     def _set_alarm(self) -> None:
         if self._until_s < math.inf:
             self._alarm_s = self._until_s
-            self._common.alarms.set(self, self._until_s)
-            self._common.bell.arm()
+            self._common.bell.set(self, self._until_s)
 
     def _let_go(self) -> None:
         awaited, self._awaited = self._awaited, None

@@ -1,4 +1,4 @@
-"""The one timer that rings a queue of alarms."""
+"""A queue of alarms, and the one timer that rings them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,26 @@ LOG = logging.getLogger("assent.bell")
 
 
 class Bell(Generic[Item]):
-    """`woken` is called on the event loop with each item of `alarms` that is due."""
+    """`woken` is called on the event loop with each item whose time has come."""
 
-    def __init__(self, alarms: Alarms[Item], woken: Callable[[Item], None]) -> None:
-        self._alarms = alarms
+    def __init__(self, woken: Callable[[Item], None]) -> None:
+        self._alarms: Alarms[Item] = Alarms()
+        self.clear = self._alarms.clear
         self._woken = woken
         self._timer: asyncio.Handle | None = None
         self._rings_s = NEVER_S  # kept here: of a time that is past, uvloop gives a bare handle
 
-    def arm(self) -> None:
-        """Alarms were set: see to it that the earliest is not missed."""
+    def __len__(self) -> int:
+        """How many are to be woken."""
+        return len(self._alarms)
+
+    def set(self, item: Item, due_s: float) -> None:
+        """Wake `item` then, and no more at the time that was set before."""
+        self._alarms.set(item, due_s)
+        if due_s < self._rings_s:
+            self._arm()
+
+    def _arm(self) -> None:
         next_s = self._alarms.next_s()
         if next_s < self._rings_s:
             self.silence()
@@ -32,7 +42,7 @@ class Bell(Generic[Item]):
             self._timer = asyncio.get_running_loop().call_at(next_s, self._ring)
 
     def silence(self) -> None:
-        """Do not ring until it is armed again."""
+        """Do not ring until another is set."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._rings_s = None, NEVER_S
@@ -45,4 +55,4 @@ class Bell(Generic[Item]):
                 self._woken(item)
             except Exception:
                 LOG.exception("%s could not be woken", item)
-        self.arm()
+        self._arm()

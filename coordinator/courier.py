@@ -26,7 +26,6 @@ import resource
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from coordinator.alarms import Alarms
 from coordinator.bell import Bell
 from coordinator.lane import Impression
 from coordinator.participant_connection import Broken, Connection, NotHttp, Reply, Target, target_of
@@ -117,8 +116,7 @@ class Courier:
     def __init__(self, *, answer_bytes: int) -> None:
         self._answer_bytes = answer_bytes
         self._errands: dict[_Errand, None] = {}
-        self._alarms: Alarms[_Errand] = Alarms()
-        self._bell = Bell(self._alarms, self._too_late)
+        self._bell: Bell[_Errand] = Bell(self._too_late)
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -171,8 +169,7 @@ class Courier:
             self._loop.call_soon(self._end, errand, unusable)
             return
         errand.traceparent = traceparent
-        self._alarms.set(errand, until)
-        self._bell.arm()
+        self._bell.set(errand, until)
         errand.connections = self._to_prepare if errand.is_prepare else self._to_end
         connection = errand.connections.kept(errand.target.origin)
         if connection is None:
@@ -241,7 +238,7 @@ class Courier:
         if errand not in self._errands:
             return  # it has ended
         del self._errands[errand]
-        self._alarms.clear(errand)
+        self._bell.clear(errand)
         errand.connection = errand.dialing = None
         errand.told(delivery)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any, TypeVar
 
-from coordinator.alarms import Alarms
 from coordinator.bell import Bell
 
 Result = TypeVar("Result")
@@ -19,16 +18,14 @@ class Patience:
     """Those who wait, and when they are given up."""
 
     def __init__(self) -> None:
-        self._alarms: Alarms[asyncio.Future[Any]] = Alarms()
-        self._bell = Bell(self._alarms, _give_up)
+        self._bell: Bell[asyncio.Future[Any]] = Bell(_give_up)
 
     def bound(self, future: asyncio.Future[Any], seconds: float) -> None:
         """Cancel `future` if it is not done within this time."""
         if not future.done():
             due_s = asyncio.get_running_loop().time() + max(seconds, 0)
-            self._alarms.set(future, due_s)
-            self._bell.arm()
-            future.add_done_callback(self._alarms.clear)
+            self._bell.set(future, due_s)
+            future.add_done_callback(self._bell.clear)
 
     async def settled(self, future: asyncio.Future[Result], seconds: float) -> Result | None:
         """What `future` gives within this time, else None: then it is cancelled."""

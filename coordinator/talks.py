@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable
 from random import Random
 
-from coordinator.alarms import NEVER_S, Alarms
+from coordinator.alarms import NEVER_S
 from coordinator.bell import Bell
 from coordinator.commands import Acknowledge, Command, Decide, encode
 from coordinator.conversation import (
@@ -91,8 +91,7 @@ class Talks:
         self._timings = timings
         self._coordinators = encode_json(list(coordinators))
         self._steps = steps
-        self._alarms: Alarms[Live] = Alarms()
-        self._bell = Bell(self._alarms, self._wake)
+        self._bell = Bell(self._wake)
         self._retries: Retries[Leg, Live] = Retries()
         self._loop = asyncio.get_running_loop()
 
@@ -105,8 +104,7 @@ class Talks:
         dropped = collections.deque(self.lives.values())
         self.lives = {}
         self._bell.silence()
-        self._alarms = Alarms()
-        self._bell = Bell(self._alarms, self._wake)
+        self._bell = Bell(self._wake)
         self._retries = Retries()
         self._let_go_of_some(dropped, error)
 
@@ -123,7 +121,7 @@ class Talks:
     def drop(self, live: Live) -> None:
         """Have it in hand no more; withdraw what has not left."""
         del self.lives[live.id]
-        self._alarms.clear(live)
+        self._bell.clear(live)
         if self._retries and live.conversation is not None:
             for leg in live.conversation.legs:
                 self._retries.called(leg)
@@ -300,8 +298,7 @@ class Talks:
 
     def _set_alarm(self, live: Live, due_s: float) -> None:
         live.alarm_s = due_s
-        self._alarms.set(live, due_s)
-        self._bell.arm()
+        self._bell.set(live, due_s)
 
     def _wake(self, live: Live) -> None:
         live.alarm_s = NEVER_S

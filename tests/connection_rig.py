@@ -245,7 +245,7 @@ def run(test: Callable[[Rig], Awaitable[None]]) -> None:
             connection.abort()
         await rig.turn()
         assert not rig.common.connections
-        assert not len(rig.common.alarms)
+        assert not len(rig.common.bell)
         assert not rig.common.bodies.held
 
     with asyncio.Runner(loop_factory=Clock) as runner:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import uvloop
 
-from coordinator.alarms import Alarms
 from coordinator.bell import Bell
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -28,31 +27,25 @@ def test_all_ring_in_their_order(run: Callable[[Coroutine[Any, Any, None]], None
     async def scene() -> None:
         loop = asyncio.get_running_loop()
         rung: asyncio.Queue[str] = asyncio.Queue()
-        alarms: Alarms[str] = Alarms()
-        bell = Bell(alarms, rung.put_nowait)
+        bell: Bell[str] = Bell(rung.put_nowait)
         for item, delay_s in (("c", 0.06), ("a", 0.0), ("b", 0.03), ("never", 100.0)):
-            alarms.set(item, loop.time() + delay_s)
-            bell.arm()
+            bell.set(item, loop.time() + delay_s)
         assert [await rung.get() for _ in range(3)] == ["a", "b", "c"]
         bell.silence()
 
     run(scene())
 
 
-def test_what_is_past_already_rings_and_may_be_armed_over(
+def test_what_is_past_already_rings_and_may_be_set_over(
     run: Callable[[Coroutine[Any, Any, None]], None],
 ) -> None:
     async def scene() -> None:
         loop = asyncio.get_running_loop()
         rung: list[str] = []
-        alarms: Alarms[str] = Alarms()
-        bell = Bell(alarms, rung.append)
-        alarms.set("past", loop.time() - 5.0)
-        bell.arm()
-        alarms.set("before", loop.time() - 10.0)
-        bell.arm()
-        alarms.set("later", loop.time() + 100.0)
-        bell.arm()
+        bell: Bell[str] = Bell(rung.append)
+        bell.set("past", loop.time() - 5.0)
+        bell.set("before", loop.time() - 10.0)
+        bell.set("later", loop.time() + 100.0)
         assert rung == [], "never from within"
         await asyncio.sleep(0.01)
         assert rung == ["before", "past"]
@@ -73,13 +66,11 @@ def test_one_that_raises_keeps_no_other_from_being_woken(
                 raise ValueError(item)
             rung.put_nowait(item)
 
-        alarms: Alarms[str] = Alarms()
-        bell = Bell(alarms, ring)
+        bell: Bell[str] = Bell(ring)
         now_s = loop.time()
         for item in ("bad", "same grain"):
-            alarms.set(item, now_s)
-        alarms.set("later", now_s + 0.03)
-        bell.arm()
+            bell.set(item, now_s)
+        bell.set("later", now_s + 0.03)
         assert [await rung.get() for _ in range(2)] == ["same grain", "later"]
 
     run(scene())

@@ -121,7 +121,7 @@ def test_a_timer_serves_many_and_nothing_is_kept_of_those_who_are_done() -> None
         for number, future in enumerate(futures):
             future.set_result(number)
         assert await asyncio.gather(*waiting) == list(range(1_000))
-        assert len(patience._alarms) == 0
+        assert len(patience._bell) == 0
         loop().now += 16
         await turn()
         assert timers() == []

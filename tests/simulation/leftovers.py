@@ -51,7 +51,7 @@ def _of_transactions(node: Node) -> _Part:
     driver = node.driver
     admission = driver._admission
     yield "conversations", driver._talks.lives
-    yield "alarms of conversations", len(driver._talks._alarms)
+    yield "alarms of conversations", len(driver._talks._bell)
     yield "branches that are being begun", driver._capacity._beginning
     yield "transactions let in", admission.waiting or admission._waiting_in_turn
     yield "addresses of transactions let in", admission._waiting_of
@@ -67,7 +67,7 @@ def _of_calls(node: Node) -> _Part:
     yield "requests under way", [d for d in gateway._doors.values() if d.requests]
     yield "deadlines of calls", gateway._expiries
     yield "errands", courier._errands
-    yield "alarms of errands", len(courier._alarms)
+    yield "alarms of errands", len(courier._bell)
     for connections in (courier._to_prepare, courier._to_end):
         yield "places of connections", _taken_by_nobody(connections)
 
