@@ -10,9 +10,7 @@ import heapq
 from collections.abc import Iterable, Mapping
 
 from coordinator.errors import AtCapacity
-from coordinator.facts import Branch
 from coordinator.indexes import Payloads
-from coordinator.plan import Planned
 from coordinator.settings import Limits
 
 _SHARE = 5
@@ -30,12 +28,12 @@ class Capacity:
 
     def check(
         self,
-        branches: Iterable[Planned],
+        participants: Iterable[str],
         unfinished: int,
         backlog: Mapping[str, int],
         payloads: Payloads,
     ) -> None:
-        """Raises AtCapacity if this cannot be begun now.
+        """Raises AtCapacity if a branch at each of these cannot be begun now.
 
         `unfinished`: transactions under way; `backlog`: recorded branches that are not finished,
         by participant; `payloads`: those that are recorded, for what the log has under way is
@@ -46,8 +44,7 @@ class Capacity:
         if payloads.bytes >= self._undecided_bytes:
             raise AtCapacity(f"payloads of {payloads.bytes} bytes are undecided: try again later")
         beginning, most = self._beginning, self._per_participant
-        for branch in branches:
-            participant = branch.participant
+        for participant in participants:
             count = backlog.get(participant, 0) + beginning.get(participant, 0)
             if count >= most:
                 raise AtCapacity(
@@ -61,18 +58,16 @@ class Capacity:
                     participant=participant,
                 )
 
-    def beginning(self, branches: Iterable[Branch]) -> None:
-        """Their `Begin` is proposed."""
+    def beginning(self, participants: Iterable[str]) -> None:
+        """The `Begin` of a branch at each is proposed."""
         beginning = self._beginning
-        for branch in branches:
-            participant = branch.participant
+        for participant in participants:
             beginning[participant] = beginning.get(participant, 0) + 1
 
-    def begun(self, branches: Iterable[Branch]) -> None:
-        """Their `Begin` has been applied, or never will be."""
+    def begun(self, participants: Iterable[str]) -> None:
+        """That `Begin` has been applied, or never will be."""
         beginning = self._beginning
-        for branch in branches:
-            participant = branch.participant
+        for participant in participants:
             left = beginning[participant] - 1
             if left:
                 beginning[participant] = left

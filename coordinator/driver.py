@@ -35,7 +35,7 @@ from coordinator.errors import (
     expired,
     unknown,
 )
-from coordinator.facts import Branch, Effect, Outcome, Transaction, resolution_of
+from coordinator.facts import Effect, Outcome, Transaction, resolution_of
 from coordinator.gateway import Gateway
 from coordinator.ids import is_valid_id
 from coordinator.inquiry import Decision, answer_inquiry
@@ -373,10 +373,11 @@ class Driver:
             raise expired(plan.id)
         unfinished = max(len(self._talks.lives), self._machine.unfinished_count)
         backlog, payloads = self._machine.backlog(), self._machine.payloads()
-        self._capacity.check(plan.branches, unfinished, backlog, payloads)
+        participants = [branch.participant for branch in plan.branches]
+        self._capacity.check(participants, unfinished, backlog, payloads)
         now_ms = self._now_ms()
         declaration = self._gateway.declaration
-        repeatable = tuple([not declaration(p.participant).is_plain for p in plan.branches])
+        repeatable = tuple([not declaration(each).is_plain for each in participants])
         branches = recorded(plan.branches, repeatable)
         command = Begin(
             epoch, now_ms, plan.id, plan.fingerprint, plan.mode, branches, plan.payloads,
@@ -386,13 +387,13 @@ class Driver:
         live = Live(plan.id, plan.fingerprint, epoch, self._loop.time())
         live.traceparent = plan.traceparent
         self._talks.lives[plan.id] = live
-        self._capacity.beginning(branches)
+        self._capacity.beginning(participants)
         self._admission.beginning(plan.address)
         # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
         # (PROTOCOL, section 3). So their messages leave at once, and it waits for the decision.
         overlaps = all(repeatable) and self._log.takes(len(encoded))
         patience_s = BEGIN_PATIENCE_S if overlaps and wait is not Wait.NONE else 0.0
-        begun = functools.partial(self._begun, live, plan.address, branches)
+        begun = functools.partial(self._begun, live, plan.address, participants)
         self._log.propose(encoded, epoch, begun, patience_s=patience_s)
         if overlaps:
             # Not before the proposal: of a node that was paused, or whose clock was set, since it
@@ -401,11 +402,11 @@ class Driver:
         return live
 
     def _begun(
-        self, live: Live, address: str | None, branches: tuple[Branch, ...], result: object
+        self, live: Live, address: str | None, participants: list[str], result: object
     ) -> None:
         if self._talks.lives.get(live.id) is not live:
             return  # leadership ended; whoever waits has been told
-        self._capacity.begun(branches)
+        self._capacity.begun(participants)
         now_s = self._loop.time()
         applied = not isinstance(result, LogError)
         self._admission.begun(address, now_s, applied=applied)

@@ -208,9 +208,10 @@ class Node:
         live = self.live
         match command:
             case Begin(branches=branches):
-                self.driver._capacity.beginning(branches)  # as when it was proposed
+                participants = [branch.participant for branch in branches]
+                self.driver._capacity.beginning(participants)  # as when it was proposed
                 self.driver._admission.beginning(None)
-                return self._run(lambda: self.driver._begun(live, None, branches, result))
+                return self._run(lambda: self.driver._begun(live, None, participants, result))
             case Decide(votes=votes, vote_reasons=reasons, reason=reason):
                 action: Action = ProposeDecision(votes, reasons, reason)
             case Acknowledge(branches=bits):
