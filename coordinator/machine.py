@@ -14,7 +14,6 @@ is never run twice.
 
 from __future__ import annotations
 
-import functools
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -152,7 +151,7 @@ class Machine:
         return move if isinstance(move, Refusal) else self._move(move, command, standing)
 
     def _is_expired(self, transaction_id: str) -> bool:
-        time_ms = _time_of(transaction_id)
+        time_ms = time_of(transaction_id)
         return time_ms is not None and time_ms < self.horizon_ms
 
     def _move(self, move: Move, command: Command, standing: Transaction | None) -> Result:
@@ -215,9 +214,8 @@ class Machine:
         return self._put(standing, standing._replace(branches=branches, payloads=payloads))
 
     def _acknowledge(self, command: Acknowledge, standing: Transaction) -> Result:
-        if not command.branches & outstanding(standing):
-            return Applied(standing, changed=False)
-        return self._put(standing, acknowledged(command, standing))
+        after = acknowledged(command, standing)
+        return Applied(standing, False) if after is standing else self._put(standing, after)
 
     def _resolve_branch(self, command: Resolve, standing: Transaction) -> Result:
         if command.branch_id is None:
@@ -415,11 +413,7 @@ def _forgettable_at(finished: Transaction) -> int:
     assert finished.finished_ms is not None
     if finished.resolutions:
         return NEVER
-    return max(finished.finished_ms, _time_of(finished.id) or 0)
-
-
-_time_of = functools.lru_cache(maxsize=4096)(time_of)
-"""Remembered: asked for twice in a transaction's short life, and it takes a microsecond."""
+    return max(finished.finished_ms, time_of(finished.id) or 0)
 
 
 def _unpacked(found: Found) -> Transaction:

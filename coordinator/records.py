@@ -93,10 +93,14 @@ def aborted_by_hand(command: Resolve, standing: Transaction) -> Transaction:
 
 
 def acknowledged(command: Acknowledge, standing: Transaction) -> Transaction:
-    """`command.branches` are outstanding ones at least."""
-    heard = standing.acknowledged | command.branches & outstanding(standing)
-    after = _new(Transaction, (*standing[:15], heard, *standing[16:]))
-    return _finished_if_done(after, command.now_ms)
+    """The same record if the command names no outstanding branch."""
+    missing = outstanding(standing)
+    heard = command.branches & missing
+    if not heard:
+        return standing
+    finished_ms = command.now_ms if heard == missing else None
+    after = (*standing[:15], standing.acknowledged | heard, standing.resolutions, finished_ms)
+    return _new(Transaction, after)
 
 
 def branch_ended_by_hand(command: Resolve, standing: Transaction) -> Transaction:
