@@ -376,8 +376,8 @@ class Conversation:
     def _decide(self, reason: str | None) -> list[Action]:
         """Propose the decision with the votes that are in; the machine derives the outcome."""
         assert self._decision is None
-        votes = tuple(_vote_of(leg) for leg in self.legs)
-        reasons = tuple(leg.reason for leg in self.legs)
+        votes = tuple([_vote_of(leg) for leg in self.legs])
+        reasons = tuple([leg.reason for leg in self.legs])
         cut = None if reason is None else reason[:MAX_REASON_CHARS]
         self._decision = ProposeDecision(votes, reasons, cut)
         return [self._decision]

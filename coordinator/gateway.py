@@ -155,6 +155,8 @@ class Gateway:
         key = call.participant, call.operation is _PREPARE, call.shares
         door = self._doors.get(key) or self._new_door(key)
         door.lane.put(call)
+        if door.gathering:
+            return  # it is pumped in a moment
         if self._batch_url(door) is not None:
             door.gather(self._loop, self._pump)  # who decides at the deadline withdraws it, too
             return

@@ -119,8 +119,10 @@ class Live:
         if self.conversation is None:
             return None
         return tuple(
-            Progress(leg.vote, leg.reason, leg.attempts, leg.last_error)
-            for leg in self.conversation.legs
+            [
+                Progress(leg.vote, leg.reason, leg.attempts, leg.last_error)
+                for leg in self.conversation.legs
+            ]
         )
 
     def calls(self) -> list[Call]:

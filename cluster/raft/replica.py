@@ -239,10 +239,10 @@ class Replica:
         except Overloaded as error:
             asyncio.get_running_loop().call_soon(self._tell, done, error)
             return
-        if patience_s:
-            self._set_timer(core)
-        else:
+        if not patience_s:
             self._kick()
+        elif leave_by_s == self._proposals.leave_by_s:  # nothing else is to leave before it
+            self._set_timer(core)
 
     def barrier(self) -> asyncio.Future[None]:
         """Resolves when a read of the applied state is current; fails with a LogError."""
