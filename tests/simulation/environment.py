@@ -166,6 +166,9 @@ class Environment:
     """Shares of what clients do: abort by hand, send what is no request, ask for many at once."""
     manners: Manners
     inquiry_after_s: float
+    astray: float
+    """The share of requests to nodes that find none, and of the nodes' answers that get lost, at a
+    proxy that answers in their place."""
     nodes_twice: float
     nodes_twice_s: float
     """The share of the nodes' answers that come once more, up to so much later."""
@@ -308,6 +311,7 @@ def draw_environment(seed: int) -> Environment:
             twice_s=fronts.choice((0.05, 0.5)),
         ),
         inquiry_after_s=choice((0.1, 0.5, 1.5, 3.0, 6.0)),
+        astray=0.0 if calm else Random(f"astray {seed}").choice((*(0.0,) * 6, 0.03, 0.15)),
         nodes_twice=nodes_twice,
         nodes_twice_s=before_nodes.choice((0.01, 0.1, 1.0)),
         flips=0.0 if calm else Random(f"flips {seed}").choice((*(0.0,) * 8, 0.002, 0.02)),

@@ -26,6 +26,7 @@ from coordinator import api_requests
 from coordinator.api_connection import Common, Connection, Phase
 from coordinator.api_requests import REQUEST_HEADER
 from coordinator.http_connection import HttpConnection
+from tests.simulation.astray import is_struck, lost_its_way, passed_no_answer_on
 from tests.simulation.manners import TWICE
 from tests.simulation.network import Endpoint
 
@@ -83,6 +84,10 @@ class _ApiConnection(Connection):
         assert not data
         while self._phase is Phase.IDLE and self._waiting:
             method, target, headers, body = self._waiting.popleft()
+            endpoint = cast("Endpoint", self._transport)
+            if is_struck(endpoint):
+                endpoint.send(Answer(*lost_its_way(endpoint), closes=False))
+                continue
             path, _, query = target.partition("?")
             self._request_name = headers.get(REQUEST_HEADER)
             request = api_requests.Request(method, path, query, headers, body, self._address)
@@ -92,6 +97,9 @@ class _ApiConnection(Connection):
         headers = CIMultiDict(answer.headers)
         endpoint = cast("Endpoint", self._transport)
         message = Answer(answer.status, headers, answer.body, closes)
+        if is_struck(endpoint):
+            endpoint.send(Answer(*passed_no_answer_on(endpoint), closes=closes))
+            return
         endpoint.send(message)
         self._send_again(endpoint, message)
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 
 from cluster.client.calls import HttpAnswer, NoAnswer
+from tests.simulation.astray import VIA
 from tests.simulation.sessions import Body, Call, Session, told_of
 
 READ_S = 20.0
 """How long a direct request waits: longer than a node that was stopped sleeps."""
 HOPS = 4
 """Redirects that are followed, as any program follows them: with the same body."""
+
+_ID_AHEAD = "f1977420-0000-7000-8000-000000000000"
+"""Its time is thousands of years away."""
+_OF_TOMORROW = json.dumps(
+    {"id": _ID_AHEAD, "participants": [{"name": "a", "url": "http://127.0.2.99:9000"}]}
+).encode()
 
 NONSENSE: tuple[tuple[str, str, bytes | None], ...] = (
     ("POST", "/v1/transactions", b"{"),
@@ -34,6 +41,8 @@ NONSENSE: tuple[tuple[str, str, bytes | None], ...] = (
     ("GET", "/v1/transactions/x?wait_ms=-1", None),
     ("GET", "/v1/transactions/x/decision", None),
     ("GET", "/v1/transactions?limit=abc", None),
+    ("POST", "/v1/transactions", _OF_TOMORROW),
+    ("GET", f"/v1/transactions/{_ID_AHEAD}/decision?branch_id=1&fingerprint=x", None),
     ("GET", "/v1/nothing", None),
     ("DELETE", "/v1/transactions/x", None),
 )
@@ -80,7 +89,7 @@ class RawRequests(Session):
         except NoAnswer:
             return
         # Who does not lead may send everything on to who does, looked at or not.
-        if answer.status not in (307, 503):
+        if answer.status not in (307, 503) and VIA not in answer.headers:
             where = f"{method} {path}"
             self.record("bad_input", node=node.name, to=where, status=answer.status, alive=True)
 
@@ -98,6 +107,9 @@ class RawRequests(Session):
             answer = await self._followed("POST", url, encoded)
         except NoAnswer as error:
             call.end("info", error=str(error)[:80])
+            return
+        if VIA in answer.headers:
+            call.end("info", error="no node said that")
             return
         told = json.loads(answer.body)
         if answer.status in (200, 202):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.client.answers import ClientError, Refused, Transaction
 from cluster.client.async_client import Client
 from cluster.client.calls import HttpAnswer
+from tests.simulation.astray import VIA
 from tests.simulation.world import ClientHost
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class Call:
 
     def read(self, answer: HttpAnswer) -> None:
         """What one node said by itself; only 200 and 404 say anything."""
-        if answer.status == 404:
+        if VIA in answer.headers:
+            self.end("info", error="no node said that")
+        elif answer.status == 404:
             self.unheard_of()
         elif answer.status == 200:
             told = json.loads(answer.body)
@@ -78,6 +81,13 @@ class Call:
                 self.end("ok", outcome=row["outcome"], state=row["state"])
         else:
             self.end("info", error=str(answer.status))
+
+    def refused_to_say(self, error: Refused) -> None:
+        """404 or 410: nobody knows of it, if it was a node that said so."""
+        if error.code.startswith("http_"):
+            self.unknown(error)
+        else:
+            self.unheard_of()
 
     def unheard_of(self) -> None:
         self.end("ok", outcome=None, state="unknown")

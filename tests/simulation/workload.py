@@ -205,6 +205,10 @@ class User(RawRequests):
         entries = [{k: v for k, v in body.items() if k != "wait"} for body in bodies]
         try:
             answers = await self.library.submit_many(entries, deadline=self._deadline_s())
+        except Refused as error:
+            for call in calls:
+                call.failed(error)
+            return
         except ClientError as error:
             for call in calls:
                 call.unknown(error)
@@ -223,8 +227,8 @@ class User(RawRequests):
         try:
             wait_ms = self._draw.choice((None, None, 300))
             answer = await self.library.get(id, wait_ms=wait_ms, stale=stale, deadline=5.0)
-        except (UnknownTransaction, Expired):
-            call.unheard_of()
+        except (UnknownTransaction, Expired) as error:
+            call.refused_to_say(error)
         except ClientError as error:
             call.unknown(error)
         else:
@@ -298,8 +302,8 @@ class User(RawRequests):
         call = self.invoke("retry", id)
         try:
             answer = await self.library.retry(id, deadline=5.0)
-        except UnknownTransaction:
-            call.unheard_of()
+        except UnknownTransaction as error:
+            call.refused_to_say(error)
         except ClientError as error:
             call.unknown(error)
         else:
