@@ -15,8 +15,9 @@ COMMITTED, ABORTED = "committed", "aborted"
 
 @dataclass(slots=True)
 class Transaction:
-    """What is known of an id."""
+    """What is known of an id. `named_at`: when anybody named it first."""
 
+    named_at: float
     bodies: dict[str | None, Asked] = field(default_factory=dict)
     """By work."""
     told: dict[str, str] = field(default_factory=dict)
@@ -39,8 +40,8 @@ class Transaction:
     """(participant, branch) that somebody ended at the participant himself: he answers for it."""
     resolving: dict[str, None] = field(default_factory=dict)
     """Participants of whose branch somebody says, or is about to, that it is over."""
-    resolved: dict[str, str] = field(default_factory=dict)
-    """Branch → the effect that somebody told of it, which was taken down."""
+    resolved: dict[str, dict[str, None]] = field(default_factory=dict)
+    """Branch → the effects that somebody told of it, and was answered that they are taken down."""
     rank: int = 0
     rank_by_client: dict[str, int] = field(default_factory=dict)
 

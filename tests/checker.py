@@ -75,7 +75,13 @@ def check(history: Iterable[Event]) -> list[Violation]:
     return checker.finish()
 
 
-_NOTHING_SAID: Event = {"participants": {}, "forgets": False, "complete": False, "ordered": False}
+_NOTHING_SAID: Event = {
+    "participants": {},
+    "forgets": False,
+    "kept_s": 0.0,
+    "complete": False,
+    "ordered": False,
+}
 
 
 class Checker:
@@ -122,7 +128,7 @@ class Checker:
         self.violations.append(Violation(invariant, about, self._at, text))
 
     def _of(self, id: str) -> Transaction:
-        return self._transactions.setdefault(id, Transaction())
+        return self._transactions.setdefault(id, Transaction(self._at))
 
     def _on_run(self, event: Event) -> None:
         self._run = {**_NOTHING_SAID, **event}
@@ -151,7 +157,7 @@ class Checker:
         invoked, rank, own = self._calls.pop((client, event["op"]), (event, 0, 0))
         self._claimed(invoked.get("work"), id)
         if event["call"] == "resolve" and event.get("kept"):
-            transaction.resolved.setdefault(invoked["branch"], invoked["effect"])
+            transaction.resolved.setdefault(invoked["branch"], {})[invoked["effect"]] = None
         if outcome is not None:
             self._told(id, outcome, f"{event['call']} of {client}")
         if event["call"] == "submit" and outcome is not None:
@@ -163,12 +169,16 @@ class Checker:
         if now == _FINISHED and outcome == COMMITTED:
             self._check_done(id, transaction, invoked.get("work"))
         if event["call"] == "get" and not invoked.get("stale"):
-            forgotten = now == 0 and self._run["forgets"]
+            forgotten = now == 0 and self._run["forgets"] and not self._is_young(transaction)
             if now < own and not forgotten:
                 self._found("I10", id, f"{client} saw rank {own} before, now {event['state']}")
             elif now < rank and not forgotten:
                 self._found("I11", id, f"{client} reads {event['state']}, told before: rank {rank}")
         self._seen(transaction, client, now)
+
+    def _is_young(self, transaction: Transaction) -> bool:
+        """It has ended lately, or not at all: its end is behind its beginning."""
+        return self._at - transaction.named_at < self._run["kept_s"]
 
     def _inquired(self, transaction: Transaction, invoked: Event, event: Event) -> None:
         """Who is answered "abort" may let go of the branch: it was no part of a commit to come."""
@@ -201,7 +211,12 @@ class Checker:
     def _on_fail(self, event: Event) -> None:
         """Surely not done; only "the id is too old" says nothing of that."""
         invoked, _, _ = self._calls.pop((event["client"], event["op"]), (event, 0, 0))
-        if event["call"] != "submit" or event["error"] == EXPIRED:
+        if event["call"] != "submit":
+            return
+        if event["error"] == EXPIRED:
+            if event["id"] is not None and self._is_young(self._of(event["id"])):
+                kept_s = self._run["kept_s"]
+                self._found("I4", event["id"], f"refused as too old, and not {kept_s:.1f} s old")
             return
         if event["id"] is None:
             if (id := self._nameless.refused(invoked["work"])) is not None:
@@ -439,6 +454,10 @@ class Checker:
         elif status is not None and not 400 <= status < 500:
             self._found("I18", event["node"], f"answered nonsense to {event['to']} with {status}")
 
+    def _on_lost(self, event: Event) -> None:
+        text = f"{event['transactions']} unfinished transactions were in nobody's hands"
+        self._found("I5", event["node"], text)
+
     def _on_unsettled(self, event: Event) -> None:
         self._unsettled = True
         self._found("I5", "the end", "; ".join(event["what"])[:500])
@@ -470,12 +489,7 @@ class Checker:
                     self._found("I4", id, f"{by} said {outcome}, {node} knows nothing of it")
                 elif known not in (None, outcome):
                     self._found("I4", id, f"{by} said {outcome}, {node} has {known}")
-        for branch, effect in transaction.resolved.items():
-            for node, event in self._nodes.items():
-                kept = event.get("by_hand", {}).get(id, {}).get(branch)
-                if "by_hand" in event and kept is None:
-                    text = f"branch {branch} was told to be {effect}, {node} knows nothing of it"
-                    self._found("I4", id, text)
+        self._check_by_hand(id, transaction)
         committed = transaction.committed()
         works = sorted({event["work"] for event in committed if event.get("work") is not None})
         if len(works) > 1:
@@ -484,6 +498,18 @@ class Checker:
             by = transaction.told[ABORTED]
             self._found("I1", id, f"{by} said aborted, {committed[0]['participant']} committed")
         self._check_complete(id, transaction, committed)
+
+    def _check_by_hand(self, id: str, transaction: Transaction) -> None:
+        """What an operator was told of a branch is kept: the first word stands."""
+        told = [(b, e) for b, effects in transaction.resolved.items() for e in effects]
+        for node, event in self._nodes.items():
+            if "by_hand" not in event:
+                continue
+            for branch, effect in told:
+                kept = event["by_hand"].get(id, {}).get(branch)
+                if kept != effect:
+                    what = "knows nothing of it" if kept is None else f"has {kept}"
+                    self._found("I4", id, f"branch {branch} was told to be {effect}, {node} {what}")
 
     def _check_complete(self, id: str, transaction: Transaction, committed: list[Event]) -> None:
         """Committed anywhere, or told so: committed everywhere."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from cluster.raft.state import CoreLimits
+from coordinator.sweep import LEAST_KEPT_MS
 from tests.simulation.bounds import draw_bounds
 from tests.simulation.manners import Manners
 from tests.simulation.network import Weather
@@ -86,6 +87,7 @@ QUICK_FAULTS = (
 """Those that no commit or rollback outlives by much: for where tombstones are kept only briefly."""
 
 DAY_MS = 86_400_000
+MANY = 1_000_000
 BRIEFLY_MS = 12_000
 
 UNREADABLE = 1 / 10
@@ -142,6 +144,8 @@ class Environment:
     grace_ms: int
     timeouts_ms: tuple[int, ...]
     keep_ms: int
+    most_remembered: int
+    """So many finished transactions are remembered at most."""
     tombstones_ms: int
     clock_rate: float
     clock_offset_ms: int
@@ -191,7 +195,15 @@ class Environment:
     @property
     def forgets(self) -> bool:
         """Whether finished transactions are forgotten while the run lasts."""
-        return self.keep_ms < 3_600_000
+        return self.keep_ms < 3_600_000 or self.most_remembered < MANY
+
+    @property
+    def kept_s(self) -> float:
+        """So long after its end a transaction is surely remembered, whatever the clocks say."""
+        kept_ms = self.keep_ms if self.most_remembered == MANY else LEAST_KEPT_MS
+        apart_ms = self.clock_offset_ms + 2 * self.clock_jump_ms
+        drifted_ms = 1_000 * self.clock_rate * (self.faulty_s + self.settle_s)
+        return max(0.0, min(kept_ms, self.keep_ms) - apart_ms - drifted_ms) / 1_000
 
     @property
     def brief(self) -> bool:
@@ -268,6 +280,9 @@ def draw_environment(seed: int) -> Environment:
         grace_ms=grace_ms,
         timeouts_ms=choice(((400, 3_000), (1_500, 3_000), (3_000,))) if not brief else (45_000,),
         keep_ms=(keep_ms := choice((2_000, 5_000, DAY_MS, DAY_MS)) if not brief else DAY_MS),
+        most_remembered=MANY
+        if brief
+        else Random(f"remembered {seed}").choice((*(MANY,) * 6, 5, 20)),
         tombstones_ms=BRIEFLY_MS if brief else 7 * DAY_MS,
         clock_rate=choice((0.0, 0.0, 0.001, 0.01)) if not soft else 0.0,
         clock_offset_ms=choice((0, 100, 2_000)) if not soft else grace_ms // 4,

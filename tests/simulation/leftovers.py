@@ -57,6 +57,7 @@ def _of_transactions(node: Node) -> _Part:
     yield "addresses of transactions let in", admission._waiting_of
     yield "places in the line", len(driver.line) or driver.line._promised or driver.line._left
     yield "branches in the backlog", node.machine.backlog()
+    yield "bytes of payloads", node.machine.payloads().bytes
 
 
 def _of_calls(node: Node) -> _Part:

@@ -12,6 +12,7 @@
 | `aiohttp.connector.monotonic` | the loop's clock | idle connections age by it |
 | `cluster.raft.snapshots.time` | a pause that is none | there are no threads to let in |
 | `Journal` appending, syncing | the same, noted | what a quorum has is checked (I4) |
+| `Driver` looking for the lost | the same, and what it found | there is none (I5) |
 | `RaftCore` speaking, standing for election | the same, and the nemesis is told | its moments |
 | bounds of what is done in a turn | small ones, in some seeds (`BOUNDS`) | they are never reached |
 
@@ -39,6 +40,7 @@ import coordinator.table
 from cluster.raft.core import RaftCore
 from cluster.raft.state import Role
 from cluster.storage.journal import Journal
+from coordinator.driver import Driver
 from tests.simulation.bounds import BOUNDS
 from tests.simulation.environment import Environment
 from tests.simulation.light_client import LightConnection, LightConnector, LightSession
@@ -117,6 +119,15 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
         assert process is not None
         process.owner.world.happened("spoke", process.owner)
 
+    look = Driver.take_up_forgotten
+
+    def looked(driver: Driver) -> int:
+        found = look(driver)
+        process = PROCESS.get()
+        if found and process is not None:
+            process.owner.world.record("lost", node=process.owner.name, transactions=found)
+        return found
+
     state_before = random.getstate()
     random.seed(environment.seed)
     try:
@@ -132,6 +143,7 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
             patch.object(RaftCore, "set_commit", committed),
             _journals_noted(),
             patch.object(RaftCore, "speak", spoke),
+            patch.object(Driver, "take_up_forgotten", looked),
             _bounded(environment),
         ):
             yield

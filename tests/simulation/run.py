@@ -140,6 +140,7 @@ def _configuration(environment: Environment) -> dict[str, Any]:
         },
         "nodes": [f"n{i}" for i in range(1, environment.nodes + 1)],
         "forgets": environment.forgets,
+        "kept_s": environment.kept_s,
         "complete": True,
         "ordered": True,
     }

@@ -430,7 +430,11 @@ class World:
             raft_timings=RaftTimings(
                 environment.heartbeat_ms, environment.election_min_ms, environment.election_max_ms
             ),
-            retention=Retention(keep_ms=environment.keep_ms, steady_ms=1),
+            retention=Retention(
+                keep_ms=environment.keep_ms,
+                max_remembered=environment.most_remembered,
+                steady_ms=1,
+            ),
         )
         clocks = self.draw("clocks")
         for host in [*self.nodes, *self.services]:
