@@ -7,7 +7,9 @@ that breaks it.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -224,6 +226,29 @@ def test_the_page_about_the_house_names_every_file_of_the_coordinator(path: Path
     page = (HOUSE / "ARCHITECTURE.md").read_text()
     files = page.partition("### coordinator/, file by file")[2].partition("\n### ")[0]
     assert f"`{path.stem}`" in files
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for folder in ("", "raft", "storage")
+        for path in sorted((HOUSE / "cluster" / folder).glob("[!_]*.py"))
+    ],
+    ids=name_of,
+)
+def test_the_page_about_the_house_names_every_file_of_the_cluster(path: Path) -> None:
+    page = (HOUSE / "ARCHITECTURE.md").read_text()
+    table = page.partition("### cluster/, file by file")[2].partition("\n## ")[0]
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("|")]
+    folder = "" if path.parent.name == "cluster" else f"{path.parent.name}/"
+    names = [
+        re.findall(r"`([^`]+)`", row)
+        for row in rows
+        if ("/" in row) == bool(folder) and (not folder or f"`{folder}" in row)
+    ]
+    found = [name.removeprefix(folder) for row in names for name in row]
+    assert any(fnmatch(path.stem, name) for name in found), found
 
 
 @pytest.mark.parametrize(
