@@ -6,7 +6,12 @@ One cluster for the whole file; each test checks the history of its own transact
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +47,44 @@ def an_order(local: LocalCluster, id: str) -> dict[str, Any]:
         "participants": order(local.url, f"user-{id}", "A-1", 1),
         "timeout_ms": 20_000,
     }
+
+
+def test_the_readmes_transactions_commit(shared: Shared, tmp_path: Path) -> None:
+    """The one with curl, and the one with the client: with the addresses of this cluster."""
+    local = shared.local
+    ports = {"n1": 8101, "n2": 8102, "n3": 8103, "profile": 9001, "inventory": 9002}
+    ours = {
+        f"http://127.0.0.1:{port}": local.url(name)
+        for name, port in (ports | {"activity": 9003}).items()
+    }
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for theirs, url in ours.items():
+        assert theirs in readme
+        readme = readme.replace(theirs, url)
+    curl = re.search(r"\$ curl -sL (\S+) -H '([\w-]+): (\S+)' -d '(.*?)'\n", readme, re.DOTALL)
+    assert curl is not None
+    script = next(b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "NODES" in b)
+    (tmp_path / "order.py").write_text(script, encoding="utf-8")
+
+    async def scenario(history: Recording) -> None:
+        url, header, kind, body = curl.groups()
+        assert (header, kind) == ("Content-Type", "application/json")
+        posted = await asyncio.to_thread(http_follow, "POST", url, json.loads(body))
+        assert (posted.status, posted.body["outcome"]) == (200, "committed")
+        said = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, tmp_path / "order.py"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        outcome, id = said.stdout.split()
+        assert outcome == "committed"
+        shared.before.begun(id)  # the activity log has no part in it: this history would miss it
+        history.begun(posted.body["id"])
+        history.told(posted.body["id"], "committed")
+
+    shared.run(scenario)
 
 
 # --- nothing but HTTP -----------------------------------------------------------------------------
