@@ -178,7 +178,7 @@ class Checker:
 
     def _is_young(self, transaction: Transaction) -> bool:
         """It has ended lately, or not at all: its end is behind its beginning."""
-        return self._at - transaction.named_at < self._run["kept_s"]
+        return bool(self._at - transaction.named_at < self._run["kept_s"])
 
     def _inquired(self, transaction: Transaction, invoked: Event, event: Event) -> None:
         """Who is answered "abort" may let go of the branch: it was no part of a commit to come."""

@@ -71,12 +71,9 @@ def test_the_readmes_transactions_commit(shared: Shared, tmp_path: Path) -> None
         assert (header, kind) == ("Content-Type", "application/json")
         posted = await asyncio.to_thread(http_follow, "POST", url, json.loads(body))
         assert (posted.status, posted.body["outcome"]) == (200, "committed")
+        order = [sys.executable, str(tmp_path / "order.py")]
         said = await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, tmp_path / "order.py"],
-            capture_output=True,
-            text=True,
-            check=True,
+            lambda: subprocess.run(order, capture_output=True, text=True, check=True)
         )
         outcome, id = said.stdout.split()
         assert outcome == "committed"
