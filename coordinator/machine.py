@@ -148,14 +148,11 @@ class Machine:
         standing = self.get(command.id)
         expired = standing is None and self._is_expired(command.id)
         move = MOVES[type(command)][phase_of(standing, expired=expired)]
-        return move if isinstance(move, Refusal) else self._move(move, command, standing)
+        return move if isinstance(move, Refusal) else _MOVES[move](self, command, standing)
 
     def _is_expired(self, transaction_id: str) -> bool:
         time_ms = time_of(transaction_id)
         return time_ms is not None and time_ms < self.horizon_ms
-
-    def _move(self, move: Move, command: Command, standing: Transaction | None) -> Result:
-        return _MOVES[move](self, command, standing)
 
     def _record(self, command: Begin, _standing: None) -> Result:
         return self._put(None, record_of(command, self._next_sequence()))
