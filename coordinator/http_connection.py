@@ -122,7 +122,9 @@ class HttpConnection(Connection):
             target = message.url.raw_path_qs
         path, _, query = target.partition("#")[0].partition("?")
         headers = message.headers
-        request = Request(message.method, path, query, headers, b"", self._address)
+        whole = payload.is_eof() and message.compression is None
+        body = payload.read_nowait() if whole else b""
+        request = Request(message.method, path, query, headers, body, self._address)
         self._message = message
         self._payload = payload
         self._request_name = headers.get(REQUEST_HEADER)
@@ -135,8 +137,8 @@ class HttpConnection(Connection):
             self._respond(request)
         elif message.compression is None and (packed := _unknown_packing(headers)):
             self._give(error_answer(unknown_packing(packed)))
-        elif payload.is_eof() and message.compression is None:
-            self._respond(request._replace(body=payload.read_nowait()))
+        elif whole:
+            self._respond(request)
         else:
             self._begin_body(message, request)
 

@@ -54,7 +54,9 @@ pack: Callable[[object], bytes] = msgpack.Packer().pack
 
 
 def pack_branches(branches: tuple[Branch, ...]) -> bytes:
-    return pack(branches)
+    """Packed once as long as they recur, where they are short: a transaction's are packed when it
+    begins and when it is finished."""
+    return (_pack_short if are_short(branches) else pack)(branches)
 
 
 def unpack_branches(packed: bytes) -> tuple[Branch, ...]:
@@ -71,6 +73,9 @@ def are_short(branches: Iterable[Place]) -> bool:
     for place in branches:
         chars += len(place.prepare_url) + len(place.commit_url) + len(place.rollback_url)
     return chars <= SHORT_BYTES
+
+
+_pack_short = functools.lru_cache(REMEMBERED_SHAPES)(pack)
 
 
 @functools.lru_cache(REMEMBERED_SHAPES)
