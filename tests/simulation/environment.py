@@ -99,6 +99,10 @@ WIPED = 1 / 12
 PARTED = 1 / 12
 """The share of seeds in which two logs grow apart while neither is a quorum's."""
 
+AHEAD = 1 / 8
+"""The share of seeds in which services' clocks are set a day ahead for a moment, now and then, and
+of those in which all nodes' are."""
+
 UNSYNCED = 1 / 12
 """The share of seeds whose nodes do not sync: of a power loss they promise nothing, but that what
 has ended in order is there after it."""
@@ -184,6 +188,10 @@ class Environment:
     """When a node's disk begins to give nothing back, after the faults have begun; 0: none does."""
     parted_s: float
     """When two logs begin to grow apart, after the faults have begun; 0: none do."""
+    services_ahead_s: float
+    """When clocks of services begin to be set a day ahead, after the faults have begun; 0: none."""
+    nodes_ahead: bool
+    """Whether the clocks of all nodes are, when all has settled."""
     syncs: bool
     """Whether nodes sync their journals."""
     bounds: Mapping[str, float]
@@ -234,7 +242,7 @@ def draw_environment(seed: int) -> Environment:
     fronts = Random(f"fronts {seed}")
     before_nodes = Random(f"before nodes {seed}")
     wiped, unreadable = Random(f"wiped {seed}"), Random(f"unreadable {seed}")
-    parted = Random(f"parted {seed}")
+    parted, ahead = Random(f"parted {seed}"), Random(f"ahead {seed}")
     nodes_twice = 0.0 if calm or brief else before_nodes.choice((0.0, 0.0, 0.0, 0.02, 0.1))
     # Everything of Raft scales with it, and nothing costs as much as heartbeats.
     heartbeat_ms = choice((100, 150, 250, 400))
@@ -335,6 +343,10 @@ def draw_environment(seed: int) -> Environment:
         if not calm and unreadable.random() < UNREADABLE
         else 0.0,
         parted_s=0.0 if calm or brief or parted.random() > PARTED else parted.uniform(0.5, 6.0),
+        services_ahead_s=ahead.uniform(0.5, 4.0)
+        if not calm and "sdk" in kinds and ahead.random() < (0.5 if brief else AHEAD)
+        else 0.0,
+        nodes_ahead=keep_ms == DAY_MS and ahead.random() < AHEAD,
         syncs=Random(f"syncs {seed}").random() > UNSYNCED,
         bounds=draw_bounds(Random(f"bounds {seed}")),
         http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,

@@ -11,6 +11,7 @@ from tests.simulation.moments import Moments
 from tests.simulation.services import MAX_HEARD
 from tests.simulation.strikes import Heal
 from tests.simulation.world import RAFT_PORT, Host, NodeHost, World
+from tests.simulation.wrong_clocks import WrongClocks
 
 BRIEF_FAULT_S = 1.5
 """The longest fault where tombstones are kept only briefly: no end of a branch may outlive them."""
@@ -33,15 +34,7 @@ async def rage(world: World) -> None:
     next_at = loop.now + draw.expovariate(1.0) * environment.fault_gap_s
     if not environment.faults:
         next_at = until
-    if environment.wiped_s:
-        wipe = _Nemesis(world, world.draw("wipe")).wipe
-        world.network.later(loop.now + environment.wiped_s, wipe)
-    if environment.unreadable_s:
-        fail = _Nemesis(world, world.draw("unreadable")).fail_reads
-        world.network.later(loop.now + environment.unreadable_s, fail)
-    if environment.parted_s:
-        part = _Nemesis(world, world.draw("parted")).part
-        world.network.later(loop.now + environment.parted_s, part)
+    _begin_later(world)
     while loop.now < until:
         wake_at = min([until, next_at, *(at for at, _, _ in healing)])
         await asyncio.sleep(max(0.0, wake_at - loop.now))
@@ -72,6 +65,19 @@ async def rage(world: World) -> None:
     world.network.weather = replace(world.network.weather, lost=0.0, reset=0.0)
     world.loop.thread_mean_s = min(world.loop.thread_mean_s, SOUND_SYNC_S)
     world.record("healed")
+
+
+def _begin_later(world: World) -> None:
+    """What a seed has one of, at its own time."""
+    environment, draw = world.environment, world.draw
+    for after_s, strike in (
+        (environment.wiped_s, _Nemesis(world, draw("wipe")).wipe),
+        (environment.unreadable_s, _Nemesis(world, draw("unreadable")).fail_reads),
+        (environment.parted_s, _Nemesis(world, draw("parted")).part),
+        (environment.services_ahead_s, WrongClocks(world, draw("ahead")).set_services),
+    ):
+        if after_s:
+            world.network.later(world.loop.now + after_s, strike)
 
 
 class _Nemesis(Moments):

@@ -41,7 +41,7 @@ from coordinator.settings import Limits
 from participants.inquiry import InquirySettings
 from participants.sdk import ParticipantSettings
 from tests.simulation.disk import SimDisk
-from tests.simulation.environment import Environment
+from tests.simulation.environment import DAY_MS, Environment
 from tests.simulation.loop import PROCESS, Process, SimLoop
 from tests.simulation.manners import Front
 from tests.simulation.network import Machine, SimNetwork
@@ -433,7 +433,7 @@ class World:
             retention=Retention(
                 keep_ms=environment.keep_ms,
                 max_remembered=environment.most_remembered,
-                steady_ms=1,
+                steady_ms=1 if environment.keep_ms < DAY_MS else 600_000,
             ),
         )
         clocks = self.draw("clocks")

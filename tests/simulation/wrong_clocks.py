@@ -1,0 +1,48 @@
+"""Clocks that are set a day ahead for a moment, as after a pause of their machine, and set back."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.simulation.environment import DAY_MS
+from tests.simulation.strikes import Strikes
+from tests.simulation.world import World
+
+AHEAD_S = 3.0
+"""Of all nodes: a few sweeps."""
+
+
+class WrongClocks(Strikes):
+    """Of services: what is prepared then says that it was prepared tomorrow, and what has ended
+    long ago seems to have ended yesterday.
+    """
+
+    def set_services(self) -> None:
+        """One after the other, as long as there are faults; each for less than a sweep's pause."""
+        world, draw = self._world, self._draw
+        if not world.faulty:
+            return
+        # Of another kind of service a right clock is asked for.
+        host = self._any([service for service in world.services if service.kind == "sdk"])
+        self._say("clock of tomorrow", host.name)
+        world.count("clocks set a day ahead")
+        host.offset_ms += DAY_MS
+
+        def set_back() -> None:
+            host.offset_ms -= DAY_MS
+
+        self._heals_after(set_back, draw.uniform(0.1, 0.9))
+        world.network.later(world.loop.now + draw.uniform(1.0, 5.0), self.set_services)
+
+
+async def set_all_nodes(world: World) -> None:
+    """The clocks of all nodes, which agree all the while, when nobody asks for anything: what is
+    begun under such a clock may last as long as the clock was ahead.
+    """
+    world.record("fault", kind="clock of tomorrow", target="all nodes")
+    world.count("clocks of all nodes set a day ahead")
+    for host in world.nodes:
+        host.offset_ms += 2 * DAY_MS
+    await asyncio.sleep(AHEAD_S)
+    for host in world.nodes:
+        host.offset_ms -= 2 * DAY_MS
