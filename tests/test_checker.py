@@ -68,6 +68,10 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
         ("a split", [*COMMITTED, effect("p2", "rolled_back")]),
         ("half of it is missing", [*without("effect", participant="p2"), *end()]),
         (
+            "they are told to commit, and none of them does",
+            [e for e in [*without("ok"), *end()] if e.get("effect") != "committed"],
+        ),
+        (
             "told aborted, done all the same",
             [
                 RUN,
@@ -414,3 +418,36 @@ def test_a_node_that_lost_its_directory_may_come_up_empty_and_stop() -> None:
     wiped = event("fault", kind="wipe", target="n2")
     assert invariants([*COMMITTED, *end(), wiped, empty, stopped]) == set()
     assert invariants([*COMMITTED, *end(), empty, stopped]) == {"I4", "I17"}
+
+
+def test_a_sound_history_of_many_kinds_of_events_has_no_violations() -> None:
+    """Each of these is near to what is violated above."""
+    plain = {**RUN, "participants": {"p1": "plain", "p2": "sdk"}}
+    again = [at("p1", "prepare", again=True), at("p1", "prepare", again=False)]
+    asks = invoke(2, "decision", participant="p1", work="w")
+    pending = ok(2, "decision", outcome=None, decision="pending")
+    late_no = at("p2", "vote", vote="no")
+    stale = [
+        invoke(3, "get", client="c2", stale=True),
+        ok(3, "get", client="c2", outcome=None, state="preparing"),
+    ]
+    whole = [event("recovered", node="n2", start=2, last=1), nonsense(status=400)]
+    begun = COMMITTED[1:3] + again + COMMITTED[4:9]
+    history = [plain, *begun, asks, pending, late_no, *COMMITTED[9:], *stale, *whole, *end()]
+    assert check(history) == []
+
+
+def test_what_was_asked_for_with_two_bodies_is_not_looked_for_without_its_own() -> None:
+    other = [
+        invoke(2, participants={"p1": ["b", 1, "yes"]}, work="v"),
+        fail(2, error="transaction_id_conflict"),
+    ]
+    asked = [invoke(3, "get"), ok(3, "get", state="committed")]
+    assert check([NO_END, *COMMITTED[1:-2], *other, *asked]) == []
+
+
+def test_what_is_told_before_the_effects_are_read_is_not_held_against_them() -> None:
+    unordered = {**RUN, "ordered": False}
+    told = [ok(state="committed"), *COMMITTED[-4:]]
+    assert check([unordered, *COMMITTED[1:9], *told, *end()]) == []
+    assert invariants([RUN, *COMMITTED[1:9], *told, *end()]) == {"I4"}

@@ -146,3 +146,10 @@ def test_a_node_whose_syncs_fail_stops_for_that_alone(why: str, code: int, is_ri
     stopped = event("exited", host="n1", start=1, code=code, why=why)
     assert invariants([NO_END, FAILING, stopped]) == (set() if is_right else {"I17"})
     assert invariants([NO_END, stopped]) == {"I17"}
+
+
+def test_only_a_disk_whose_syncs_fail_excuses_a_sync_that_failed() -> None:
+    cut_off = event("fault", kind="isolate", target="n1")
+    why = "DiskFailed: cannot sync /node/journal: Input/output error"
+    stopped = event("exited", host="n1", start=1, code=2, why=why)
+    assert invariants([NO_END, cut_off, stopped]) == {"I17"}

@@ -130,7 +130,7 @@ class Client:
 
         `participants`: `{"name", "url", "payload"}` each. `wait`: `decision`; `completion` (every
         participant has acknowledged, or the deadline has passed and the outcome is known); `none`
-        (accepted; `outcome` is None). Raises Refused, OutcomeUnknown.
+        (accepted; `outcome` is None if it has not ended yet). Raises Refused, OutcomeUnknown.
         """
         body: dict[str, Any] = {"participants": list(participants), "wait": wait}
         if id is not None:
