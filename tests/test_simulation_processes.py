@@ -111,7 +111,7 @@ def _all_ended(folder: Path) -> int:
 def test_seeds_end_with_the_process_that_wanted_them(tmp_path: Path) -> None:
     def work(seed: int) -> Result:
         (tmp_path / str(seed)).write_text(str(os.getpid()))
-        time.sleep(0.02)
+        time.sleep(0.1)
         return told(seed)
 
     parent = os.fork()
