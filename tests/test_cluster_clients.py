@@ -71,11 +71,9 @@ def test_the_readmes_transactions_commit(shared: Shared, tmp_path: Path) -> None
         assert (header, kind) == ("Content-Type", "application/json")
         posted = await asyncio.to_thread(http_follow, "POST", url, json.loads(body))
         assert (posted.status, posted.body["outcome"]) == (200, "committed")
-        order = [sys.executable, str(tmp_path / "order.py")]
-        said = await asyncio.to_thread(
-            lambda: subprocess.run(order, capture_output=True, text=True, check=True)
-        )
-        outcome, id = said.stdout.split()
+        command = [sys.executable, str(tmp_path / "order.py")]
+        said = await asyncio.to_thread(lambda: subprocess.check_output(command, text=True))
+        outcome, id = said.split()
         assert outcome == "committed"
         shared.before.begun(id)  # the activity log has no part in it: this history would miss it
         history.begun(posted.body["id"])

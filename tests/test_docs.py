@@ -9,9 +9,32 @@ from pathlib import Path
 
 import pytest
 
+from cluster import clocks
 from cluster.cli.bench import shielded
 from cluster.cli.main import _parser as assent_parser
 from cluster.cli.output import UserMistake
+from cluster.client import async_client
+from cluster.client import calls as client_calls
+from cluster.local import cluster as local_cluster
+from coordinator import (
+    admission,
+    api_connection,
+    api_http,
+    api_shapes,
+    api_transactions,
+    capacity,
+    conversation,
+    driver,
+    gateway,
+    machine,
+    places,
+    resolver,
+    retries,
+    talks,
+)
+from coordinator.settings import Limits, Retention, Timings
+from participants.inquiry import MAX_WATCHED, InquirySettings
+from participants.sdk import ParticipantSettings
 from tests.checker import Checker
 from tests.model.mutants import MUTANTS
 
@@ -23,6 +46,60 @@ NOT_YET = ("assent chaos", "assent cluster transfer")
 PLACEHOLDERS = {"N": "5", "DIR": ".", "OLD": ".", "NEW": ".", "ID": "a"}
 CUT_SHORT = ("the following arguments are required", "expected one argument")
 """Who only names a command does not say with what."""
+
+
+README, ARCHITECTURE, PROTOCOL = "README.md", "ARCHITECTURE.md", "docs/protocol.md"
+CHANGELOG = "CHANGELOG.md"
+MIB, GIB, DAY_MS = 1 << 20, 1 << 30, 24 * 3_600_000
+NUMBERS = {2: "two", 5: "five", 7: "seven", 8: "eight", 10: "ten"}
+SHARES = {2: "half", 4: "fourth", 5: "fifth"}
+FIGURES = [
+    (README, "opens up to {0} for prepares and {0} for", gateway._MOST_BESIDE),
+    (README, "and {0} and {0} (`calls_per_participant`)", Limits().calls_per_participant),
+    (README, "`undecided_bytes` of them ({} GiB, a fifth", Limits().undecided_bytes / GIB),
+    (README, "1 GiB, a {} of it for one service", SHARES[capacity._SHARE]),
+    (README, "than `bodies_bytes` ({} MiB)", Limits().bodies_bytes / MIB),
+    (README, "last `steady_ms` ({} minutes)", NUMBERS[Retention().steady_ms // 60_000]),
+    (ARCHITECTURE, "wait for each other, at most {} s.", conversation.ACKNOWLEDGE_WITHIN_S),
+    (ARCHITECTURE, "or after {} and", talks.ACKNOWLEDGE_PATIENCE_S * 1000),
+    (ARCHITECTURE, "50 and {} ms, unless", driver.BEGIN_PATIENCE_S * 1000),
+    (ARCHITECTURE, "that failed, {} are called again in a second", retries.RETRIES_PER_S),
+    (ARCHITECTURE, "brings {} others forward", NUMBERS[retries.BROUGHT_FORWARD]),
+    (ARCHITECTURE, "({:,} in any case)", admission.LEAST),
+    (ARCHITECTURE, "held back for the rest, up to {} s", api_connection.HELD_BACK_S),
+    (ARCHITECTURE, "A rest ends after {} s", admission.LONGEST_REST_S),
+    (ARCHITECTURE, "a batch begins {} usual transactions", NUMBERS[admission.TURN]),
+    (ARCHITECTURE, "no more than {} of all batches", admission.IN_TURN_LEAST),
+    (ARCHITECTURE, "transaction calls {} branches at once", conversation.CALLS_AT_ONCE),
+    (ARCHITECTURE, "and then {} in each turn", NUMBERS[conversation.CALLS_PER_TURN]),
+    (ARCHITECTURE, "takes up {} branches in a turn", driver.TAKE_UP_AT_ONCE),
+    (ARCHITECTURE, "lets go of {} transactions", talks.LET_GO_AT_ONCE),
+    (ARCHITECTURE, "of the open files, but for {}**", api_http.KEPT_FILES),
+    (ARCHITECTURE, "prepares have a {} of the files", SHARES[places._SHARE]),
+    (ARCHITECTURE, "its calls leave {} ms apart", gateway._STRANGER_PATIENCE_S * 1000),
+    (ARCHITECTURE, "So after {} s they go again", gateway._TRY_S),
+    (ARCHITECTURE, "A try has {} seconds", NUMBERS[int(async_client.TIMEOUT)]),
+    (ARCHITECTURE, "of the client's own {:,} connections", client_calls._CONNECTIONS),
+    (
+        ARCHITECTURE,
+        "have {} of the threads",
+        SHARES[resolver._THREADS // resolver._THREADS_FOR_STRANGERS],
+    ),
+    (ARCHITECTURE, "More than {:,} branches in doubt", MAX_WATCHED),
+    (PROTOCOL, "{} days by default", NUMBERS[ParticipantSettings().tombstones_kept_ms // DAY_MS]),
+    (PROTOCOL, "stays prepared ({} s at first", InquirySettings().first_after_s),
+    (PROTOCOL, "plus a grace of {} s", Timings().grace_ms / 1000),
+    (PROTOCOL, "keeps its {} places", Limits().calls_per_participant),
+    (PROTOCOL, "less the retention ({} h)", Retention().keep_ms / 3_600_000),
+    (PROTOCOL, "more than {} s from the median", clocks.MAX_OFFSET_MS / 1000),
+    (CHANGELOG, "nested at most {} deep", api_shapes.MAX_PAYLOAD_DEPTH),
+    (CHANGELOG, "no larger than {} KiB", gateway._BATCH_BYTES / 1024),
+    (CHANGELOG, "after some {:,} records", machine.PAGE_SCAN),
+    (CHANGELOG, "looked at, or {} MiB", api_transactions.PAGE_CHARS / MIB),
+    (CHANGELOG, "no more than {} MiB of an answer", client_calls._ANSWER_BYTES / MIB),
+    (CHANGELOG, "no more than {} MiB for each process", local_cluster._LOG_BYTES / MIB),
+]
+"""What a page says in figures, and where it has them from."""
 
 
 def text_of(name: str) -> str:
@@ -104,3 +181,10 @@ def test_the_page_about_histories_names_every_event_that_the_checker_reads() -> 
     read = {name.removeprefix("_on_") for name in vars(Checker) if name.startswith("_on_")}
     assert read <= named
     assert named - read == {"answered_commit", "answered_abort"}  # these say nothing by themselves
+
+
+@pytest.mark.parametrize(("page", "says", "value"), FIGURES, ids=lambda given: str(given)[:60])
+def test_a_figure_of_the_pages_is_that_of_the_code(page: str, says: str, value: object) -> None:
+    if isinstance(value, float):
+        value = int(value) if value == int(value) else round(value, 6)
+    assert says.format(value) in " ".join(text_of(page).split())
