@@ -1,13 +1,11 @@
 """A driver between a log in memory and a gateway that the test plays; the clock skips all waiting.
 
-`play(scene)` runs a scene: a coroutine that gets a Rig. While nobody has anything to do the clock
-jumps to the next timer, so ten seconds pass at once and nothing depends on the machine's speed.
+`play(scene)` runs a scene: a coroutine that gets a Rig.
 """
 
 from __future__ import annotations
 
 import asyncio
-import selectors
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import cast
@@ -29,35 +27,15 @@ from participants.contract import (
     Voted,
 )
 from tests.memory_log import MemoryLog
+from tests.skipped_time import run_skipping
 
 SDK = Declaration(repeatable_prepare=True, inquiry=True)
-CLOCK_STARTS_S = 1_000.0
 
 Script = Callable[[Call], Answer | None]
 
 
-class _Skipping(selectors.DefaultSelector):
-    """Waits for nothing: what the loop wants to wait is added to its clock."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = CLOCK_STARTS_S
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None:
-            raise AssertionError("everybody waits and no timer is set: nothing would ever happen")
-        self.now_s += max(0.0, timeout)
-        return super().select(0)
-
-
 def play(scene: Callable[[Rig], Awaitable[None]], **settings: object) -> None:
     """Run a scene to its end; `settings` are the Rig's."""
-    selector = _Skipping()
-
-    def skipping_loop() -> asyncio.AbstractEventLoop:
-        loop = asyncio.SelectorEventLoop(selector)
-        loop.time = lambda: selector.now_s  # type: ignore[method-assign]
-        return loop
 
     async def whole() -> None:
         rig = Rig(**settings)  # type: ignore[arg-type]
@@ -69,8 +47,7 @@ def play(scene: Callable[[Rig], Awaitable[None]], **settings: object) -> None:
         await asyncio.sleep(0)
         assert not errors, errors
 
-    with asyncio.Runner(loop_factory=skipping_loop) as runner:
-        runner.run(whole())
+    run_skipping(whole())
 
 
 class PlayedLog(MemoryLog):

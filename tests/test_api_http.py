@@ -81,13 +81,13 @@ def test_a_connection_that_was_refused_for_load_rests_before_it_is_read_again(
             node.driver.line = Line(Admission(target_s=1e-9, least=0))
             body = json.dumps(node.body()).encode()
             head = f"POST /v1/transactions HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}"
+            began_s = loop.time()
             writer.write(get("/healthz") + f"{head}\r\n\r\n".encode() + body + get("/healthz"))
             assert "200" in (await read_answer(reader))[0]
             first, headers, _ = await read_answer(reader)
             assert ("429" in first, headers["retry-after"]) == (True, "2")
-            refused_s = loop.time()
             assert "200" in (await read_answer(reader))[0]
-            assert loop.time() - refused_s > 1.0
+            assert loop.time() - began_s >= 1.3
 
     run(test())
 

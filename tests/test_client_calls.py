@@ -23,6 +23,7 @@ from cluster.client.calls import (
     Silence,
 )
 from tests.fake_nodes import FOREVER, ORDER, FakeNode, hangs, run, shown, until
+from tests.skipped_time import run_skipping
 
 
 class Scripted:
@@ -160,7 +161,7 @@ def test_what_is_not_decided_at_the_deadline_is_unknown_and_says_how_far_it_was(
         assert caught.value.transaction_id == "a"
         await client.close()
 
-    asyncio.run(test())
+    run_skipping(test())
 
 
 def answers_of(*elements: Any) -> HttpAnswer:
@@ -502,7 +503,7 @@ def test_of_what_can_be_followed_no_further_the_last_that_was_known_is_told(
         assert (answer.outcome, answer.state) == ("committed", "committing")
         await client.close()
 
-    asyncio.run(test())
+    run_skipping(test())
 
 
 def cluster_as_seen_by(node: str, leader: str | None, term: int) -> HttpAnswer:

@@ -44,7 +44,8 @@ from coordinator.plan import Wait
 from coordinator.settings import Limits
 from participants.contract import PLAIN, Acknowledged, Declaration, Failed, Operation, Vote, Voted
 from tests.builders import BEGAN_MS, begin, branch, plan, uuid7
-from tests.driver_rig import CLOCK_STARTS_S, SDK, Rig, down, play, silence, yes_to_all
+from tests.driver_rig import SDK, Rig, down, play, silence, yes_to_all
+from tests.skipped_time import CLOCK_STARTS_S
 
 PREPARE, COMMIT, ROLLBACK = Operation.PREPARE, Operation.COMMIT, Operation.ROLLBACK
 NOW_MS = int(CLOCK_STARTS_S * 1000)
