@@ -208,6 +208,8 @@ class Environment:
     @property
     def kept_s(self) -> float:
         """So long after its end a transaction is surely remembered, whatever the clocks say."""
+        if self.nodes_ahead and self.most_remembered < MANY:
+            return 0.0  # one too many is remembered for as long as a clock says that is ahead
         kept_ms = self.keep_ms if self.most_remembered == MANY else LEAST_KEPT_MS
         apart_ms = self.clock_offset_ms + 2 * self.clock_jump_ms
         drifted_ms = 1_000 * self.clock_rate * (self.faulty_s + self.settle_s)
