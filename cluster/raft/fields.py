@@ -8,7 +8,7 @@ of the log means for the members is here, too, since the library's own idea of i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cluster.errors import FailStop
 from cluster.raft.entries import MEMBERS
@@ -29,9 +29,10 @@ class LibraryFields(RaftState):
     _peer_names: tuple[str, ...]
     _peer_nodes: dict[str, Any]
 
-    def __getattr__(self, name: str) -> Any:
-        """The library's fields are not declared anywhere."""
-        raise AttributeError(name)
+    if TYPE_CHECKING:  # the interpreter would be slower at every field of the replica
+
+        def __getattr__(self, name: str) -> Any:
+            """The library's fields are not declared anywhere."""
 
     @property
     def term(self) -> int:
