@@ -188,6 +188,9 @@ class WayIn(enum.Enum):
     REFUSED = "not now: more is asked for than the node can do"
 
 
+_AT_ONCE, _REFUSED = WayIn.AT_ONCE, WayIn.REFUSED  # looked up once: 90 ns each time
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
     """In the line, of a batch: its next piece, and all of it that has not begun, in elements. One
@@ -226,8 +229,8 @@ class Line:
     def way_in(self, now_s: float, address: str) -> WayIn:
         """For a transaction that is in no batch, and is asked for from there."""
         if self._admission.is_crowd(now_s, address, in_line=address in self._queues):
-            return WayIn.REFUSED if self.is_too_long(now_s, address) else WayIn.IN_TURN
-        return WayIn.AT_ONCE if self._admission.admits(now_s) else WayIn.REFUSED
+            return _REFUSED if self.is_too_long(now_s, address) else WayIn.IN_TURN
+        return _AT_ONCE if self._admission.admits(now_s) else _REFUSED
 
     def is_too_long(self, now_s: float, address: str) -> bool:
         """Whether what comes now from there is to be refused."""

@@ -62,9 +62,11 @@ class Refusal(enum.Enum):
     BRANCH_FINISHED = "the branch has finished already"
 
 
+# Looked up once: finding a member of an enum costs 90 ns in Python 3.11.
 _ABSENT, _EXPIRED, _REFUSED = Phase.ABSENT, Phase.EXPIRED, Phase.REFUSED
 _OPEN, _UNDECIDED, _FINISHED = Phase.OPEN, Phase.UNDECIDED, Phase.FINISHED
 _COMMITTING, _ABORTING = Phase.COMMITTING, Phase.ABORTING
+_COMMIT = Outcome.COMMIT
 
 MOVES: dict[type[Command], dict[Phase, Move | Refusal]] = {
     Begin: {
@@ -143,11 +145,11 @@ MOVES: dict[type[Command], dict[Phase, Move | Refusal]] = {
 def phase_of(transaction: Transaction | None, *, expired: bool) -> Phase:
     """The phase of an id. `expired`: the id carries a time, and it lies before the horizon."""
     if transaction is None:
-        return Phase.EXPIRED if expired else Phase.ABSENT
+        return _EXPIRED if expired else _ABSENT
     if transaction.is_refusal:
-        return Phase.REFUSED
+        return _REFUSED
     if transaction.outcome is None:
-        return Phase.UNDECIDED if transaction.closed else Phase.OPEN
+        return _UNDECIDED if transaction.closed else _OPEN
     if transaction.finished_ms is not None:
-        return Phase.FINISHED
-    return Phase.COMMITTING if transaction.outcome is Outcome.COMMIT else Phase.ABORTING
+        return _FINISHED
+    return _COMMITTING if transaction.outcome is _COMMIT else _ABORTING

@@ -19,6 +19,9 @@ from participants.contract import Vote
 
 _new = tuple.__new__
 
+# Looked up once: finding a member of an enum costs 90 ns in Python 3.11.
+_ONE_SHOT, _COMMIT, _ABORT, _UNKNOWN = Mode.ONE_SHOT, Outcome.COMMIT, Outcome.ABORT, Vote.UNKNOWN
+
 
 def record_of(command: Begin, sequence: int) -> Transaction:
     """The record that `Begin` makes."""
@@ -32,7 +35,7 @@ def record_of(command: Begin, sequence: int) -> Transaction:
         metadata=command.metadata,
         created_ms=command.now_ms,
         deadline_ms=command.deadline_ms,
-        closed=command.mode is Mode.ONE_SHOT,
+        closed=command.mode is _ONE_SHOT,
     )
 
 
@@ -41,14 +44,14 @@ def refused(command: Refuse, sequence: int) -> Transaction:
         id=command.id,
         sequence=sequence,
         fingerprint="",
-        mode=Mode.ONE_SHOT,
+        mode=_ONE_SHOT,
         branches=(),
         payloads=(),
         metadata=b"{}",
         created_ms=command.now_ms,
         deadline_ms=command.now_ms,
         closed=True,
-        outcome=Outcome.ABORT,
+        outcome=_ABORT,
         reason="a participant asked for the outcome before the transaction was begun",
         decided_ms=command.now_ms,
         finished_ms=command.now_ms,
@@ -57,7 +60,7 @@ def refused(command: Refuse, sequence: int) -> Transaction:
 
 def decided(command: Decide, standing: Transaction) -> Transaction:
     count = len(standing.branches)
-    votes = (command.votes + (Vote.UNKNOWN,) * count)[:count]
+    votes = (command.votes + (_UNKNOWN,) * count)[:count]
     commits = standing.closed and everyone_can_commit(votes, count)
     after = _new(
         Transaction,
@@ -68,7 +71,7 @@ def decided(command: Decide, standing: Transaction) -> Transaction:
             True,
             votes,
             (command.vote_reasons + (None,) * count)[:count],
-            Outcome.COMMIT if commits else Outcome.ABORT,
+            _COMMIT if commits else _ABORT,
             None if commits else command.reason,
             command.now_ms,
             *standing[15:],
@@ -82,9 +85,9 @@ def aborted_by_hand(command: Resolve, standing: Transaction) -> Transaction:
     after = standing._replace(
         payloads=(),
         closed=True,
-        votes=(Vote.UNKNOWN,) * count,
+        votes=(_UNKNOWN,) * count,
         vote_reasons=(None,) * count,
-        outcome=Outcome.ABORT,
+        outcome=_ABORT,
         reason=f"aborted by {command.actor}: {command.reason}",
         decided_ms=command.now_ms,
         resolutions=(*standing.resolutions, _resolution(command)),
