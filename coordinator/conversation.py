@@ -222,8 +222,8 @@ class Conversation:
         if self._decision is not None or self.transaction.outcome is not None:
             return self._late_answer(leg, position, answer, now_s)
         match answer:
-            case Voted(vote=vote, reason=reason):
-                return self._voted(leg, vote, reason)
+            case Voted():
+                return self._voted(leg, answer.vote, answer.reason)
             case Working(retry_after_ms=retry_after_ms):
                 leg.working += 1
                 initial_ms = self._timings.working_initial_ms

@@ -24,7 +24,6 @@ from coordinator.conversation import (
     Action,
     Conversation,
     Leg,
-    ProposeAcknowledgement,
     ProposeDecision,
     SendEnd,
     SendPrepare,
@@ -157,26 +156,23 @@ class Talks:
         assert conversation is not None
         sent: list[Leg] = []
         operation = _PREPARE  # all that one turn of a conversation sends is of one kind
-        for action in actions:
-            match action:
-                case SendPrepare(position=position):
-                    sent.append(self._send_prepare(live, conversation, position))
-                case SendEnd(position=position, operation=operation):
-                    sent.append(self._send_end(live, conversation, position, operation))
-                case WithdrawPrepare(position=position):
-                    self._withdraw_prepare(live, position)
-                case ProposeDecision(votes=votes, vote_reasons=reasons, reason=reason):
-                    self._steps.voted(live.id, conversation.legs)
-                    now_ms = self._now_ms()
-                    self._propose_for(
-                        live, action, Decide(live.epoch, now_ms, live.id, votes, reasons, reason)
-                    )
-                case ProposeAcknowledgement(branches=branches):
-                    self._steps.acknowledged(conversation.transaction, branches)
-                    now_ms = self._now_ms()
-                    acknowledge = Acknowledge(live.epoch, now_ms, live.id, branches)
-                    patience_s = 0.0 if live.end_is_awaited else ACKNOWLEDGE_PATIENCE_S
-                    self._propose_for(live, action, acknowledge, patience_s=patience_s)
+        for action in actions:  # eight a transaction: `match` takes 1.5 us for them, this 0.6
+            if isinstance(action, SendPrepare):
+                sent.append(self._send_prepare(live, conversation, action.position))
+            elif isinstance(action, SendEnd):
+                operation = action.operation
+                sent.append(self._send_end(live, conversation, action.position, operation))
+            elif isinstance(action, WithdrawPrepare):
+                self._withdraw_prepare(live, action.position)
+            elif isinstance(action, ProposeDecision):
+                self._steps.voted(live.id, conversation.legs)
+                decide = Decide(live.epoch, self._now_ms(), live.id, *action)
+                self._propose_for(live, action, decide)
+            else:
+                self._steps.acknowledged(conversation.transaction, action.branches)
+                acknowledge = Acknowledge(live.epoch, self._now_ms(), live.id, action.branches)
+                patience_s = 0.0 if live.end_is_awaited else ACKNOWLEDGE_PATIENCE_S
+                self._propose_for(live, action, acknowledge, patience_s=patience_s)
         if sent:
             self._steps.sent(live.id, operation, sent)
         self._arm(live, conversation)
