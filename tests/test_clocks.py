@@ -10,6 +10,7 @@ import pytest
 
 from cluster import clocks
 from cluster.clocks import LOOKS, MAX_OFFSET_MS, SUCCESSOR_OFFSET_MS, TRY_EVERY, ClockWatch
+from cluster.raft.replica import Replica
 from cluster.raft.status import PeerStatus, ReplicaStatus, unknown_status
 from tests.test_replica import Cluster, run, until
 
@@ -223,21 +224,26 @@ def test_replicas_hand_over_to_the_one_whose_clock_is_right(tmp_path: Path) -> N
             await cluster.start()
             leader = await cluster.leader()
             right, wrong = 1_700_000_000_000, 1_700_000_100_000
+            loop = asyncio.get_running_loop()
             for replica in cluster.replicas.values():
                 of = wrong if replica is leader else right
-                replica._now_ms = lambda of=of: of  # type: ignore[misc]
+                replica._now_ms = lambda of=of: of + round(loop.time() * 1_000)  # type: ignore[misc]
                 assert replica._core is not None
                 replica._core.now_ms = replica._now_ms
             watch = ClockWatch(leader, now_ms=leader._now_ms)
-            await until(lambda: watch.offset_ms == wrong - right)
-            await until(lambda: set(leader.clock_offsets_ms.values()) == {right - wrong})
+
+            def seen(by: Replica) -> list[int]:
+                """Peers' clocks as it sees them, in whole seconds."""
+                return sorted(round(offset, -3) for offset in by.clock_offsets_ms.values())
+
+            await until(lambda: seen(leader) == [right - wrong] * 2)
+            assert round(watch.offset_ms, -3) == wrong - right
             for _ in range(LOOKS):
                 await watch.look()
             successor = await cluster.leader(other_than=leader.node)
             assert leader.epoch is None
             after = ClockWatch(successor, now_ms=successor._now_ms)
-            await until(lambda: len(successor.clock_offsets_ms) == 2)
-            await until(lambda: sorted(successor.clock_offsets_ms.values()) == [0, wrong - right])
+            await until(lambda: seen(successor) == [0, wrong - right])
             assert after.is_sound()
             for _ in range(LOOKS + TRY_EVERY):
                 await after.look()

@@ -887,3 +887,25 @@ def test_a_follower_that_lost_what_it_acknowledged_gets_it_again(
     assert [entry[1] for entry in sent[0].entries] == [last - 1, last]
     world.pass_rounds("A", "B", "C")
     assert leader.core.match_index("B") == last
+
+
+# --- clocks
+
+
+def test_the_clock_of_a_silent_peer_goes_on(tmp_path: Path) -> None:
+    """As it was when it was heard, it would agree with a clock that was set a day ahead since then:
+    with one of three nodes down the leader's would be in the middle, and sound.
+    """
+    world = World(tmp_path)
+    clocks = dict.fromkeys(world.nodes, 0)
+    for name, node in world.nodes.items():
+        node.core.now_ms = lambda name=name: clocks[name] + int(world.now * 1_000)
+    leader = world.elect("A", "B", "C")
+    world.pass_rounds()
+    assert all(abs(offset) < 1_000 for offset in leader.core.clock_offsets_ms.values())
+    world.crash("C")
+    clocks["A"] = 86_400_000
+    assert all(offset < -86_000_000 for offset in leader.core.clock_offsets_ms.values())
+    world.pass_rounds("A", "B")
+    assert all(offset < -86_000_000 for offset in leader.core.clock_offsets_ms.values())
+    assert set(leader.core.clock_offsets_ms) == {"B", "C"}

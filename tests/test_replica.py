@@ -532,7 +532,7 @@ def test_an_answer_has_a_step_run_only_where_that_can_do_something(tmp_path: Pat
 
             await is_idle()
             assert not has_a_step_run()
-            assert core.clock_offsets_ms[peer] == 1 - nodes.now_ms(), "it was heard"
+            assert core.clock_offsets_ms[peer] < -nodes.now_ms() // 2, "it was heard"
             await is_idle()
             assert has_a_step_run(matched=False), "it lacks entries"
             await is_idle()
@@ -1105,16 +1105,24 @@ def test_clocks_travel_with_heartbeats(tmp_path: Path) -> None:
         async with cluster(tmp_path) as nodes:
             leader = await nodes.leader()
             late = next(name for name in nodes.replicas if name != leader.node)
-            nodes.replicas[late]._now_ms = lambda: 0
-            core = nodes.replicas[late]._core
-            assert core is not None
-            core.now_ms = lambda: 1_700_000_000_000 - 9_000
-            await until(lambda: leader.clock_offsets_ms.get(late) == -9_000)
-            others = {name: off for name, off in leader.clock_offsets_ms.items() if name != late}
-            assert set(others.values()) <= {0}
-            await until(lambda: nodes.replicas[late].clock_offsets_ms.get(leader.node) == 9_000)
+            for name, replica in nodes.replicas.items():
+                set_clock(replica, -90_000 if name == late else 0)
+
+            def seen(by: Replica, ahead_ms: int, of: str) -> bool:
+                return abs(by.clock_offsets_ms.get(of, 0) - ahead_ms) < 45_000
+
+            await until(lambda: seen(leader, -90_000, late))
+            await until(lambda: all(seen(leader, 0, n) for n in nodes.replicas if n != late))
+            await until(lambda: seen(nodes.replicas[late], 90_000, leader.node))
 
     run(scenario())
+
+
+def set_clock(replica: Replica, ahead_ms: int) -> None:
+    """So far ahead of the loop's, and going on as it does."""
+    core = replica._core
+    assert core is not None
+    core.now_ms = lambda: 1_700_000_000_000 + ahead_ms + round(core.now() * 1_000)
 
 
 def test_status_before_the_start_and_after_a_failure_is_told(

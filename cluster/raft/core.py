@@ -182,7 +182,7 @@ class RaftCore(Elections, Snapshots, LibraryFields, SyncObj):  # type: ignore[mi
         self.on_applied = surroundings.on_applied
         self.on_installed = surroundings.on_installed
         self.random = surroundings.random
-        self.clock_offsets_ms: dict[str, int] = {}
+        self.clocks_ahead_ms = {}
         self.elections = 0
         self.snapshots_taken = 0
         self.last_contact = NEVER

@@ -24,7 +24,8 @@ class LibraryFields(RaftState):
 
     make_node: Callable[[str], Any]
     """The library's node of a name."""
-    clock_offsets_ms: dict[str, int]
+    clocks_ahead_ms: dict[str, float]
+    """Peers' clocks less the loop's time, as last heard."""
     bytes_since_snapshot: int
     _peer_names: tuple[str, ...]
     _peer_nodes: dict[str, Any]
@@ -135,7 +136,15 @@ class LibraryFields(RaftState):
         self._SyncObj__newAppendEntriesTime = NEVER
 
     def heard_clock(self, peer: str, now_ms: int) -> None:
-        self.clock_offsets_ms[peer] = now_ms - self.now_ms()
+        self.clocks_ahead_ms[peer] = now_ms - self.now() * 1_000
+
+    @property
+    def clock_offsets_ms(self) -> dict[str, int]:
+        """Peers' clocks less this node's own. That of a silent peer has gone on since it was heard:
+        taken as it was then, it would agree with this clock, however that was set meanwhile.
+        """
+        own_ms = self.now_ms() - self.now() * 1_000
+        return {peer: round(ahead_ms - own_ms) for peer, ahead_ms in self.clocks_ahead_ms.items()}
 
     def append_entry(self, command: bytes, index: int, term: int) -> None:
         self.journal.append(command, index, term)

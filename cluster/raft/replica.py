@@ -297,13 +297,13 @@ class Replica:
             snapshot=core.snapshot_index,
             members=core.configurations.latest,
             peers=tuple(peer_status(core, peer) for peer in core.peers),
-            clock_offsets_ms=dict(core.clock_offsets_ms),
+            clock_offsets_ms=core.clock_offsets_ms,
         )
 
     @property
     def clock_offsets_ms(self) -> Mapping[str, int]:
         """Peers' wall clocks less this node's own, as last heard."""
-        return {} if self._core is None else dict(self._core.clock_offsets_ms)
+        return {} if self._core is None else self._core.clock_offsets_ms
 
     # --- what happens to it
 

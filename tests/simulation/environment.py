@@ -101,7 +101,7 @@ PARTED = 1 / 12
 
 AHEAD = 1 / 8
 """The share of seeds in which services' clocks are set a day ahead for a moment, now and then, and
-of those in which all nodes' are."""
+of those in which all nodes' are, and of those in which the leader's is."""
 
 UNSYNCED = 1 / 12
 """The share of seeds whose nodes do not sync: of a power loss they promise nothing, but that what
@@ -190,8 +190,8 @@ class Environment:
     """When two logs begin to grow apart, after the faults have begun; 0: none do."""
     services_ahead_s: float
     """When clocks of services begin to be set a day ahead, after the faults have begun; 0: none."""
-    nodes_ahead: bool
-    """Whether the clocks of all nodes are, when all has settled."""
+    nodes_ahead: str
+    """Whether the clocks of nodes are, when all has settled: `all`, `leader`, or of none."""
     syncs: bool
     """Whether nodes sync their journals."""
     bounds: Mapping[str, float]
@@ -208,8 +208,8 @@ class Environment:
     @property
     def kept_s(self) -> float:
         """So long after its end a transaction is surely remembered, whatever the clocks say."""
-        if self.nodes_ahead and self.most_remembered < MANY:
-            return 0.0  # one too many is remembered for as long as a clock says that is ahead
+        if self.most_remembered < MANY and self.nodes_ahead == "all":
+            return 0.0  # where there are too many, that clock counts
         kept_ms = self.keep_ms if self.most_remembered == MANY else LEAST_KEPT_MS
         apart_ms = self.clock_offset_ms + 2 * self.clock_jump_ms
         drifted_ms = 1_000 * self.clock_rate * (self.faulty_s + self.settle_s)
@@ -348,7 +348,9 @@ def draw_environment(seed: int) -> Environment:
         services_ahead_s=ahead.uniform(0.5, 4.0)
         if not calm and "sdk" in kinds and ahead.random() < (0.5 if brief else AHEAD)
         else 0.0,
-        nodes_ahead=keep_ms == DAY_MS and ahead.random() < AHEAD,
+        nodes_ahead=ahead.choice(("all", "leader"))
+        if keep_ms == DAY_MS and ahead.random() < 2 * AHEAD
+        else "",
         syncs=Random(f"syncs {seed}").random() > UNSYNCED,
         bounds=draw_bounds(Random(f"bounds {seed}")),
         http_in_bytes=Random(f"http {seed}").random() < IN_BYTES,

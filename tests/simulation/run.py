@@ -36,7 +36,7 @@ from tests.simulation.patches import patched
 from tests.simulation.services import ACCOUNTS
 from tests.simulation.workload import Load, User
 from tests.simulation.world import ClientHost, Host, World
-from tests.simulation.wrong_clocks import set_all_nodes
+from tests.simulation.wrong_clocks import set_nodes
 
 PROBES = 3
 PROBE_S = 15.0
@@ -182,7 +182,7 @@ async def _whole(world: World) -> None:
         host.start()
     if await _settle(world):
         if world.environment.nodes_ahead:
-            await set_all_nodes(world)
+            await set_nodes(world)
         await _probe(world, load)
     await _finish(world, load)
 
