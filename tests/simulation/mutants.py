@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
+import cluster.client.calls
 import cluster.raft.snapshots
 import cluster.storage.directory
 import cluster.storage.fellows
 import cluster.storage.journal_segments
 import coordinator.api_connection
+import coordinator.api_transactions
 import coordinator.courier
+import coordinator.driver
 import coordinator.inquiry
 import coordinator.machine
 import coordinator.records
@@ -24,6 +27,7 @@ import participants.contract
 import participants.inquiry
 from cluster.client.async_client import Client
 from cluster.client.submission import Submission
+from cluster.clocks import ClockWatch
 from cluster.node import Node
 from cluster.raft.core import RaftCore
 from cluster.raft.proposals import Proposals
@@ -42,7 +46,7 @@ from coordinator.courier import Courier
 from coordinator.driver import Driver
 from coordinator.gateway import Gateway
 from coordinator.ids import IdMaker
-from coordinator.machine import Restoring
+from coordinator.machine import Machine, Restoring
 from coordinator.sweep import Sweep
 from coordinator.table import Table
 from participants.inquiry import Inquirer
@@ -53,6 +57,7 @@ from tests.simulation import broken_disk as disk
 from tests.simulation import broken_fronts as fronts
 from tests.simulation import broken_rules as rules
 from tests.simulation import broken_state as state
+from tests.simulation import broken_words as words
 from tests.simulation.processes import results
 from tests.simulation.run import Result, run_seed
 from tests.simulation.services import SimStore
@@ -528,6 +533,122 @@ MUTANTS = {
             "asked-once",
             "an inquiry without an answer is repeated",
             replaced(Inquirer, "_inquire", state.asked_once),
+        ),
+        # Who is believed: proxies before nodes, operators, clocks, what was heard.
+        Mutant(
+            "missing-is-abort",
+            "a 404 answers no inquiry",
+            replaced(participants.inquiry._HttpAsking, "ask", words.missing_is_abort),
+        ),
+        Mutant(
+            "every-refusal-is-a-nodes",
+            "after a try that was perhaps done only a node refuses",
+            replaced(cluster.client.calls, "_is_strangers_refusal", words.every_refusal_is_a_nodes),
+        ),
+        Mutant(
+            "errors-are-final",
+            "after a 500 it was perhaps done",
+            replaced(cluster.client.calls, "_is_final", words.errors_are_final),
+        ),
+        Mutant(
+            "broken-never-arrived",
+            "what was sent when the connection broke may have arrived",
+            replaced(coordinator.courier, "_lost", words.broken_never_arrived),
+        ),
+        Mutant(
+            "nobody-said-otherwise",
+            "the first word about a branch stands, and the second one is told so",
+            replaced(coordinator.driver, "resolution_of", words.nobody_said_otherwise),
+        ),
+        Mutant(
+            "finished-branch-by-hand",
+            "what has ended in order is not ended by hand",
+            replaced(Machine, "_resolve_branch", words.finished_branch_by_hand),
+        ),
+        Mutant(
+            "resolved-not-told",
+            "a conversation hears of what is done by hand",
+            replaced(Driver, "_resolved", words.resolved_not_told),
+        ),
+        Mutant(
+            "any-time-will-do",
+            "an id from the future is refused",
+            replaced(coordinator.api_transactions, "require_not_ahead", words.any_time_will_do),
+        ),
+        Mutant(
+            "newest-forgotten",
+            "what is new is remembered, however much there is",
+            words.forget_the_newest,
+        ),
+        Mutant(
+            "wrong-clock-believed",
+            "whose clock is wrong makes nothing forgotten",
+            replaced(ClockWatch, "is_sound", words.always_sound),
+        ),
+        Mutant(
+            "set-clock-believed",
+            "a clock that was set makes nothing forgotten for a while",
+            replaced(ClockWatch, "steady_s", words.steady_for_ever),
+        ),
+        Mutant(
+            "silent-stands-still",
+            "the clock of a silent peer goes on",
+            words.silent_stands_still,
+        ),
+        Mutant(
+            "tombstones-by-a-set-clock",
+            "a clock that was set drops no tombstones",
+            replaced(Participant, "_clock_ms", words.never_set),
+        ),
+        Mutant(
+            "unborn-not-asked",
+            "who was prepared tomorrow inquires today",
+            replaced(Inquirer, "_due", words.unborn_not_asked),
+        ),
+        Mutant(
+            "decided-not-taken-up",
+            "a new leader takes up what is decided, too",
+            replaced(Driver, "lead", words.decided_not_taken_up),
+        ),
+        Mutant(
+            "payloads-not-restored",
+            "bytes are counted anew from a snapshot",
+            replaced(Restoring, "_read_part", words.payloads_not_restored),
+        ),
+        Mutant(
+            "decision-dropped",
+            "a decision for which there was no room is proposed again",
+            replaced(Conversation, "not_proposed", words.decision_dropped),
+        ),
+        Mutant(
+            "last-prepare-is-the-only-one",
+            "that the last prepare did not arrive says nothing of those before",
+            replaced(Conversation, "_is_only_prepare", words.last_prepare_is_the_only_one),
+        ),
+        Mutant(
+            "never-too-early",
+            "what was sent before the fate of the prepare was known does not count",
+            replaced(Conversation, "_learn_fate", words.never_too_early),
+        ),
+        Mutant(
+            "other-work-waits",
+            "whose id stands for other work is told to abort",
+            replaced(coordinator.driver, "answer_inquiry", words.other_work_waits),
+        ),
+        Mutant(
+            "expired-waits",
+            "whose id is too old is told to abort",
+            replaced(Driver, "inquire", words.expired_waits),
+        ),
+        Mutant(
+            "term-not-written",
+            "a term is durable, voted in or not",
+            replaced(Journal, "set_vote", words.term_not_written),
+        ),
+        Mutant(
+            "noted-before-the-sync",
+            "what is noted as synced is synced",
+            replaced(Segments, "_make_durable", words.noted_before_the_sync),
         ),
     )
 }
