@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checker import BadHistory, check, main
+from tests.checker import EXPIRED, BadHistory, check, main
 from tests.histories import (
     COMMITTED,
     FINISHED,
@@ -63,6 +63,17 @@ def test_an_incomplete_history_is_not_blamed_for_what_it_lacks() -> None:
     assert check([event("applied", node="n1", start=1, index=9, digest=1)]) == []
 
 
+def said_by_hand(effect_of: str) -> list[Event]:
+    """An operator says of p1's branch what became of it, and is answered that it is kept."""
+    asked = {"participant": "p1", "branch": "1", "effect": effect_of}
+    return [invoke(7, "resolve", **asked), ok(7, "resolve", kept=True)]
+
+
+def by_hand(kept: dict[str, str]) -> list[Event]:
+    outcomes, said = {"t": "committed"}, {"t": kept}
+    return [event("node_end", node="n1", digest="d", outcomes=outcomes, by_hand=said)]
+
+
 BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
     "I1": [
         ("a split", [*COMMITTED, effect("p2", "rolled_back")]),
@@ -112,6 +123,15 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
             "nobody knows it any more",
             [*COMMITTED, *end()[:2], event("node_end", node="n1", digest="d", outcomes={})],
         ),
+        ("an operator's word is lost", [*COMMITTED, *said_by_hand("committed"), *by_hand({})]),
+        (
+            "an operator's word is another one's",
+            [*COMMITTED, *said_by_hand("committed"), *by_hand({"1": "unknown"})],
+        ),
+        (
+            "refused as too old, and it is young",
+            [{**RUN, "kept_s": 5.0}, *COMMITTED[1:], invoke(2), fail(2, error=EXPIRED)],
+        ),
         (
             "a node knows it otherwise",
             [*COMMITTED, event("node_end", node="n1", digest="d", outcomes={"t": "aborted"})],
@@ -120,6 +140,7 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
     "I5": [
         ("in doubt for ever", [*COMMITTED, *end(in_doubt=["t/1"])]),
         ("it does not end", [*COMMITTED, event("unsettled", what=["n1 is down"])]),
+        ("nobody had it in hand", [*COMMITTED, event("lost", node="n1", transactions=2)]),
     ],
     "I6": [
         (
@@ -308,7 +329,21 @@ def test_who_forgets_may_answer_unknown() -> None:
     ask = [invoke(2, "get"), ok(2, "get", outcome=None, state="unknown")]
     history = [*COMMITTED, *ask, *end()]
     assert invariants(history) == {"I10"}
-    assert check([{**RUN, "forgets": True}, *history[1:]]) == []
+    forgetful = {**RUN, "forgets": True, "kept_s": 5.0}
+    later = [{**e, "at": e["at"] + 5.0} for e in [*ask, *end()]]
+    assert check([forgetful, *COMMITTED[1:], *later]) == []
+    assert {v.invariant for v in check([forgetful, *history[1:]])} == {"I10"}, "it is young"
+
+
+def test_what_is_old_may_be_refused_as_too_old() -> None:
+    asked = [invoke(2), {**fail(2, error=EXPIRED), "at": 6.0}]
+    assert check([{**NO_END, "kept_s": 5.0}, *COMMITTED[1:], *asked]) == []
+
+
+def test_an_operators_word_that_is_kept_is_no_violation() -> None:
+    whole = end()
+    whole[-1:] = by_hand({"1": "committed"})
+    assert check([*COMMITTED, *said_by_hand("committed"), *whole]) == []
 
 
 def test_a_read_that_began_before_may_answer_the_past() -> None:
