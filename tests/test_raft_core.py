@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -898,8 +899,12 @@ def test_the_clock_of_a_silent_peer_goes_on(tmp_path: Path) -> None:
     """
     world = World(tmp_path)
     clocks = dict.fromkeys(world.nodes, 0)
+
+    def clock(name: str) -> Callable[[], int]:
+        return lambda: clocks[name] + int(world.now * 1_000)
+
     for name, node in world.nodes.items():
-        node.core.now_ms = lambda name=name: clocks[name] + int(world.now * 1_000)
+        node.core.now_ms = clock(name)
     leader = world.elect("A", "B", "C")
     world.pass_rounds()
     assert all(abs(offset) < 1_000 for offset in leader.core.clock_offsets_ms.values())

@@ -29,7 +29,7 @@ from coordinator.machine import Machine, Restoring
 from coordinator.moves import Refusal
 from coordinator.records import branch_ended_by_hand
 from participants.contract import Failed
-from participants.inquiry import MAX_ANSWER_BYTES, Decision, Inquirer, read_decision
+from participants.inquiry import MAX_ANSWER_BYTES, Decision, read_decision
 from participants.store import BranchRecord
 from participants.streams import read_within
 
@@ -124,21 +124,6 @@ def silent_stands_still(taken: ExitStack) -> None:
 def never_set(_original: Any, _participant: Any) -> float:
     """Nobody sees that a service's clock was set."""
     return 0.0
-
-
-async def unborn_not_asked(original: Any, inquirer: Inquirer, minimum_age_ms: float) -> Any:
-    """What was prepared tomorrow, by a clock that was set back since, is too young until then."""
-    in_doubt = inquirer._in_doubt
-
-    async def born(limit: int) -> list[BranchRecord]:
-        now_ms = inquirer._now_ms()
-        return [r for r in await in_doubt(limit) if r.changed_at_ms <= now_ms or minimum_age_ms < 0]
-
-    inquirer._in_doubt = born
-    try:
-        return await original(inquirer, minimum_age_ms)
-    finally:
-        inquirer._in_doubt = in_doubt
 
 
 # --- the leader -----------------------------------------------------------------------------------

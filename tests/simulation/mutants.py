@@ -601,11 +601,6 @@ MUTANTS = {
             replaced(Participant, "_clock_ms", words.never_set),
         ),
         Mutant(
-            "unborn-not-asked",
-            "who was prepared tomorrow inquires today",
-            replaced(Inquirer, "_due", words.unborn_not_asked),
-        ),
-        Mutant(
             "decided-not-taken-up",
             "a new leader takes up what is decided, too",
             replaced(Driver, "lead", words.decided_not_taken_up),

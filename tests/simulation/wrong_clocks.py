@@ -13,9 +13,7 @@ AHEAD_S = 3.0
 
 
 class WrongClocks(Strikes):
-    """Of services: what is prepared then says that it was prepared tomorrow, and what has ended
-    long ago seems to have ended yesterday.
-    """
+    """Of services: what has just ended seems to have ended yesterday."""
 
     def set_services(self) -> None:
         """One after the other, as long as there are faults; each for less than a sweep's pause."""
