@@ -75,9 +75,9 @@ def nobody_said_otherwise(_original: Any, _transaction: Transaction, _branch_id:
 
 
 def finished_branch_by_hand(original: Any, machine: Machine, command: Resolve, at: Any) -> Any:
-    """A branch that has ended in order may be ended by hand, too, as long as others have not."""
+    """A branch that has ended in order may be ended by hand, too."""
     result = original(machine, command, at)
-    if result is Refusal.BRANCH_FINISHED and at.finished_ms is None:
+    if result is Refusal.BRANCH_FINISHED:
         return machine._put(at, branch_ended_by_hand(command, at))
     return result
 
