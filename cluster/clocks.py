@@ -34,6 +34,8 @@ SUCCESSOR_OFFSET_MS: Final = MAX_OFFSET_MS // 2
 SET_MS: Final = 1_000
 """Between two looks. A clock that is being slewed gains or loses half a millisecond in a second."""
 LOOK_EVERY_S: Final = 1.0
+SETTLED_S: Final = 5.0
+"""After it was set: by then heartbeats have told how far it is from the others."""
 LOOKS: Final = 3
 """In a row, before leadership is handed over."""
 TRY_EVERY: Final = 10
@@ -73,6 +75,10 @@ class ClockWatch:
     def is_sound(self) -> bool:
         """Does this clock agree with the others?"""
         return abs(self.offset_ms) <= MAX_OFFSET_MS
+
+    def is_settled(self) -> bool:
+        """Does this clock agree with the others, as it is since it was last set?"""
+        return self.is_sound() and self.steady_s() >= SETTLED_S
 
     def _is_wrong(self) -> bool:
         """Is it this clock, and not another one?"""

@@ -196,6 +196,7 @@ class Node:
             limits=settings.limits,
             timings=settings.timings,
             now_ms=now_ms,
+            clock_is_settled=self._clocks.is_settled,
             random=random,
             status=self._status,
             checks=self._checks,

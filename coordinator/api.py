@@ -71,13 +71,23 @@ class Api:
         limits: Limits,
         timings: Timings,
         now_ms: Callable[[], int],
+        clock_is_settled: Callable[[], bool],
         random: Random,
         status: Callable[[], ClusterStatus],
         checks: Callable[[], Mapping[str, Check]],
         registry: CollectorRegistry,
     ) -> None:
         transactions = Transactions(
-            driver, machine, log, node, apis, limits, timings, now_ms, IdMaker(now_ms, random)
+            driver,
+            machine,
+            log,
+            node,
+            apis,
+            limits,
+            timings,
+            now_ms,
+            clock_is_settled,
+            IdMaker(now_ms, random),
         )
         about = _About(status, checks, registry, limits, timings)
         self.bodies_bytes = limits.bodies_bytes

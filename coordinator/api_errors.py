@@ -38,6 +38,7 @@ CODES: Mapping[str, str] = {
     "not_leader": "307: `Location` names the same call at the leader",
     "no_leader": "503: no leader is known; ask again, here or at another node",
     "outcome_unknown": "503: it may have happened or not; ask again with the id in `details.id`",
+    "clock_unsettled": "503: this node's clock was set, or is wrong; nothing was begun; ask again",
     "draining": "503: the node is stopping; nothing was begun; ask another node",
     "not_ready": "503: `checks` says why",
 }
@@ -109,6 +110,16 @@ def no_leader() -> ApiError:
         503,
         "no_leader",
         "No leader is known at present; ask again, here or at another node.",
+        headers=RETRY_AFTER,
+    )
+
+
+def clock_unsettled() -> ApiError:
+    return ApiError(
+        503,
+        "clock_unsettled",
+        "The id's time lies more than 5 minutes ahead of this node's clock, which was set just now "
+        "or disagrees with the other nodes'; nothing was begun; ask again.",
         headers=RETRY_AFTER,
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coordinator import ids
-from coordinator.api_errors import ApiError, bad_field, too_large
+from coordinator.api_errors import ApiError, bad_field, clock_unsettled, too_large
 from coordinator.api_fields import (
     MAX_URL_CHARS,
     Known,
@@ -134,14 +134,24 @@ def read_submission(
     return Submission(plan, wait, transaction_id is not None)
 
 
-def require_not_ahead(transaction_id: str, now_ms: int, is_known: Callable[[str], bool]) -> None:
+def require_not_ahead(
+    transaction_id: str,
+    now_ms: int,
+    is_known: Callable[[str], bool],
+    clock_is_settled: Callable[[], bool],
+) -> None:
     """Refuses an id whose time lies too far ahead for it to be forgotten in time.
 
     Not a known one: of what has begun a refusal would be no answer, and this clock may be behind.
+    And for good only by a clock that the other nodes' agree with: else it is not the client's that
+    is wrong, and what is asked again comes to a leader with a better one.
     """
     time_ms = ids.time_of(transaction_id)
-    if time_ms is not None and time_ms > now_ms + MAX_AHEAD_MS and not is_known(transaction_id):
-        raise bad_field("id", "its time lies more than 5 minutes ahead; set the client's clock")
+    if time_ms is None or time_ms <= now_ms + MAX_AHEAD_MS or is_known(transaction_id):
+        return
+    if not clock_is_settled():
+        raise clock_unsettled()
+    raise bad_field("id", "its time lies more than 5 minutes ahead; set the client's clock")
 
 
 def interactive_not_supported() -> ApiError:

@@ -94,6 +94,7 @@ class Transactions:
         limits: Limits,
         timings: Timings,
         now_ms: Callable[[], int],
+        clock_is_settled: Callable[[], bool],
         make_id: Callable[[], str],
     ) -> None:
         self._driver = driver
@@ -104,6 +105,7 @@ class Transactions:
         self._limits = limits
         self._timings = timings
         self._now_ms = now_ms
+        self._clock_is_settled = clock_is_settled
         self._make_id = make_id
         self._patience = Patience()
         self._batches = Batches(driver, limits, self._begin_element, self._answer_of)
@@ -215,7 +217,7 @@ class Transactions:
             address=address,
         )
         if submission.named:
-            require_not_ahead(submission.plan.id, self._now_ms(), self._driver.knows)
+            self._require_not_ahead(submission.plan.id)
         return submission
 
     async def _finish(
@@ -320,7 +322,7 @@ class Transactions:
         fingerprint = api_fields.query_id(query, "fingerprint")
         self._require_leader(request)
         # What is refused on record is kept until its id's time has passed: not for ever.
-        require_not_ahead(transaction_id, self._now_ms(), self._driver.knows)
+        self._require_not_ahead(transaction_id)
         try:
             decision = await self._driver.inquire(transaction_id, branch_id, fingerprint)
         except LogError as error:
@@ -389,7 +391,12 @@ class Transactions:
             id=transaction_id,
         )
 
-    # --- leadership and what is known ---
+    # --- leadership, the clock, and what is known ---
+
+    def _require_not_ahead(self, transaction_id: str) -> None:
+        require_not_ahead(
+            transaction_id, self._now_ms(), self._driver.knows, self._clock_is_settled
+        )
 
     def _require_leader(self, request: Request) -> None:
         """Raises the 307 or 503 of a node that does not lead."""

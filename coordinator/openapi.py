@@ -256,7 +256,8 @@ _MEANINGS = {
     "415": "The body is called something else than JSON, or packed in a way that is unknown.",
     "417": "`Expect` asks for something else than 100-continue.",
     "429": "At capacity, nothing was done; later.",
-    "503": "Not now: `no_leader`, `outcome_unknown`, `draining` or `overloaded`; ask again.",
+    "503": "Not now: `no_leader`, `outcome_unknown`, `clock_unsettled`, `draining` or "
+    "`overloaded`; ask again.",
 }
 
 

@@ -200,6 +200,7 @@ class ApiNode:
         self.log.on_leadership = self.driver.lead
         self.metrics.watch(self.driver.figures, lambda: LogFigures(3, 7, 7, 4096, 5))
         self.apis = {"n1": "http://127.0.0.1:8101", "n2": "http://127.0.0.1:8102"}
+        self.clock_is_settled = True
         self.checks = {"leader": Check(True, "n1 leads")}
         self.api = Api(
             self.driver if scripted is None else cast(Driver, scripted),
@@ -210,6 +211,7 @@ class ApiNode:
             limits=limits,
             timings=timings,
             now_ms=now_ms,
+            clock_is_settled=lambda: self.clock_is_settled,
             random=Random(3),
             status=self.status,
             checks=lambda: self.checks,

@@ -739,6 +739,23 @@ def test_an_id_far_ahead_is_refused_unless_it_has_begun() -> None:
     run(test())
 
 
+def test_an_id_far_ahead_of_a_clock_that_may_be_wrong_is_to_be_asked_again() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            node.clock_is_settled = False
+            ahead = uuid7(now_ms() + 2 * MAX_AHEAD_MS, Random())
+            body = node.body("yes", id=ahead)
+            status, answer = await node.post(PATH, body)
+            assert (status, error_of(answer)["code"]) == (503, "clock_unsettled")
+            status, answer = await node.post(PATH, {"transactions": [body]})
+            assert error_of(answer["transactions"][0])["code"] == "clock_unsettled"
+            status, answer = await node.get(f"{PATH}/{ahead}/decision?branch_id=1&fingerprint=ab")
+            assert (status, error_of(answer)["code"]) == (503, "clock_unsettled")
+            assert node.machine.get(ahead) is None
+
+    run(test())
+
+
 def test_an_inquiry_of_an_unknown_id_far_ahead_is_refused_and_leaves_nothing_behind() -> None:
     async def test() -> None:
         async with api_node() as node:

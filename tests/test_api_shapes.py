@@ -238,10 +238,23 @@ def test_interactive_is_honestly_not_supported() -> None:
 def test_an_id_from_the_future_is_refused() -> None:
     random = Random(1)
     with pytest.raises(ApiError, match="5 minutes") as caught:
-        require_not_ahead(uuid7(NOW_MS + MAX_AHEAD_MS + 1, random), NOW_MS, lambda _: False)
+        not_ahead(uuid7(NOW_MS + MAX_AHEAD_MS + 1, random))
     assert caught.value.details == {"field": "id"}
     for fine in (uuid7(NOW_MS + MAX_AHEAD_MS, random), uuid7(0, random), "no-time"):
-        require_not_ahead(fine, NOW_MS, lambda _: False)
+        not_ahead(fine)
+
+
+def test_a_node_whose_clock_may_be_wrong_refuses_no_id_for_good() -> None:
+    ahead = uuid7(NOW_MS + MAX_AHEAD_MS + 1, Random(1))
+    with pytest.raises(ApiError) as caught:
+        not_ahead(ahead, settled=False)
+    assert (caught.value.status, caught.value.code) == (503, "clock_unsettled")
+    assert caught.value.headers["Retry-After"]
+    not_ahead(ahead, settled=False, known=True)
+
+
+def not_ahead(id: str, *, settled: bool = True, known: bool = False) -> None:
+    require_not_ahead(id, NOW_MS, lambda _: known, lambda: settled)
 
 
 BAD_URLS = [

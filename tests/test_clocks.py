@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from cluster import clocks
-from cluster.clocks import LOOKS, MAX_OFFSET_MS, SUCCESSOR_OFFSET_MS, TRY_EVERY, ClockWatch
+from cluster.clocks import (
+    LOOKS,
+    MAX_OFFSET_MS,
+    SETTLED_S,
+    SUCCESSOR_OFFSET_MS,
+    TRY_EVERY,
+    ClockWatch,
+)
 from cluster.raft.replica import Replica
 from cluster.raft.status import PeerStatus, ReplicaStatus, unknown_status
 from tests.test_replica import Cluster, run, until
@@ -134,6 +141,27 @@ def test_a_clock_is_steady_since_it_was_last_set(monkeypatch: pytest.MonkeyPatch
             clock_ms += 1_000
             await watch.look()
             assert watch.steady_s() == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_clock_is_settled_once_it_was_not_set_for_a_while_and_agrees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        passed_s, set_by_ms = 100.0, 0
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: passed_s)
+        world = World(a=0, b=0, c=0)
+        watch = ClockWatch(Node(world, "a"), now_ms=lambda: int(passed_s * 1_000) + set_by_ms)
+        assert not watch.is_settled()
+        passed_s += SETTLED_S
+        assert watch.is_settled()
+        set_by_ms = -600_000  # as nobody has told yet
+        assert not watch.is_settled()
+        passed_s += SETTLED_S
+        assert watch.is_settled()
+        world.clocks_ms["a"] = FAR  # a heartbeat tells
+        assert not watch.is_settled()
 
     asyncio.run(scenario())
 

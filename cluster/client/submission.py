@@ -26,7 +26,9 @@ _DEFINITE = {
 }
 """Statuses of the errors that an element of a batch may carry, where it is not 400."""
 _CROWDED = frozenset(("at_capacity", "overloaded"))
-_AGAIN = _CROWDED | {"outcome_unknown", "no_leader", "not_leader", "draining", "internal_error"}
+_AGAIN = _CROWDED | {
+    "outcome_unknown", "no_leader", "not_leader", "clock_unsettled", "draining", "internal_error"
+}  # fmt: skip
 """Errors of an element of a batch after which the same element is sent again."""
 
 
