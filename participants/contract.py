@@ -253,7 +253,7 @@ def _prepare_answer(status: int, answer: Any, body: bytes, branch: BranchKey) ->
         return Voted(Vote.NO, _reason(answer) or "the participant answered 409")
     if status != 200:
         own = status not in PROXY_STATUSES
-        return Failed(f"answered {status}: {_excerpt(body)}", answered=own)
+        return Failed(f"answered {status}: {_excerpt(answer, body)}", answered=own)
     if answer is True:
         return _SAID["yes"]
     if answer is False:
@@ -262,7 +262,7 @@ def _prepare_answer(status: int, answer: Any, body: bytes, branch: BranchKey) ->
     if isinstance(said, str) and said in _SAID:
         reason = _reason(answer)
         return _SAID[said] if reason is None else Voted(Vote(said), reason)
-    return Failed(f"answered 200 without a vote: {_excerpt(body)}", answered=True)
+    return Failed(f"answered 200 without a vote: {_excerpt(answer, body)}", answered=True)
 
 
 def read_end_answer(
@@ -275,7 +275,7 @@ def read_end_answer(
     """
     answer = _decoded(body)
     if declared and isinstance(answer, dict) and "answers" in answer:
-        return Failed(f"answered {operation} as if it were a batch: {_excerpt(body)}")
+        return Failed(f"answered {operation} as if it were a batch: {_beginning(body)}")
     return _end_answer(operation, status, answer, body, branch)
 
 
@@ -289,7 +289,7 @@ def _end_answer(
         return _ACKNOWLEDGED
     if status == 404 and operation is Operation.ROLLBACK:
         return _ACKNOWLEDGED  # nothing was prepared here
-    return Failed(f"answered {status}: {_excerpt(body)}")
+    return Failed(f"answered {status}: {_excerpt(answer, body)}")
 
 
 def _decoded(body: bytes) -> Any:
@@ -323,7 +323,17 @@ def _reason(answer: Any) -> str | None:
     return reason[:MAX_REASON_CHARS].encode("utf-8", "replace").decode("utf-8")
 
 
-def _excerpt(body: bytes) -> str:
+def _excerpt(answer: Any, body: bytes) -> str:
+    """What was said, for people: the SDK's words for an error, else how the body begins; what
+    stands in a batch has no body of its own."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    words = error.get("message") if isinstance(error, dict) else None
+    if isinstance(words, str) and words:
+        return repr(words[:240].encode("utf-8", "replace").decode("utf-8"))
+    return _beginning(body)
+
+
+def _beginning(body: bytes) -> str:
     text = body[:120].decode("utf-8", "replace")
     return repr(text) if text else "an empty body"
 
@@ -365,7 +375,7 @@ def read_batch_answers(
     decoded = _decoded(body) if status == 200 else None
     answers = decoded.get("answers") if isinstance(decoded, dict) else None
     if not isinstance(answers, list) or len(answers) != len(messages):
-        return Failed(f"answered a batch with {status}: {_excerpt(body)}")
+        return Failed(f"answered a batch with {status}: {_beginning(body)}")
     return [
         _batch_answer(answer, *message) for answer, message in zip(answers, messages, strict=True)
     ]

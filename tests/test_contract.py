@@ -415,6 +415,32 @@ def test_an_answer_of_a_batch_means_what_it_would_mean_alone(
         assert answers == [meant]
 
 
+@pytest.mark.parametrize("operation", Operation)
+def test_the_words_of_an_error_are_told_of_a_lone_message_as_of_one_in_a_batch(
+    operation: Operation,
+) -> None:
+    error = {"code": "store_unavailable", "message": "the disk is full; ask again" + " x" * 500}
+    body = {"transaction_id": "t" * 64, "branch_id": "1", "error": error}
+    branch = ("t" * 64, "1")
+    alone = (
+        read_prepare_answer(503, json.dumps(body).encode(), branch)
+        if operation is PREPARE
+        else read_end_answer(operation, 503, json.dumps(body).encode(), branch)
+    )
+    batch = json.dumps({"answers": [{"status": 503, "body": body}]}).encode()
+    assert contract.read_batch_answers(200, batch, [(operation, *branch)]) == [alone]
+    assert isinstance(alone, Failed)
+    assert alone.what.startswith("answered 503: 'the disk is full; ask again")
+    assert len(alone.what) < 300
+
+
+@pytest.mark.parametrize("error", [None, "x", {}, {"message": None}, {"message": ""}])
+def test_where_there_are_no_words_the_beginning_of_the_body_is_told(error: Any) -> None:
+    answer = read_prepare_answer(500, json.dumps({"error": error}).encode(), ("t1", "1"))
+    assert isinstance(answer, Failed)
+    assert "error" in answer.what
+
+
 MEANT = {
     (PREPARE, "yes"): Voted(Vote.YES),
     (PREPARE, "read_only"): Voted(Vote.READ_ONLY),
