@@ -107,6 +107,10 @@ class FailStop(Exception):
     """An invariant is broken: this node must not send another message."""
 
 
+class TakenAway(FailStop):
+    """Somebody deleted or moved a file under the node: no start would find what was synced."""
+
+
 def in_words(error: BaseException) -> str:
     """What an error says, or is: memory that is used up, for example, says nothing."""
     return str(error) or type(error).__name__

@@ -870,6 +870,23 @@ def test_a_command_that_raises_stops_the_replica_for_good(
     assert stops_for_good(caplog).exc_info, "where it came from is told"
 
 
+def test_who_took_the_log_away_is_told_what_to_do_and_not_where_it_was_noticed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path, 1) as nodes:
+            leader = await nodes.put("a")
+            segment = tmp_path / "n1/journal/segment-000000000001.log"
+            segment.rename(tmp_path / "elsewhere")
+            assert isinstance(await propose(leader, "b"), FateUnknown)
+            (tmp_path / "elsewhere").rename(segment)
+
+    run(scenario())
+    record = stops_for_good(caplog)
+    assert "was deleted or moved while the node ran" in record.getMessage()
+    assert record.exc_info is None
+
+
 def test_a_failure_that_has_no_words_is_told_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from cluster.errors import FailStop, Foreign, StorageError, in_words
+from cluster.errors import FailStop, Foreign, StorageError, TakenAway, in_words
 from cluster.raft import wire
 from cluster.raft.core import RaftCore, Surroundings
 from cluster.raft.entries import encode_group
@@ -584,8 +584,8 @@ class Replica:
         if self.fatal is not None:
             return
         self.fatal = error
-        # A message says what a disk refused; of what nobody foresaw the way there matters.
-        trace = None if isinstance(error, StorageError | OSError) else error
+        # A message says what a disk refused or who took it; of the unforeseen the way matters.
+        trace = None if isinstance(error, StorageError | OSError | TakenAway) else error
         log.critical("%s: stops for good: %s", self.node, in_words(error), exc_info=trace)
         self._fall_silent(NotLeader(f"{self.node} failed"), FateUnknown(f"{self.node} failed"))
         self.on_fatal(error)

@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import IS_LOST, DiskFailed, FailStop
+from cluster.errors import IS_LOST, DiskFailed, TakenAway
 from cluster.storage.disk import Disk, File
 from cluster.storage.journal_format import (
     FORMAT,
@@ -252,7 +252,7 @@ class Segments:
             current = segment_path(self._directory, sync.current.number)
             if not self._disk.exists(current):
                 self.failed = f"{current.name} was deleted or moved"
-                raise FailStop(  # no start would find what was synced
+                raise TakenAway(
                     f"{current} was deleted or moved while the node ran, and nothing more can be "
                     f"promised: put it back and start the node again. If it is gone: {IS_LOST}"
                 )
