@@ -32,6 +32,7 @@ from coordinator.api_requests import (
     json_answer,
     read_query,
 )
+from coordinator.api_shapes import require_not_ahead
 from coordinator.api_transactions import ONE, TRANSACTIONS, Transactions
 from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError
@@ -57,7 +58,7 @@ class Api:
     """The API of one node.
 
     `apis`: node id to the URL of its API, read anew each time; `checks`: the readiness checklist,
-    by name; `registry`: what /metrics shows.
+    by name; `registry`: what /metrics shows; `clock_is_settled`: this node's clock may be believed.
     """
 
     def __init__(
@@ -86,7 +87,9 @@ class Api:
             limits,
             timings,
             now_ms,
-            clock_is_settled,
+            functools.partial(
+                require_not_ahead, now_ms=now_ms, is_known=driver.knows, is_settled=clock_is_settled
+            ),
             IdMaker(now_ms, random),
         )
         about = _About(status, checks, registry, limits, timings)

@@ -136,20 +136,21 @@ def read_submission(
 
 def require_not_ahead(
     transaction_id: str,
-    now_ms: int,
+    *,
+    now_ms: Callable[[], int],
     is_known: Callable[[str], bool],
-    clock_is_settled: Callable[[], bool],
+    is_settled: Callable[[], bool],
 ) -> None:
-    """Refuses an id whose time lies too far ahead for it to be forgotten in time.
+    """Refuses an id whose time lies too far ahead for it, or its refusal, to be forgotten in time.
 
     Not a known one: of what has begun a refusal would be no answer, and this clock may be behind.
     And for good only by a clock that the other nodes' agree with: else it is not the client's that
     is wrong, and what is asked again comes to a leader with a better one.
     """
     time_ms = ids.time_of(transaction_id)
-    if time_ms is None or time_ms <= now_ms + MAX_AHEAD_MS or is_known(transaction_id):
+    if time_ms is None or time_ms <= now_ms() + MAX_AHEAD_MS or is_known(transaction_id):
         return
-    if not clock_is_settled():
+    if not is_settled():
         raise clock_unsettled()
     raise bad_field("id", "its time lies more than 5 minutes ahead; set the client's clock")
 

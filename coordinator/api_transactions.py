@@ -43,7 +43,7 @@ from coordinator.api_requests import (
     require_json,
     text_answer,
 )
-from coordinator.api_shapes import DEFAULT_PAGE, Submission, require_not_ahead, show
+from coordinator.api_shapes import DEFAULT_PAGE, Submission, show
 from coordinator.batch_json import is_batch
 from coordinator.batches import Batches, Begun
 from coordinator.bodies import LARGE_BYTES
@@ -94,7 +94,7 @@ class Transactions:
         limits: Limits,
         timings: Timings,
         now_ms: Callable[[], int],
-        clock_is_settled: Callable[[], bool],
+        require_not_ahead: Callable[[str], None],
         make_id: Callable[[], str],
     ) -> None:
         self._driver = driver
@@ -105,7 +105,7 @@ class Transactions:
         self._limits = limits
         self._timings = timings
         self._now_ms = now_ms
-        self._clock_is_settled = clock_is_settled
+        self._require_not_ahead = require_not_ahead
         self._make_id = make_id
         self._patience = Patience()
         self._batches = Batches(driver, limits, self._begin_element, self._answer_of)
@@ -321,16 +321,14 @@ class Transactions:
         branch_id = api_fields.query_id(query, "branch_id")
         fingerprint = api_fields.query_id(query, "fingerprint")
         self._require_leader(request)
-        # What is refused on record is kept until its id's time has passed: not for ever.
         self._require_not_ahead(transaction_id)
         try:
             decision = await self._driver.inquire(transaction_id, branch_id, fingerprint)
         except LogError as error:
             self._leadership_lost(request, error)
         # Named, so that an answer that comes to the wrong one is known.
-        return json_answer(
-            200, {"decision": decision, "id": transaction_id, "branch_id": branch_id}
-        )
+        named = {"id": transaction_id, "branch_id": branch_id}
+        return json_answer(200, {"decision": decision, **named})
 
     # --- an operator's calls ---
 
@@ -391,12 +389,7 @@ class Transactions:
             id=transaction_id,
         )
 
-    # --- leadership, the clock, and what is known ---
-
-    def _require_not_ahead(self, transaction_id: str) -> None:
-        require_not_ahead(
-            transaction_id, self._now_ms(), self._driver.knows, self._clock_is_settled
-        )
+    # --- leadership and what is known ---
 
     def _require_leader(self, request: Request) -> None:
         """Raises the 307 or 503 of a node that does not lead."""

@@ -254,7 +254,9 @@ def test_a_node_whose_clock_may_be_wrong_refuses_no_id_for_good() -> None:
 
 
 def not_ahead(id: str, *, settled: bool = True, known: bool = False) -> None:
-    require_not_ahead(id, NOW_MS, lambda _: known, lambda: settled)
+    require_not_ahead(
+        id, now_ms=lambda: NOW_MS, is_known=lambda _: known, is_settled=lambda: settled
+    )
 
 
 BAD_URLS = [
