@@ -171,12 +171,10 @@ class World:
 
     def _inquire(self, service: Service, branch_id: str) -> None:
         match answer_inquiry(record(self.machine), branch_id, "f1"):
-            case Decision.COMMIT:
-                service.commit()
             case Decision.ABORT:
                 service.roll_back()
-            case Decision.PENDING:
-                raise AssertionError("a finished transaction is pending")
+            case Decision.COMMIT | Decision.PENDING as answer:
+                raise AssertionError(f"finished, and a branch that is still held is told {answer}")
 
     def _look(self) -> None:
         transaction = record(self.machine)
