@@ -716,5 +716,6 @@ QUICK = (
     "begin-overwrites",
     "taking-for-ever",
     "refusal-leaves-something",
+    "set-clock-believed",
 )
 """Those that most seeds show, whatever changes in them: for the tests of every day."""
