@@ -25,8 +25,8 @@ from coordinator.conversation import Conversation, Leg, ProposeDecision
 from coordinator.courier import Delivery
 from coordinator.driver import Driver
 from coordinator.facts import Transaction
-from coordinator.machine import Machine, Restoring
-from coordinator.moves import Refusal
+from coordinator.machine import _MOVES, Machine, Restoring, Result
+from coordinator.moves import Move, Refusal
 from coordinator.records import branch_ended_by_hand
 from participants.contract import Failed
 from participants.inquiry import MAX_ANSWER_BYTES, Decision, read_decision
@@ -74,12 +74,17 @@ def nobody_said_otherwise(_original: Any, _transaction: Transaction, _branch_id:
     """Who says of a branch what somebody has said differently is not told so."""
 
 
-def finished_branch_by_hand(original: Any, machine: Machine, command: Resolve, at: Any) -> Any:
+def finished_branch_by_hand(taken: ExitStack) -> None:
     """A branch that has ended in order may be ended by hand, too."""
-    result = original(machine, command, at)
-    if result is Refusal.BRANCH_FINISHED:
-        return machine._put(at, branch_ended_by_hand(command, at))
-    return result
+    usual = _MOVES[Move.RESOLVE_BRANCH]
+
+    def resolve(machine: Machine, command: Resolve, standing: Transaction) -> Result:
+        result = usual(machine, command, standing)
+        if result is Refusal.BRANCH_FINISHED:
+            return machine._put(standing, branch_ended_by_hand(command, standing))
+        return result
+
+    taken.enter_context(patch.dict(_MOVES, {Move.RESOLVE_BRANCH: resolve}))
 
 
 def resolved_not_told(_original: Any, _driver: Driver, _command: Resolve, _result: object) -> None:

@@ -46,7 +46,7 @@ from coordinator.courier import Courier
 from coordinator.driver import Driver
 from coordinator.gateway import Gateway
 from coordinator.ids import IdMaker
-from coordinator.machine import Machine, Restoring
+from coordinator.machine import Restoring
 from coordinator.sweep import Sweep
 from coordinator.table import Table
 from participants.inquiry import Inquirer
@@ -563,7 +563,7 @@ MUTANTS = {
         Mutant(
             "finished-branch-by-hand",
             "what has ended in order is not ended by hand",
-            replaced(Machine, "_resolve_branch", words.finished_branch_by_hand),
+            words.finished_branch_by_hand,
         ),
         Mutant(
             "resolved-not-told",
