@@ -26,7 +26,7 @@ from coordinator.facts import Outcome, Transaction
 from coordinator.indexes import _SEQUENCE, Timeline
 from coordinator.inquiry import Decision
 from coordinator.live import Live
-from coordinator.machine import Applied, Machine, Result
+from coordinator.machine import _MOVES, Applied, Machine, Result
 from coordinator.moves import MOVES, Move, Phase
 from coordinator.plan import Plan, Wait
 from coordinator.talks import Talks
@@ -146,15 +146,14 @@ def no_epoch_check(original: Any, machine: Machine, command: Command) -> Result:
     return result
 
 
-def begin_overwrites(
-    original: Any, machine: Machine, move: Move, command: Command, standing: Transaction | None
-) -> Result:
-    match command, standing:
-        case Begin(), Transaction() if move is Move.COMPARE:
-            if command.fingerprint != standing.fingerprint:
-                move = Move.RECORD
-    result: Result = original(machine, move, command, standing)
-    return result
+def begin_overwrites(taken: ExitStack) -> None:
+    compare, record = _MOVES[Move.COMPARE], _MOVES[Move.RECORD]
+
+    def move(machine: Machine, command: Begin, standing: Transaction) -> Result:
+        differs = command.fingerprint != standing.fingerprint
+        return (record if differs else compare)(machine, command, standing)
+
+    taken.enter_context(patch.dict(_MOVES, {Move.COMPARE: move}))
 
 
 def begin_whatever_stands(

@@ -230,7 +230,7 @@ MUTANTS = {
             OTHER_WORK,
             "I6",
             together(
-                replaced(Machine, "_move", begin_overwrites),
+                begin_overwrites,
                 replaced(Machine, "_store", store_over),
                 replaced(Driver, "_submit", begin_whatever_stands),
             ),
