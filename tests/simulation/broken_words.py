@@ -94,7 +94,7 @@ def resolved_not_told(_original: Any, _driver: Driver, _command: Resolve, _resul
 # --- clocks, and the time in ids ------------------------------------------------------------------
 
 
-def any_time_will_do(_original: Any, *_: Any) -> None:
+def any_time_will_do(_original: Any, *_: Any, **__: Any) -> None:
     """An id may carry a time that is still to come."""
 
 

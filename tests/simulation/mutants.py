@@ -16,8 +16,8 @@ import cluster.raft.snapshots
 import cluster.storage.directory
 import cluster.storage.fellows
 import cluster.storage.journal_segments
+import coordinator.api
 import coordinator.api_connection
-import coordinator.api_transactions
 import coordinator.courier
 import coordinator.driver
 import coordinator.inquiry
@@ -573,7 +573,7 @@ MUTANTS = {
         Mutant(
             "any-time-will-do",
             "an id from the future is refused",
-            replaced(coordinator.api_transactions, "require_not_ahead", words.any_time_will_do),
+            replaced(coordinator.api, "require_not_ahead", words.any_time_will_do),
         ),
         Mutant(
             "newest-forgotten",
