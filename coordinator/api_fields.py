@@ -53,6 +53,7 @@ def decode_json(body: bytes) -> Any:
 
 
 def not_json(what: str) -> ApiError:
+    what, _, _ = what.partition("; use sys.")  # Python's advice, of an integer of 4,301 digits
     return ApiError(400, "malformed_json", f"The body is not JSON: {what}.")
 
 

@@ -336,6 +336,12 @@ def test_what_is_no_json(body: bytes) -> None:
     assert (caught.value.status, caught.value.code) == (400, "malformed_json")
 
 
+def test_an_integer_that_is_too_long_is_told_without_advice_about_python() -> None:
+    with pytest.raises(ApiError, match="4300 digits") as caught:
+        api_fields.decode_json(b"9" * 5_000)
+    assert "sys." not in caught.value.message
+
+
 # --- what an operator asks ------------------------------------------------------------------------
 
 WHY = {"actor": "ada", "reason": "why"}

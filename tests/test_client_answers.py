@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.client import BadAnswer, ClientError, Conflict, OutcomeUnknown, Unavailable
-from cluster.client.answers import read_cluster, read_page, read_transaction
+from cluster.client.answers import read_cluster, read_error, read_page, read_transaction
 
 BRANCH = {
     "branch_id": "1",
@@ -115,3 +115,10 @@ def test_an_error_can_be_handed_to_another_process(error: ClientError) -> None:
         assert type(anew) is type(error)
         assert str(anew) == str(error)
         assert vars(anew) == vars(error)
+
+
+@pytest.mark.parametrize("answer", [None, "<html>", {"detail": "Not Found"}, {"error": "x"}])
+def test_an_error_that_is_no_nodes_is_told_as_such(answer: Any) -> None:
+    refused = read_error(404, answer)
+    assert refused.code == "http_404"
+    assert "perhaps another program listens there" in str(refused)

@@ -271,7 +271,8 @@ def read_error(status: int, answer: Any, asked: str | None = None) -> Refused:
     """
     fields = answer["error"] if is_refusal(answer) else {}
     code = str(fields.get("code", f"http_{status}"))
-    message = str(fields.get("message", f"answered {status}"))
+    strange = f"answered {status}, and not as a node does: perhaps another program listens there"
+    message = str(fields.get("message", strange))
     details = fields.get("details")
     named = details if isinstance(details, dict) else {}
     if asked is not None and named.get("id", asked) != asked:
