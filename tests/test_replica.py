@@ -655,8 +655,10 @@ def test_a_directory_of_an_earlier_cluster_of_that_name_takes_no_part(tmp_path: 
             odd = nodes.replicas[mixed]
             assert all(line.startswith("earlier") for line in nodes.ledgers[mixed].lines)
             assert odd.leader is None
-            status = (await nodes.leader()).status()
-            assert {p.node for p in status.peers if not p.connected} == {mixed}
+            leader = await nodes.leader()
+            await until(
+                lambda: {p.node for p in leader.status().peers if not p.connected} == {mixed}
+            )
 
             await nodes.stop(mixed)
             (tmp_path / "later" / mixed).rename(tmp_path / "of the earlier one")
