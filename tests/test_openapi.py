@@ -96,6 +96,37 @@ def answer_schema(method: str, path: str, status: int) -> dict[str, Any]:
     return schema
 
 
+STRICT = {"type": "object", "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("value", "schema", "misfit"),
+    [
+        ("", {"oneOf": [{"type": "integer"}, {"type": "null"}]}, ": fits 0 of oneOf"),
+        ("", {"oneOf": [{"type": "string"}, {"enum": [""]}]}, ": fits 2 of oneOf"),
+        ("1", {"type": "integer"}, ": '1' is no integer"),
+        (True, {"type": ["integer", "null"]}, ": True is no ['integer', 'null']"),
+        ("c", {"enum": ["a", "b"]}, ": 'c' is none of ['a', 'b']"),
+        ("c", {"const": "a"}, ": 'c' is not a"),
+        ("no", {"pattern": "^yes"}, ": 'no' is not like ^yes"),
+        ("", {"minLength": 1}, ": 0 characters"),
+        ("abc", {"maxLength": 2}, ": 3 characters"),
+        ("2026-11-26", {"format": "date-time"}, ": '2026-11-26' is no time"),
+        (0, {"minimum": 1}, ": 0 is out of range"),
+        (3, {"maximum": 2}, ": 3 is out of range"),
+        ([], {"minItems": 1}, ": 0 items"),
+        ([1, 2], {"maxItems": 1}, ": 2 items"),
+        ([1, "2"], {"items": {"type": "integer"}}, "[1]: '2' is no integer"),
+        ({}, {"required": ["a"]}, ".a: is missing"),
+        ({"a": 1}, STRICT, ".a: is not in the schema"),
+        ({"a": 1}, {"properties": {"a": {"type": "null"}}}, ".a: 1 is no null"),
+        ({"a": 1}, {"additionalProperties": {"type": "null"}}, ".a: 1 is no null"),
+    ],
+)
+def test_what_does_not_fit_is_found(value: object, schema: dict[str, Any], misfit: str) -> None:
+    assert list(misfits(value, schema)) == [misfit]
+
+
 # --- the document ---------------------------------------------------------------------------------
 
 
