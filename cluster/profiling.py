@@ -24,6 +24,7 @@ VARIABLE = "ASSENT_PROFILE"
 _EVERY_S = 0.001
 """Less often in fact: systems count CPU time in steps of 1 to 4 ms."""
 _SHOWN = 45
+"""Functions of a summary, by their own share and by that of all below them."""
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def profiled(name: str) -> Iterator[None]:
         (Path(directory) / f"{name}.stacks").write_text("".join(lines))
 
 
-def summary(text: str, shown: int = _SHOWN) -> str:
+def summary(text: str) -> str:
     """Of a file of stacks: percent of all samples in each function itself, and with those below."""
     own: Counter[str] = Counter()
     whole: Counter[str] = Counter()
@@ -67,8 +68,8 @@ def summary(text: str, shown: int = _SHOWN) -> str:
             whole[function] += int(count)
     total = max(1, sum(own.values()))
     lines = [f"{total} samples", "", f"{'itself':>8}{'below':>8}  function"]
-    names = dict.fromkeys([name for name, _ in own.most_common(shown)])
-    names |= dict.fromkeys([name for name, _ in whole.most_common(shown)])
+    names = dict.fromkeys([name for name, _ in own.most_common(_SHOWN)])
+    names |= dict.fromkeys([name for name, _ in whole.most_common(_SHOWN)])
     for name in sorted(names, key=lambda name: -whole[name]):
         lines.append(f"{own[name] / total:>8.1%}{whole[name] / total:>8.1%}  {name}")
     return "\n".join(lines)

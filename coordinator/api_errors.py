@@ -147,25 +147,19 @@ def not_leader(location: str, leader: str) -> ApiError:
 
 def refusal(error: errors.CoordinatorError) -> ApiError:
     """What the coordinator refused."""
-    match error:
-        case errors.Conflict():
-            status, code = 409, "transaction_id_conflict"
-        case errors.Expired():
-            status, code = 410, "transaction_id_expired"
-        case errors.UnknownTransaction():
-            status, code = 404, "unknown_transaction"
-        case errors.AtCapacity():
-            status, code = 429, "at_capacity"
-        case errors.Draining():
-            status, code = 503, "draining"
-        case errors.NotAllowed():
-            status, code = 409, "not_allowed"
-        case _:
-            raise AssertionError(f"no code for {error!r}")
+    status, code = _REFUSALS[type(error)]
     headers = RETRY_AFTER if status in (429, 503) else None
-    shown = ApiError(status, code, str(error) or CODES[code], headers=headers)
-    shown.details = dict(error.details)
-    return shown
+    return ApiError(status, code, str(error), headers=headers, **error.details)
+
+
+_REFUSALS: Mapping[type[errors.CoordinatorError], tuple[int, str]] = {
+    errors.Conflict: (409, "transaction_id_conflict"),
+    errors.Expired: (410, "transaction_id_expired"),
+    errors.UnknownTransaction: (404, "unknown_transaction"),
+    errors.AtCapacity: (429, "at_capacity"),
+    errors.Draining: (503, "draining"),
+    errors.NotAllowed: (409, "not_allowed"),
+}
 
 
 def log_refusal(error: LogError, transaction_id: str | None, *, named: bool = True) -> ApiError:

@@ -171,12 +171,11 @@ def _read_mode(fields: Mapping[str, Any]) -> None:
 
 
 def _read_new_id(fields: Mapping[str, Any]) -> str | None:
-    given = fields.get("id")
-    if given is None and "id" not in fields:
+    if "id" not in fields:
         return None
+    given = fields["id"]
     if not ids.is_valid_id(given):
         raise bad_field("id", ids.ID_RULE)
-    assert isinstance(given, str)
     return given
 
 

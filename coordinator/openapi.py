@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from coordinator.api_shapes import DEFAULT_PAGE
-from coordinator.openapi_schemas import ID_PATTERN, SUBMISSION_EXAMPLE, schemas, size_text
+from coordinator.openapi_schemas import ID_PATTERN, SUBMISSION_EXAMPLE, ref, schemas, size_text
 from coordinator.settings import Limits, Timings
 
 Operation = dict[str, Any]
@@ -70,7 +70,7 @@ def _submit(limits: Limits) -> Operation:
             "each of its elements as much as a single one.",
             "content": {
                 "application/json": {
-                    "schema": {"oneOf": [_ref("Submission"), _ref("Batch")]},
+                    "schema": {"oneOf": [ref("Submission"), ref("Batch")]},
                     "examples": {
                         "one": {"value": SUBMISSION_EXAMPLE},
                         "batch": {"value": {"transactions": [SUBMISSION_EXAMPLE]}},
@@ -81,11 +81,11 @@ def _submit(limits: Limits) -> Operation:
         "responses": {
             "200": _answer(
                 "What was waited for is there.",
-                {"oneOf": [_ref("Transaction"), _ref("BatchAnswer")]},
+                {"oneOf": [ref("Transaction"), ref("BatchAnswer")]},
             ),
             "202": _answer(
                 "It is begun: `wait` was none, or ran out. Ask for the outcome with GET.",
-                _ref("Transaction"),
+                ref("Transaction"),
             ),
             **_errors("307", "400", "408", "409", "410", "413", "415", "417", "429", "503"),
         },
@@ -103,7 +103,7 @@ def _get() -> Operation:
             _query("stale", _FLAG, "Answer at once, from this node, perhaps of some time ago."),
         ],
         "responses": {
-            "200": _answer("The transaction.", _ref("Transaction")),
+            "200": _answer("The transaction.", ref("Transaction")),
             **_errors("307", "400", "404", "503"),
         },
     }
@@ -131,7 +131,7 @@ def _list(limits: Limits) -> Operation:
             _query("stale", _FLAG, "Answer at once, from this node."),
         ],
         "responses": {
-            "200": _answer("A page.", _ref("Page")),
+            "200": _answer("A page.", ref("Page")),
             **_errors("307", "400", "503"),
         },
     }
@@ -149,7 +149,7 @@ def _decision() -> Operation:
             _query("fingerprint", _ID["schema"], "As the prepare carried it.", required=True),
         ],
         "responses": {
-            "200": _answer("Commit it, roll it back, or ask again later.", _ref("Decision")),
+            "200": _answer("Commit it, roll it back, or ask again later.", ref("Decision")),
             **_errors("307", "400", "403", "429", "503"),
         },
     }
@@ -162,9 +162,9 @@ def _resolve() -> Operation:
         "description": "Kept for ever in the transaction's history, with actor and reason."
         + _LEADER,
         "parameters": [_ID],
-        "requestBody": {"required": True, "content": _json(_ref("Resolve"))},
+        "requestBody": {"required": True, "content": _json(ref("Resolve"))},
         "responses": {
-            "200": _answer("The transaction after it.", _ref("Transaction")),
+            "200": _answer("The transaction after it.", ref("Transaction")),
             **_errors("307", "400", "404", "408", "409", "413", "415", "417", "429", "503"),
         },
     }
@@ -177,7 +177,7 @@ def _retry() -> Operation:
         "description": "The body is empty or {}." + _LEADER,
         "parameters": [_ID],
         "responses": {
-            "200": _answer("The transaction.", _ref("Transaction")),
+            "200": _answer("The transaction.", ref("Transaction")),
             **_errors("307", "400", "404", "408", "413", "415", "417", "503"),
         },
     }
@@ -196,13 +196,13 @@ def _interactive(operation_id: str, summary: str) -> Operation:
 def _cluster() -> Operation:
     return {
         **_plain("cluster", "The cluster as this node sees it.", "Cluster"),
-        "responses": {"200": _answer("As seen.", _ref("Cluster")), **_errors("400")},
+        "responses": {"200": _answer("As seen.", ref("Cluster")), **_errors("400")},
     }
 
 
 def _readyz() -> Operation:
     operation = _plain("readiness", "Readiness: a checklist.", "Readiness")
-    operation["responses"]["503"] = _answer("Something is not ticked.", _ref("Readiness"))
+    operation["responses"]["503"] = _answer("Something is not ticked.", ref("Readiness"))
     return operation
 
 
@@ -228,7 +228,7 @@ def _plain(operation_id: str, summary: str, schema: str) -> Operation:
     return {
         "operationId": operation_id,
         "summary": summary,
-        "responses": {"200": _answer(summary, _ref(schema))},
+        "responses": {"200": _answer(summary, ref(schema))},
     }
 
 
@@ -261,10 +261,6 @@ _MEANINGS = {
 }
 
 
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
 def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
@@ -274,7 +270,7 @@ def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _errors(*statuses: str) -> dict[str, Any]:
-    answers = {status: _answer(_MEANINGS[status], _ref("Error")) for status in statuses}
+    answers = {status: _answer(_MEANINGS[status], ref("Error")) for status in statuses}
     if "307" in answers:
         answers["307"]["headers"] = {"Location": {"schema": {"type": "string"}}}
     for status in ("429", "503"):

@@ -82,7 +82,7 @@ def schemas(limits: Limits, timings: Timings) -> dict[str, Schema]:
             {
                 "transactions": {
                     "type": "array",
-                    "items": _ref("Submission"),
+                    "items": ref("Submission"),
                     "minItems": 1,
                     "maxItems": limits.batch_size,
                 }
@@ -93,7 +93,7 @@ def schemas(limits: Limits, timings: Timings) -> dict[str, Schema]:
             {
                 "transactions": {
                     "type": "array",
-                    "items": {"oneOf": [_ref("Transaction"), _ref("Error")]},
+                    "items": {"oneOf": [ref("Transaction"), ref("Error")]},
                 }
             },
             example={"transactions": [TRANSACTION_EXAMPLE, ERROR_EXAMPLE]},
@@ -126,7 +126,8 @@ def size_text(size: int) -> str:
     return f"{size} bytes"
 
 
-def _ref(name: str) -> Schema:
+def ref(name: str) -> Schema:
+    """The schema of that name, referred to."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -188,7 +189,7 @@ def _submission(limits: Limits, timings: Timings) -> Schema:
             "mode": {"enum": [m.value for m in Mode], "default": "one_shot"},
             "participants": {
                 "type": "array",
-                "items": _ref("Participant"),
+                "items": ref("Participant"),
                 "minItems": 1,
                 "maxItems": limits.branches,
             },
@@ -255,10 +256,10 @@ def _transaction() -> Schema:
             "expires_at": _time("Until when all votes must be in."),
             "decided_at": _time("When it was decided."),
             "finished_at": _time("When the last participant acknowledged."),
-            "branches": {"type": "array", "items": _ref("Branch")},
+            "branches": {"type": "array", "items": ref("Branch")},
             "history": {
                 "type": "array",
-                "items": _ref("Resolution"),
+                "items": ref("Resolution"),
                 "description": "What operators did by hand.",
             },
             "metadata": {"type": "object"},
@@ -316,7 +317,7 @@ def _resolution() -> Schema:
 def _page() -> Schema:
     return _object(
         {
-            "transactions": {"type": "array", "items": _ref("Transaction")},
+            "transactions": {"type": "array", "items": ref("Transaction")},
             "next_after": _text_or_null(
                 "Give it as `after` for the next page. A page may hold fewer than `limit`, even "
                 "none, and still have a next one: the search is bounded. Null at the end."

@@ -69,7 +69,7 @@ class Limits:
     wait there, where nobody sees it, instead of here."""
 
     def __post_init__(self) -> None:
-        _all_at_least(self, 1)
+        _all_positive(self)
         if self.batch_body_bytes < self.body_bytes:
             raise ValueError("batch_body_bytes: must not be less than body_bytes")
         if self.undecided_bytes < self.body_bytes:
@@ -114,7 +114,7 @@ class Timings:
     """The most: a transaction holds its participants' locks for so long."""
 
     def __post_init__(self) -> None:
-        _all_at_least(self, 1)
+        _all_positive(self)
         if self.retry_max_ms < self.retry_initial_ms:
             raise ValueError("retry_max_ms: must not be less than retry_initial_ms")
         if not self.min_timeout_ms <= self.default_timeout_ms <= self.max_timeout_ms:
@@ -142,10 +142,10 @@ class Retention:
     the host for example; what is forgotten by then never comes back."""
 
     def __post_init__(self) -> None:
-        _all_at_least(self, 1)
+        _all_positive(self)
 
 
-def _all_at_least(settings: Limits | Timings | Retention, least: int) -> None:
+def _all_positive(settings: Limits | Timings | Retention) -> None:
     for field in fields(settings):
-        if getattr(settings, field.name) < least:
-            raise ValueError(f"{field.name}: must be at least {least}")
+        if getattr(settings, field.name) < 1:
+            raise ValueError(f"{field.name}: must be at least 1")

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
-from types import TracebackType
 from typing import Any, TextIO
 
 import aiohttp
@@ -91,12 +90,7 @@ class LocalCluster:
         await self.up()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.down()
 
     # --- the whole ------------------------------------------------------------------------------
@@ -196,9 +190,9 @@ class LocalCluster:
         """kill -9."""
         await self._end_one(name, SIGKILL)
 
-    async def terminate(self, name: str, timeout: float = _STOP_TIMEOUT) -> int:
+    async def terminate(self, name: str) -> int:
         """SIGTERM; returns the exit code. Raises LocalClusterError if it does not end in time."""
-        await self._end_one(name, SIGTERM, timeout)
+        await self._end_one(name, SIGTERM)
         code = self.exit_code(name)
         assert code is not None
         return code
@@ -217,12 +211,12 @@ class LocalCluster:
         if wait:
             await self.wait_ready(name)
 
-    async def wait_ready(self, name: str, timeout: float = _READY_TIMEOUT) -> None:
+    async def wait_ready(self, name: str) -> None:
         """A node: it says so. A service: it answers. Raises LocalClusterError."""
         process = self._processes[name]
         path = "/readyz" if name in self.node_ids else "/"
         loop = asyncio.get_running_loop()
-        until = loop.time() + timeout
+        until = loop.time() + _READY_TIMEOUT
         async with aiohttp.ClientSession() as session:
             while loop.time() < until:
                 if not process.running:
@@ -234,7 +228,8 @@ class LocalCluster:
                 if status == 200 or (status is not None and name in self.services):
                     return
                 await asyncio.sleep(_POLL)
-        raise LocalClusterError(f"{name} is not ready after {timeout:.0f} s; see {process.log}")
+        late = f"{name} is not ready after {_READY_TIMEOUT:.0f} s"
+        raise LocalClusterError(f"{late}; see {process.log}")
 
     async def leader(self) -> str | None:
         """The node that says that it leads, of the highest term; None when nobody does."""
@@ -248,18 +243,17 @@ class LocalCluster:
         ]
         return max(leaders)[1] if leaders else None
 
-    async def wait_leader(
-        self, *, other_than: str | None = None, timeout: float = _READY_TIMEOUT
-    ) -> str:
+    async def wait_leader(self, *, other_than: str | None = None) -> str:
         """The leader's id, as soon as there is one that is not `other_than`."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + timeout
+        until = loop.time() + _READY_TIMEOUT
         while loop.time() < until:
             leader = await self.leader()
             if leader is not None and leader != other_than:
                 return leader
             await asyncio.sleep(_POLL)
-        raise LocalClusterError(f"no leader after {timeout:.0f} s; the logs are in {self._logs}")
+        waited = f"no leader after {_READY_TIMEOUT:.0f} s"
+        raise LocalClusterError(f"{waited}; the logs are in {self._logs}")
 
     async def ask(self, name: str, path: str) -> Any:
         """Decoded JSON of a GET; raises LocalClusterError when there is none."""
@@ -340,12 +334,13 @@ class LocalCluster:
         self._processes[name].start(*more)
         self._expected.add(name)
 
-    async def _end_one(self, name: str, number: Signals, timeout: float = _STOP_TIMEOUT) -> None:
+    async def _end_one(self, name: str, number: Signals) -> None:
         process = self._processes[name]
         self._expected.discard(name)
         process.signal(number)
-        if not await process.ended(timeout):
-            raise LocalClusterError(f"{name} has not ended {timeout:.0f} s after {number.name}")
+        if not await process.ended(_STOP_TIMEOUT):
+            late = f"{name} has not ended {_STOP_TIMEOUT:.0f} s after {number.name}"
+            raise LocalClusterError(f"{late}; see {process.log}")
 
     async def _end(self, names: Sequence[str]) -> None:
         """SIGTERM to all of them, SIGKILL to those that do not end in time."""

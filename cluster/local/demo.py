@@ -20,7 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from cluster.client import Client, ClientError, OutcomeUnknown, UnknownTransaction
 from cluster.local.cluster import LocalCluster
@@ -243,9 +242,9 @@ async def _find_unknown(client: Client, account: Account) -> None:
 
 
 async def _read_services(local: LocalCluster, account: Account) -> None:
-    items = _listed(await local.ask("inventory", f"/items?limit={_PAGE}"), "items")
+    items = await local.ask("inventory", f"/items?limit={_PAGE}")
     account.stock_taken = sum(_STOCK - item["available"] for item in items)
-    users = _listed(await local.ask("profile", f"/users?limit={_PAGE}"), "users")
+    users = await local.ask("profile", f"/users?limit={_PAGE}")
     account.orders_counted = sum(user["fields"].get("orders", 0) for user in users)
     account.log_entries = (await local.ask("activity", "/entries/count"))["count"]
     for service in local.services:
@@ -256,16 +255,11 @@ async def _effects(local: LocalCluster, service: str) -> dict[str, str]:
     effects: dict[str, str] = {}
     after = 0
     while True:
-        page = _listed(await local.ask(service, f"/effects?after={after}&limit={_PAGE}"), "effects")
+        page = await local.ask(service, f"/effects?after={after}&limit={_PAGE}")
         if not page:
             return effects
         effects.update((entry["transaction_id"], entry["effect"]) for entry in page)
         after = page[-1]["number"]
-
-
-def _listed(answer: Any, name: str) -> list[dict[str, Any]]:
-    entries = answer[name] if isinstance(answer, dict) else answer
-    return list(entries)
 
 
 async def _ask_every_node(local: LocalCluster, account: Account) -> None:
