@@ -15,7 +15,6 @@ import logging
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random, SystemRandom
@@ -43,6 +42,7 @@ from coordinator.metrics import LogFigures, LoopLag, Metrics
 from coordinator.steps import Steps
 from coordinator.sweep import Sweep
 from participants import event_loop, process
+from participants.clock import wall_clock_ms
 
 LOG = logging.getLogger("assent.node")
 
@@ -99,7 +99,7 @@ async def _run(
             directory=directory,
             disk=disk,
             fsync=fsync,
-            now_ms=_wall_clock_ms,
+            now_ms=wall_clock_ms,
             random=random,
         )
         loop = asyncio.get_running_loop()
@@ -108,10 +108,6 @@ async def _run(
         return await node.run()
     finally:
         directory.close()
-
-
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Node:

@@ -24,6 +24,7 @@ from typing import Any
 from aiohttp import web
 
 from participants.contract import BranchKey, Operation, Vote
+from participants.endpoints import MAX_MESSAGE_BYTES
 from participants.memory_store import MemoryStore
 from participants.sdk import Participant, ParticipantSettings, Refused, Resource, Work
 from participants.sqlite_store import SqliteStore
@@ -89,7 +90,7 @@ class _Plain:
         self._hangs = hangs
 
     def application(self) -> web.Application:
-        application = web.Application(client_max_size=2 * 1024 * 1024)
+        application = web.Application(client_max_size=MAX_MESSAGE_BYTES)
         application.router.add_post(f"/{Operation.PREPARE}", self._prepare)
         application.router.add_post(f"/{Operation.COMMIT}", self._commit)
         application.router.add_post(f"/{Operation.ROLLBACK}", self._rollback)

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from participants.branch import Branch, State
 from participants.contract import BadMessage, Operation
+from participants.endpoints import MAX_MESSAGE_BYTES
 from participants.memory_store import MemoryStore
 from participants.messages import read_end
 from participants.sqlite_store import SqliteStore
@@ -27,7 +28,7 @@ class PlainParticipant:
         self._store = store
 
     def application(self) -> web.Application:
-        application = web.Application(client_max_size=2 * 1024 * 1024)
+        application = web.Application(client_max_size=MAX_MESSAGE_BYTES)
         for operation in Operation:
             application.router.add_post(f"/{operation}", self._receive)
 

@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from typing import Any
 from aiohttp import web
 
 from participants.branch import State
+from participants.clock import wall_clock_ms
 from participants.endpoints import error_body
 from participants.sdk import Participant, ParticipantSettings, Refused, Resource
 from participants.sqlite_store import SqliteStore
-from participants.store import StoreError
+from participants.store import Store, StoreError
 
 MAX_LIMIT = 10_000
 MAX_NUMBER = 10**12
@@ -74,7 +74,7 @@ class Sample:
         return web.json_response({"service": self.name, "what": self.what, "branches": branches})
 
     async def _branches(self, request: web.Request) -> web.Response:
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = wall_clock_ms()
         records = await self.store.in_doubt(read_number(request, "limit", 100, 1, MAX_LIMIT))
         shown = [
             {
@@ -89,18 +89,7 @@ class Sample:
         return web.json_response(shown)
 
     async def _effects(self, request: web.Request) -> web.Response:
-        after = read_number(request, "after", 0, 0, MAX_NUMBER)
-        limit = read_number(request, "limit", 1000, 1, MAX_LIMIT)
-        shown = [
-            {
-                "number": ended.number,
-                "transaction_id": ended.transaction_id,
-                "branch_id": ended.branch_id,
-                "effect": ended.state.value,
-            }
-            for ended in await self.store.ended(after, limit)
-        ]
-        return web.json_response(shown)
+        return await show_effects(self.store, request, MAX_LIMIT)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -122,6 +111,22 @@ def read_number(request: web.Request, name: str, default: int, least: int, most:
 
 def not_found(what: str) -> web.Response:
     return web.json_response(error_body("not_found", f"{what} is not here"), status=404)
+
+
+async def show_effects(store: Store[Any], request: web.Request, most: int) -> web.Response:
+    """How branches ended, `?after=&limit=`, at most so many; raises BadQuery."""
+    after = read_number(request, "after", 0, 0, MAX_NUMBER)
+    limit = read_number(request, "limit", 1000, 1, most)
+    shown = [
+        {
+            "number": ended.number,
+            "transaction_id": ended.transaction_id,
+            "branch_id": ended.branch_id,
+            "effect": ended.state.value,
+        }
+        for ended in await store.ended(after, limit)
+    ]
+    return web.json_response(shown)
 
 
 async def _not_found(request: web.Request) -> web.Response:

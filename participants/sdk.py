@@ -31,7 +31,6 @@ import contextlib
 import inspect
 import logging
 import random as randomness
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +40,7 @@ from aiohttp import web
 
 from participants import branch
 from participants.branch import Action, Answer, Branch, DoPrepare, End, State
+from participants.clock import wall_clock_ms
 from participants.contract import (
     MAX_REASON_CHARS,
     BadMessage,
@@ -145,10 +145,6 @@ class ResourceFailed(Exception):
     """A resource's function raised, or returned what is no vote."""
 
 
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Participant(Generic[T]):
     """A resource, the store that remembers its branches, and the protocol over both.
 
@@ -164,7 +160,7 @@ class Participant(Generic[T]):
         store: Store[T],
         settings: ParticipantSettings | None = None,
         *,
-        now_ms: Callable[[], int] = _wall_clock_ms,
+        now_ms: Callable[[], int] = wall_clock_ms,
         random: randomness.Random | None = None,
         ask: AskNode | None = None,
     ) -> None:

@@ -21,7 +21,6 @@ import enum
 import json
 import os
 import random as randomness
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -31,14 +30,14 @@ from typing import Any
 from aiohttp import web
 
 from participants.branch import State
+from participants.clock import wall_clock_ms
 from participants.contract import DECLARATION_HEADER, Operation, Vote
 from participants.endpoints import error_body
 from participants.memory_store import MemoryStore
 from participants.plain import PlainParticipant
-from participants.sample import read_number, with_errors
+from participants.sample import MAX_NUMBER, read_number, show_effects, with_errors
 from participants.sdk import Participant, ParticipantSettings, Resource, Work
 from participants.sqlite_store import SqliteStore
-from participants.store import Ended
 
 MAX_CALLS_KEPT = 100_000
 CRASH_EXIT_CODE = 70
@@ -232,7 +231,7 @@ class Simulated:
         rule: Rule | None,
     ) -> None:
         self.faults.received += 1
-        number, at_ms = self.faults.received, time.time_ns() // 1_000_000
+        number, at_ms = self.faults.received, wall_clock_ms()
         fault = None if rule is None else rule.fault.value
         call = Call(number, at_ms, operation.value, transaction_id, branch_id, fault)
         self.faults.calls.append(call)
@@ -253,26 +252,13 @@ class Simulated:
         return web.json_response({"faults": [asdict(rule) for rule in self.faults.rules]})
 
     async def _show_calls(self, request: web.Request) -> web.Response:
-        after = read_number(request, "after", 0, 0, 10**12)
+        after = read_number(request, "after", 0, 0, MAX_NUMBER)
         limit = read_number(request, "limit", 1000, 1, MAX_CALLS_KEPT)
         shown = [asdict(call) for call in self.faults.calls if call.number > after]
         return web.json_response(shown[:limit])
 
     async def _show_effects(self, request: web.Request) -> web.Response:
-        after = read_number(request, "after", 0, 0, 10**12)
-        limit = read_number(request, "limit", 1000, 1, MAX_CALLS_KEPT)
-        ended: list[Ended] = await self._store.ended(after, limit)
-        return web.json_response(
-            [
-                {
-                    "number": one.number,
-                    "transaction_id": one.transaction_id,
-                    "branch_id": one.branch_id,
-                    "effect": one.state.value,
-                }
-                for one in ended
-            ]
-        )
+        return await show_effects(self._store, request, MAX_CALLS_KEPT)
 
     async def _show_branches(self, request: web.Request) -> web.Response:
         limit = read_number(request, "limit", 1000, 1, MAX_CALLS_KEPT)

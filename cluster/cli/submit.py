@@ -14,7 +14,6 @@ import io
 import json
 import shlex
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ from cluster.cli.output import (
 from cluster.client import Client, ClientError, OutcomeUnknown, Transaction
 from coordinator.ids import ID_RULE, IdMaker, is_valid_id
 from coordinator.settings import Timings
+from participants.clock import wall_clock_ms
 
 
 def add_command(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -105,7 +105,7 @@ async def _one(
     given = {"id": arguments.id, "timeout_ms": arguments.timeout_ms, "wait": arguments.wait}
     body.update((name, value) for name, value in given.items() if value is not None)
     if body.get("id") is None:
-        body["id"] = IdMaker(lambda: time.time_ns() // 1_000_000, SystemRandom())()
+        body["id"] = IdMaker(wall_clock_ms, SystemRandom())()
     if not is_valid_id(body["id"]):
         raise UserMistake(f"submit: id: {ID_RULE}")
     again = f"ask again with the same content: {_again(arguments, body['id'])}"

@@ -10,7 +10,6 @@ import builtins
 import contextlib
 import json
 import random as random_module
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any
@@ -47,6 +46,7 @@ from cluster.client.calls import (
 )
 from cluster.client.submission import Batch, Open, Submission, element_answer, elements
 from coordinator.ids import IdMaker
+from participants.clock import wall_clock_ms
 
 DEADLINE = 30.0
 TIMEOUT = 2.0
@@ -84,7 +84,7 @@ class Client:
         self._exchange = exchange or AiohttpExchange(chance)
         self._nodes = Nodes(node_urls(nodes), chance)
         self._caller = Caller(self._nodes, self._exchange, timeout=timeout, random=chance)
-        self._new_id = IdMaker(now_ms or _wall_clock_ms, chance)
+        self._new_id = IdMaker(now_ms or wall_clock_ms, chance)
         self._learning: asyncio.Task[None] | None = None
         self._learnt_from: str | None = None
 
@@ -412,7 +412,3 @@ class Client:
 
 def _until(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
-
-
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -26,6 +26,7 @@ from cluster.local.cluster import LocalCluster
 from cluster.local.demo_account import Account, Report
 from cluster.local.sample_order import order
 from coordinator.ids import IdMaker
+from participants.clock import wall_clock_ms
 
 _CLIENTS = 8
 _USERS = 120
@@ -115,7 +116,7 @@ class _Load:
         self._client = client
         self._account = account
         self._random = Random(20_260_131)
-        self._new_id = IdMaker(lambda: time.time_ns() // 1_000_000, Random(os.urandom(16)))
+        self._new_id = IdMaker(wall_clock_ms, Random(os.urandom(16)))
         self._killed_at: float | None = None
         self._over = False
         self._tasks = [asyncio.create_task(self._order_on()) for _ in range(_CLIENTS)]

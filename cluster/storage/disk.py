@@ -18,7 +18,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -83,11 +83,8 @@ class Disk(Protocol):
 
 def read_file(disk: Disk, path: Path, most: int) -> bytes:
     """What is in a file, its first `most` bytes at most: a sparse one may be larger than memory."""
-    file = disk.open(path)
-    try:
+    with closing(disk.open(path)) as file:
         return file.read(0, min(most, file.size()))
-    finally:
-        file.close()
 
 
 class PosixFile:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -282,11 +283,8 @@ class _ReadOnlyDisk(PosixDisk):
         return open_file(path, os.O_RDONLY)
 
     def size(self, path: Path) -> int:
-        file = self.open(path)
-        try:
+        with closing(self.open(path)) as file:
             return file.size()
-        finally:
-            file.close()
 
     def _refuse(self, *_: object) -> File:
         raise AssertionError("an inspection changes nothing")

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,12 +211,9 @@ class _Reading:
     def _find_oldest(self, numbers: list[int]) -> int:
         """What the newest header that can be read says of the oldest segment needed."""
         for number in reversed(numbers):
-            file = self._disk.open(segment_path(self._directory, number))
-            try:
+            with closing(self._disk.open(segment_path(self._directory, number))) as file:
                 length = body_length(file.read(0, OVERHEAD)) or 0
                 blob = file.read(0, OVERHEAD + min(length, file.size(), MOST_SEGMENT_BYTES))
-            finally:
-                file.close()
             body = decode_record(blob, number, 0)
             if body is not None:
                 return self._own_header(body, number).oldest
@@ -308,8 +306,7 @@ def _cut(directory: Path, disk: Disk, numbers: list[int], tear: Tear) -> None:
         disk.unlink(segment_path(directory, number))
     if offset > 0:
         path = segment_path(directory, torn)
-        file = disk.open(path)
-        try:
+        with closing(disk.open(path)) as file:
             _logger.warning(
                 "%s: %s; cut at byte %d, %d bytes behind it were never synced",
                 path,
@@ -318,5 +315,3 @@ def _cut(directory: Path, disk: Disk, numbers: list[int], tear: Tear) -> None:
                 file.size() - offset,
             )
             file.truncate(offset)
-        finally:
-            file.close()

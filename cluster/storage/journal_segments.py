@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -319,11 +319,9 @@ class Segments:
         *older, last = found.segments
         for segment in older:
             if segment.number >= mark[0]:
-                file = self._disk.open(segment_path(self._directory, segment.number))
-                try:
-                    _write_again(file, segment, mark)
-                finally:
-                    file.close()
+                path = segment_path(self._directory, segment.number)
+                with closing(self._disk.open(path)) as older_file:
+                    _write_again(older_file, segment, mark)
         file = self._disk.open(segment_path(self._directory, last.number))
         on_failure.callback(file.close)
         _write_again(file, last, mark)

@@ -6,6 +6,7 @@ meanwhile, and is renamed.
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -33,11 +34,8 @@ def put_small_file(path: Path, number: int, body: bytes, disk: Disk) -> None:
     aside = path.with_name(path.name + ASIDE)
     if disk.exists(aside):
         disk.unlink(aside)
-    file = disk.create(aside)
-    try:
+    with closing(disk.create(aside)) as file:
         file.write(0, encode_record(number, 0, body))
         file.sync()
-    finally:
-        file.close()
     disk.rename(aside, path)
     disk.sync_directory(path.parent)

@@ -110,16 +110,14 @@ class SnapshotStore:
         """
         aside = self._directory / WRITING_NAME
         self._remove(aside)
-        file = self._disk.create(aside)
+        created = self._disk.create(aside)
         try:
-            try:
+            with closing(created) as file:
                 offset = 0
                 for record in _encode(meta, chunks, self._cluster):
                     file.write(offset, record)
                     offset += len(record)
                 file.sync()
-            finally:
-                file.close()
             return self._place(aside, meta, offset)
         except BaseException:
             with suppress(DiskFailed):
@@ -131,11 +129,8 @@ class SnapshotStore:
 
         Raises Damaged, Foreign, perhaps after some were given; and whatever `take` raises.
         """
-        file = self._disk.open(self._path)
-        try:
+        with closing(self._disk.open(self._path)) as file:
             return _decode(file, self._path, self._cluster, take)
-        finally:
-            file.close()
 
     def send(self) -> Sending:
         """Open the snapshot in place for a transfer; there must be one."""
@@ -267,11 +262,8 @@ class Receiving:
 
 def read_meta(path: Path, disk: Disk, cluster: str) -> SnapshotMeta:
     """What the snapshot in this file stands for. Raises Damaged, Foreign, DiskFailed."""
-    file = disk.open(path)
-    try:
+    with closing(disk.open(path)) as file:
         return _decode_meta(file, path, cluster)[0]
-    finally:
-        file.close()
 
 
 def check_seam(path: Path, meta: SnapshotMeta | None, journal_begins: int) -> None:
@@ -283,12 +275,9 @@ def check_seam(path: Path, meta: SnapshotMeta | None, journal_begins: int) -> No
 
 def verify_snapshot(path: Path, disk: Disk, cluster: str) -> int:
     """The number of chunks, when all of the file is as it was written. Raises like `read_meta`."""
-    file = disk.open(path)
-    try:
+    with closing(disk.open(path)) as file:
         _, offset = _decode_meta(file, path, cluster)
         return sum(1 for _ in _read_chunks(file, path, offset))
-    finally:
-        file.close()
 
 
 # --- the file
