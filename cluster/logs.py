@@ -17,7 +17,7 @@ from typing import Any
 
 from coordinator.steps import Lines
 from participants.contract import rfc3339
-from participants.log_output import unwaiting
+from participants.log_output import non_blocking
 from participants.logs import one_line
 
 _encode = json.JSONEncoder().encode
@@ -30,7 +30,7 @@ class LogFormat(enum.StrEnum):
 
 def configure_logs(log_format: LogFormat, level: str = "INFO", *, node: str | None = None) -> None:
     """Set up the root logger of this process; what was set up before is replaced."""
-    output = logging.StreamHandler(unwaiting(sys.stderr))
+    output = logging.StreamHandler(non_blocking(sys.stderr))
     output.setFormatter(_Json(node) if log_format is LogFormat.JSON else _Text(node))
     # The place in the source, thread and process are looked up for each record unless told not to
     # (logging HOWTO, "Optimization"); no line of ours shows them.

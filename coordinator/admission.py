@@ -1,9 +1,9 @@
 """Whether one more transaction may begin, and how soon who was refused may ask again. Pure.
 
-A queue at a node that is asked for more than it can do only makes everybody late: it does not help
-it to do more. So the queue is kept as short as its time: no more may wait for their `Begin` to be
-applied than were applied within the last `TARGET_S`; then whoever is let in waits about that long
-(Little's law), at any speed of the machine, and whoever is not is told so at once.
+A node that is asked for more than it can do does no more by queueing the rest: everybody is late.
+So no more transactions may wait for their `Begin` to be applied than were applied within the last
+`TARGET_S`. Then whoever is let in waits about that long (Little's law), at any speed of the
+machine, and whoever is not is told so at once.
 
 Rules
 - Only the wait for the log counts, which is this node's own: a slow participant does not make it
@@ -20,8 +20,8 @@ Rules
 - It is asked for new transactions only. Repeats of known ids, ends, inquiries and an operator's
   calls are never refused for load.
 
-Times are seconds of any clock that only grows. Counted is in two neighbouring spans of `TARGET_S`,
-the older of which weighs as much as of it is still within the last one.
+Times are seconds of any clock that only grows. How many were applied "lately" is counted in two
+spans, the present one and the one before; of the latter the part that still lies within `TARGET_S`.
 """
 
 from __future__ import annotations
@@ -192,9 +192,11 @@ _AT_ONCE, _REFUSED = WayIn.AT_ONCE, WayIn.REFUSED  # looked up once: 90 ns each 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Place:
-    """In the line, of a batch: its next piece, and all of it that has not begun, in elements. One
-    that came alone is a batch of one.
+class Queued:
+    """A batch that stands in the line; a transaction that came alone is a batch of one.
+
+    `piece`: how many elements it begins next. `left`: how many have not begun. `tell` is called
+    when its turn has come.
     """
 
     address: str
@@ -204,21 +206,21 @@ class Place:
 
 
 class Line:
-    """Who waits for room: addresses take turns, and what came from one goes in its order.
+    """Who waits for room: addresses take turns; what came from one address goes in its order.
 
-    A batch waits for its next piece, and stands at the end again when it has begun one, so batches
-    of one address take turns too. Who is told that it is its turn has a promise until it leaves,
-    which it does as it begins. So a piece more than there is room for may begin, and no promise is
-    lost. `call` when there may be room.
+    A batch waits for its next piece. When it has begun that, it stands at the end again, so batches
+    of one address take turns, too. Whoever is told of its turn has a promise of room until it
+    leaves, which it does as it begins. So one piece too many may begin, but no promise is broken.
+    The owner calls `call` whenever there may be room.
     """
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self._queues: OrderedDict[str, dict[Place, None]] = OrderedDict()
+        self._queues: OrderedDict[str, dict[Queued, None]] = OrderedDict()
         """By address; whose turn it is comes first."""
         self._turn_left = TURN
         """How much of its turn the first of the addresses has left, in elements."""
-        self._promised: dict[Place, None] = {}
+        self._promised: dict[Queued, None] = {}
         self._left: Counter[str] = Counter()
         """Elements of all that wait, by address."""
 
@@ -238,44 +240,44 @@ class Line:
         share = self._admission.begun_within(LINE_S, now_s) / max(1, len(self._queues))
         return left >= LEAST and left >= share
 
-    def wait(self, place: Place, now_s: float) -> None:
+    def wait(self, queued: Queued, now_s: float) -> None:
         """Stand in line; it may be told at once."""
-        self._queues.setdefault(place.address, {})[place] = None
-        self._left[place.address] += place.left
+        self._queues.setdefault(queued.address, {})[queued] = None
+        self._left[queued.address] += queued.left
         self.call(now_s)
 
     def call(self, now_s: float) -> None:
         """Tell those for whom there is room."""
-        promised = sum([place.piece for place in self._promised])
+        promised = sum([queued.piece for queued in self._promised])
         while self._queues and self._admission.has_room_in_turn(now_s, promised):
             address, queue = next(iter(self._queues.items()))
-            place = next(iter(queue))
-            self._promised[place] = None
-            promised += place.piece
-            self._turn_left -= place.piece
+            queued = next(iter(queue))
+            self._promised[queued] = None
+            promised += queued.piece
+            self._turn_left -= queued.piece
             if self._turn_left <= 0:
                 self._queues.move_to_end(address)
                 self._turn_left = TURN
-            self._take_out(place)
-            place.tell()
+            self._take_out(queued)
+            queued.tell()
 
-    def leave(self, place: Place, now_s: float) -> None:
+    def leave(self, queued: Queued, now_s: float) -> None:
         """Begin what was promised, or wait no more."""
-        if place in self._promised:
-            del self._promised[place]
+        if queued in self._promised:
+            del self._promised[queued]
             self.call(now_s)
         else:
-            self._take_out(place)
+            self._take_out(queued)
 
-    def _take_out(self, place: Place) -> None:
-        self._left[place.address] -= place.left
-        queue = self._queues[place.address]
-        del queue[place]
+    def _take_out(self, queued: Queued) -> None:
+        self._left[queued.address] -= queued.left
+        queue = self._queues[queued.address]
+        del queue[queued]
         if not queue:
-            del self._left[place.address]
-            if place.address == next(iter(self._queues)):
+            del self._left[queued.address]
+            if queued.address == next(iter(self._queues)):
                 self._turn_left = TURN
-            del self._queues[place.address]
+            del self._queues[queued.address]
 
 
 class Rests:

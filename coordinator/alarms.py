@@ -2,9 +2,9 @@
 
 Nearly every transaction has a deadline that never comes, so setting and clearing must cost next to
 nothing, and what was cleared must leave nothing behind. Times are rounded up to GRAIN_S, and all
-that is due in the same grain lies in one bucket, in the order in which it was set. (A timer of the
-event loop for each, cancelled at the end, is ten seconds of dead timers: 100,000 of them at full
-speed, compared with each other in Python.)
+that is due in the same grain lies in one bucket, in the order in which it was set. A timer of the
+event loop for each transaction would not do: one that is cancelled stays in the loop's heap until
+its time, so at full speed 100,000 dead ones would be compared with each other in Python.
 """
 
 from __future__ import annotations

@@ -105,8 +105,10 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._address = ""
         self._phase = _IDLE
-        self._until_s = self._alarm_s = math.inf
-        """When the phase has lasted too long; for when an alarm is set, which is never later."""
+        self._until_s = math.inf
+        """When the phase has lasted too long."""
+        self._alarm_s = math.inf
+        """When an alarm rings: not later than `_until_s`, perhaps earlier."""
         self._ahead = b""
         """What came while nothing was read; then nothing more is asked for."""
         self._is_paused = False
@@ -235,7 +237,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def woken(self) -> None:
-        """It may be for a time that counts no more: alarms are not cleared with every request."""
+        """Perhaps too early: the alarm of an earlier phase is not cleared."""
         self._alarm_s = math.inf
         if self._loop.time() < self._until_s:
             self._set_alarm()

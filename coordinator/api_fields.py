@@ -65,8 +65,8 @@ def is_deeper(encoded: bytes, most: int) -> bool:
     """
     if encoded.count(b"[") + encoded.count(b"{") <= most:
         return False
-    # What is escaped goes first, then all but quotes and brackets. Two quotes in a row may go: of
-    # what follows it stays as true that it is within a text, or that it is not.
+    # What is escaped goes first, then all but quotes and brackets. Then texts are between quotes;
+    # two quotes in a row may go, for what follows them is within a text, or is not, as before.
     signs = encoded.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_SIGNS, _NO_SIGNS)
     outside = signs.replace(b'""', b"").split(b'"')[::2]
     return max(accumulate(array("b", b"".join(outside))), default=0) > most

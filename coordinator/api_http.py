@@ -23,9 +23,9 @@ _MANY_CONNECTIONS = 65_536
 """Where the system sets no limit of open files."""
 
 
-def most_connections() -> int:
-    """What connections to participants (`courier.most_connections`) leave of the files that this
-    process may have open, but for a few; where there are few, half of it."""
+def most_clients() -> int:
+    """How many clients may be connected: of the files that this process may have open all but those
+    for participants (`courier.most_connections`) and `KEPT_FILES`, where there are few the half."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files == resource.RLIM_INFINITY:
         return _MANY_CONNECTIONS
@@ -40,7 +40,7 @@ class Server:
     """
 
     def __init__(self, api: Api, *, shutdown_timeout_s: float) -> None:
-        self._common = Common(api, most=most_connections())
+        self._common = Common(api, most=most_clients())
         self._shutdown_timeout_s = shutdown_timeout_s
         self._listening: list[asyncio.AbstractServer] = []
 

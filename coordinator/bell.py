@@ -22,7 +22,7 @@ class Bell(Generic[Item]):
         self.clear = self._alarms.clear
         self._woken = woken
         self._timer: asyncio.Handle | None = None
-        self._rings_s = NEVER_S  # kept here: of a time that is past, uvloop gives a bare handle
+        self._rings_s = NEVER_S  # kept here, for not every handle of uvloop has `when`
 
     def __len__(self) -> int:
         """How many are to be woken."""

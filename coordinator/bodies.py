@@ -3,8 +3,8 @@
 Rules
 - What has come of bodies takes no more memory than `most_bytes`, all connections together: a client
   that sends most of a body and then waits costs only what it sends.
-- Of bodies that are large, or packed, one is begun to be looked at in two turns of the event loop:
-  decoding it takes one and reading it another (`api_transactions`). A kilobyte can be unpacked to
+- Bodies that are large or compressed are looked at one by one, each in two turns of the event loop:
+  it is decoded in one and read in the other (`api_transactions`). A compressed kilobyte can become
   what takes most of a tenth of a second in each, and a client can send many at once.
 """
 
@@ -39,7 +39,7 @@ class Bodies:
         assert self.held >= 0
 
     def turn(self) -> asyncio.Future[None]:
-        """Done in a turn of the loop in which no other one is, nor in the one before."""
+        """Done when it is this body's turn, which comes to one body in two turns of the loop."""
         loop = asyncio.get_running_loop()
         if not self._is_turning:
             self._is_turning = True

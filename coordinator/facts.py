@@ -84,7 +84,7 @@ class Branch(NamedTuple):
 
     @property
     def participant(self) -> str:
-        """What calls, limits and backlogs are counted by."""
+        """Its URL, by which calls, limits and backlog are counted."""
         return self.url or self.prepare_url
 
     def url_of(self, operation: Operation) -> str:

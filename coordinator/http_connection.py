@@ -9,7 +9,8 @@ Rules
 - A body is taken out of the parser with every piece. It is kept if `Api.admit` allows that and all
   connections together hold no more than they may (`bodies`), and only as much of it; else the
   answer leaves at once, and what comes of the body is thrown away.
-- One that is large or packed waits for its turn. Of those, a batch counts as held until its answer.
+- One that is large or compressed waits for its turn (`bodies`). Of those, a batch counts as held
+  until its answer.
 - What is no HTTP is answered in the API's one shape, and is the end of the connection.
 """
 
@@ -29,7 +30,7 @@ from coordinator.api_connection import LOG, READING, Common, Connection, Phase
 from coordinator.api_errors import ApiError, overloaded, too_large
 from coordinator.api_requests import REQUEST_HEADER, Answer, Later, Request, error_answer
 from coordinator.bodies import LARGE_BYTES
-from coordinator.http_wire import CONTINUE, answer_bytes, unknown_packing, unpacked
+from coordinator.http_wire import CONTINUE, answer_bytes, decompressed, unknown_encoding
 
 REQUESTS_PER_TURN = 16
 LINE_BYTES = 8_190
@@ -76,11 +77,12 @@ class HttpConnection(Connection):
         self._payload: StreamReader = EMPTY_PAYLOAD
         """Where the parser puts its body."""
         self._request: Request
+        """Whose body is being read."""
         self._body = bytearray()
+        """What has come of it; at most `_limit` bytes may."""
         self._limit = 0
-        """The request whose body is read, what has come of it, and how much may."""
         self._held = 0
-        """So many bytes are counted in `bodies`."""
+        """Bytes of this connection that are counted in `bodies`."""
 
     def _read_on(self, data: bytes) -> None:
         left = REQUESTS_PER_TURN
@@ -135,14 +137,14 @@ class HttpConnection(Connection):
             self._give(error_answer(ApiError(417, "expectation_failed", what)))
         elif payload is EMPTY_PAYLOAD:
             self._respond(request)
-        elif message.compression is None and (packed := _unknown_packing(headers)):
-            self._give(error_answer(unknown_packing(packed)))
+        elif message.compression is None and (encoding := _unknown_encoding(headers)):
+            self._give(error_answer(unknown_encoding(encoding)))
         elif whole:
             self._respond(request)
         else:
             self._begin_body(message, request)
 
-    # --- bodies that have not come with their head, or are packed
+    # --- bodies that have not come with their head, or are compressed
 
     def _begin_body(self, message: RawRequestMessage, request: Request) -> None:
         """It is read only where it is needed: to be sent to the leader, nobody has to send 16 MiB
@@ -214,7 +216,7 @@ class HttpConnection(Connection):
         self._body = bytearray()
         try:
             if body and self._message.compression is not None:
-                body = unpacked(body, self._message.compression, self._limit)
+                body = decompressed(body, self._message.compression, self._limit)
                 if not self._hold(len(body)):
                     raise overloaded()
         except ApiError as error:
@@ -260,8 +262,8 @@ class HttpConnection(Connection):
         self._refuse(no_http(first_line[:200]))
 
 
-def _unknown_packing(headers: Mapping[str, str]) -> str | None:
-    """How a body is packed, if in a way of which the parser says nothing: twice, for example."""
+def _unknown_encoding(headers: Mapping[str, str]) -> str | None:
+    """The `Content-Encoding`, where the parser does not know it: compressed twice, for example."""
     said = headers.get("Content-Encoding")
     return None if said is None or said.lower() == "identity" else said
 

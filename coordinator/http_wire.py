@@ -1,4 +1,4 @@
-"""Answers as bytes of HTTP, and packed bodies unpacked. Pure.
+"""Answers as bytes of HTTP, and compressed bodies decompressed. Pure.
 
 Head and body of an answer are one piece, so that they leave in one write.
 """
@@ -52,10 +52,10 @@ def _safe(value: str) -> str:
     return value
 
 
-def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
+def decompressed(body: bytes, encoding: str, limit: int) -> bytes:
     """`body` as it was before its `Content-Encoding`, at most `limit` bytes; raises ApiError.
 
-    No more than `limit` is ever unpacked: a few kilobytes can stand for gigabytes.
+    No more than `limit` is ever decompressed: a few kilobytes can stand for gigabytes.
     """
     match encoding:
         case "gzip":
@@ -63,19 +63,19 @@ def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
         case "deflate":  # what RFC 9110 calls so, or what some clients do
             format_ = _ZLIB if body[0] & 0x0F == zlib.DEFLATED else _RAW_DEFLATE
         case _:
-            raise unknown_packing(encoding)
-    unpacking = zlib.decompressobj(format_)
+            raise unknown_encoding(encoding)
+    stream = zlib.decompressobj(format_)
     try:
-        plain = unpacking.decompress(body, limit + 1)
+        plain = stream.decompress(body, limit + 1)
     except zlib.error:
         raise unreadable() from None
     if len(plain) > limit:
         raise too_large("The body", len(plain), limit)
-    if not unpacking.eof or unpacking.unused_data:
+    if not stream.eof or stream.unused_data:
         raise unreadable()
     return plain
 
 
-def unknown_packing(encoding: str) -> ApiError:
+def unknown_encoding(encoding: str) -> ApiError:
     what = f"Content-Encoding {encoding[:100]} is not understood; send gzip, or JSON as it is."
     return ApiError(415, "unsupported_media_type", what)

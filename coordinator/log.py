@@ -71,8 +71,7 @@ class ReplicatedLog(Protocol):
     def propose(self, command: bytes, epoch: int, done: Done, *, patience_s: float = 0.0) -> None:
         """Ask for a command to enter the log. Refusals go to `done` as well, never raised.
 
-        With patience it begins no entry of its own before that time has passed: it goes with the
-        next that has none.
+        It may be held back for `patience_s`, to share the log entry of another proposal.
         """
 
     def barrier(self) -> asyncio.Future[None]:

@@ -253,7 +253,7 @@ _MEANINGS = {
     "409": "The transaction's content or state does not allow it.",
     "410": "The id is older than what is remembered.",
     "413": "Too large.",
-    "415": "The body is called something else than JSON, or packed in a way that is unknown.",
+    "415": "The body is called something else than JSON, or its encoding is unknown.",
     "417": "`Expect` asks for something else than 100-continue.",
     "429": "At capacity, nothing was done; later.",
     "503": "Not now: `no_leader`, `outcome_unknown`, `clock_unsettled`, `draining` or "

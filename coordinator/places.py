@@ -35,7 +35,7 @@ class Places(Generic[Origin, Waiter]):
         return self.taken >= self.most and bool(self._waiting)
 
     def take(self, origin: Origin) -> bool:
-        """Whether there was one; it is `origin`'s then until it is left."""
+        """Take a place, to be given back by `leave`; False if `origin` may have none now."""
         taken = self._taken_by.get(origin, 0)
         if self.taken >= self.most or taken >= self.most_of_one:
             return False
@@ -55,7 +55,8 @@ class Places(Generic[Origin, Waiter]):
                 del self._waiting[origin]
 
     def next_of(self, origin: Origin) -> Waiter | None:
-        """Who waits first for this origin; it waits no more. It is given what is `origin`'s."""
+        """The first that waits for this origin, to be given something of the origin's; None if
+        nobody does. It waits no more."""
         waiters = self._waiting.get(origin)
         if waiters is None:
             return None
@@ -66,12 +67,12 @@ class Places(Generic[Origin, Waiter]):
         return waiter
 
     def leave(self, origin: Origin) -> Waiter | None:
-        """A place of `origin` is free; whoever has got one for it, and waits no more."""
+        """Give a place of `origin` back. Returns who has got it and waits no more, if anybody."""
         self.taken -= 1
         self._taken_by[origin] -= 1
         if not self._taken_by[origin]:
             del self._taken_by[origin]
-        for waiting in self._waiting:  # those that have their share are passed over: few at a time
+        for waiting in self._waiting:  # passes over those that have their share, which are few
             if self.take(waiting):
                 return self.next_of(waiting)
         return None

@@ -13,8 +13,9 @@ def drop_unacknowledged(sock: socket.socket, within_ms: int) -> None:
 
 
 def keep_alive(sock: socket.socket, *, quiet_s: int, every_s: int, times: int) -> None:
-    """The other machine is asked, after so long a silence, so often, whether it has the connection
-    still: one that lost its power, and has it again, says no."""
+    """Probe the other machine: first when it has been silent for `quiet_s`, then every `every_s`;
+    after `times` probes without an answer the connection is lost. A machine that lost its power and
+    has it again answers that it knows no such connection."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     _set(sock, "TCP_KEEPIDLE", quiet_s)
     _set(sock, "TCP_KEEPINTVL", every_s)

@@ -182,7 +182,7 @@ class Table:
         return dict(self._blocks)
 
     def load(self, number: int, block: Sealed) -> None:
-        """Add a block out of a view. Whatever is raised, it is none of ours."""
+        """Add a block out of a view. Raises whatever bytes that are no block of ours lead to."""
         branches, ids, records = block
         if number in self._blocks or not len(ids) == len(records) == BLOCK:
             raise ValueError(f"block {number} is there twice, or is none")
@@ -197,7 +197,7 @@ class Table:
         self.bytes += sum(map(len, branches))
 
     def is_whole(self) -> bool:
-        """Whether every id is there once."""
+        """Whether no id is there twice."""
         return sum(map(len, self._shards)) == self._count
 
     def release(self) -> Iterator[None]:

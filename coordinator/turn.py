@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 
-from coordinator.admission import Line, Place
+from coordinator.admission import Line, Queued
 from coordinator.api_errors import at_capacity
 from coordinator.live import Waiting
 from coordinator.patience import Patience
@@ -27,11 +27,11 @@ class Turn:
         self._loop = asyncio.get_running_loop()
         self.has_come: asyncio.Future[bool] = self._loop.create_future()
         self._line = line
-        self._place = Place(address, piece, left, self._tell)
-        line.wait(self._place, self._loop.time())
+        self._queued = Queued(address, piece, left, self._tell)
+        line.wait(self._queued, self._loop.time())
 
     def leave(self) -> None:
-        self._line.leave(self._place, self._loop.time())
+        self._line.leave(self._queued, self._loop.time())
 
     def _tell(self) -> None:
         if not self.has_come.done():

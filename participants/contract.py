@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from participants import canonical
-from participants.pauses import retry_after_s
+from participants.retry_after import retry_after_s
 
 DECLARATION_HEADER = "Assent-Participant"
 CONTRACT_VERSION = 1

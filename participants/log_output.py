@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 
-def unwaiting(stream: TextIO | None) -> TextIO | Unwaiting | None:
+def non_blocking(stream: TextIO | None) -> TextIO | NonBlocking | None:
     """`stream`, or what writes to the same place without ever waiting; None if it is closed."""
     if stream is None:
         return None
@@ -28,10 +28,10 @@ def unwaiting(stream: TextIO | None) -> TextIO | Unwaiting | None:
         write = _writer(stream.fileno())
     except OSError:  # it is no file at all, or cannot be opened again
         return stream
-    return stream if write is None else Unwaiting(write, stream.encoding)
+    return stream if write is None else NonBlocking(write, stream.encoding)
 
 
-class Unwaiting:
+class NonBlocking:
     """A stream of text over `write`, which takes as much as there is room for, or raises
     BlockingIOError."""
 

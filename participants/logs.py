@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import Iterable
 
-from participants.log_output import unwaiting
+from participants.log_output import non_blocking
 
 WRITE_WITHIN_S = 0.01
 """A process that is killed takes with it what it has said since."""
@@ -65,7 +65,7 @@ class Gathered:
 
 def configure_logs(level: str) -> None:
     """Set up the root logger of this process, which writes from `level` on."""
-    output = logging.StreamHandler(unwaiting(sys.stderr))
+    output = logging.StreamHandler(non_blocking(sys.stderr))
     output.setFormatter(_Text())
     logging.basicConfig(level=level, handlers=(output,))
 

@@ -284,7 +284,7 @@ def test_clients_leave_files_to_participants_and_to_the_log(
 ) -> None:
     """Idle clients alone used up a node's files; it could not write its log then, and ended."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
-    assert api_http.most_connections() == most
+    assert api_http.most_clients() == most
     assert most + courier.most_connections() < files
 
 

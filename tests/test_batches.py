@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator import batches, errors, turn
-from coordinator.admission import LEAST, Admission, Line, Place
+from coordinator.admission import LEAST, Admission, Line, Queued
 from coordinator.api_errors import bad_field
 from coordinator.api_requests import Answer, Later, Request
 from coordinator.api_shapes import Submission, read_submission
@@ -115,7 +115,7 @@ def test_a_batch_that_finds_the_line_too_long_is_refused_at_once_but_for_its_rep
         async with api_node() as node:
             assert outcomes(await ask(node, ["a-1"])) == ["committed"]
             shut(node)
-            node.driver.line.wait(Place(ADDRESS, 1, LEAST, lambda: None), 0.0)
+            node.driver.line.wait(Queued(ADDRESS, 1, LEAST, lambda: None), 0.0)
             answer = await ask(node, ["a-2", "a-1", "a b"])
             assert outcomes(answer) == ["at_capacity", "committed", "bad_request"]
             assert answer.rests
@@ -203,7 +203,7 @@ def test_a_large_batch_lets_others_have_their_turn(*, is_full: bool) -> None:
         async with api_node(scripted=driver) as node:
             if is_full:
                 driver.line = Line(Door())
-                driver.line.wait(Place(ADDRESS, 1, LEAST, lambda: None), 0.0)
+                driver.line.wait(Queued(ADDRESS, 1, LEAST, lambda: None), 0.0)
             answering = ask(node, [f"t-{n}" for n in range(1_000)])
             turns, most, before = 0, 0, 0
             while not answering.done():
@@ -346,7 +346,7 @@ def test_one_of_a_crowd_is_refused_at_once_where_the_line_is_too_long() -> None:
     async def test() -> None:
         async with api_node() as node:
             crowd(node)
-            node.driver.line.wait(Place(ADDRESS, 1, LEAST, lambda: None), 0.0)
+            node.driver.line.wait(Queued(ADDRESS, 1, LEAST, lambda: None), 0.0)
             refused = ask_alone(node, "a-1")
             assert isinstance(refused, Answer)
             assert (refused.status, refused.rests) == (429, True)

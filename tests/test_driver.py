@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from coordinator.admission import IN_TURN_LEAST, Place, WayIn
+from coordinator.admission import IN_TURN_LEAST, Queued, WayIn
 from coordinator.commands import (
     Acknowledge,
     Begin,
@@ -615,7 +615,7 @@ def test_who_stands_in_line_is_told_of_room_when_what_they_began_is_applied() ->
         for number in range(IN_TURN_LEAST):
             rig.driver.submit(plan(f"t{number}"), Wait.NONE)
         told = asyncio.Event()
-        line.wait(Place("10.0.0.1", 1, 1, told.set), now_s)
+        line.wait(Queued("10.0.0.1", 1, 1, told.set), now_s)
         assert not told.is_set()
         await told.wait()
         await rig.settle()

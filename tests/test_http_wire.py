@@ -1,4 +1,4 @@
-"""Answers as bytes, and what is unpacked of a body."""
+"""Answers as bytes, and what a compressed body becomes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.api_errors import ApiError
 from coordinator.api_requests import Answer, json_answer
-from coordinator.http_wire import answer_bytes, unpacked
+from coordinator.http_wire import answer_bytes, decompressed
 
 SUNDAY = 784_111_777
 """06 Nov 1994, 08:49:37: the example of RFC 9110."""
@@ -64,7 +64,7 @@ PACKED = {
 @pytest.mark.parametrize("how", PACKED)
 def test_a_body_is_unpacked_as_it_was(how: str) -> None:
     encoding, packed = how.split(",", maxsplit=1)[0], PACKED[how]
-    assert unpacked(packed, encoding, 100) == b"hello" * 20
+    assert decompressed(packed, encoding, 100) == b"hello" * 20
     for size, code in ((99, "body_too_large"), (0, "body_too_large")):
         assert refusal_of(packed, encoding, size) == code
     for damaged in (packed[:-1], packed + b"x", packed + packed, b"\x78" + packed[5:]):
@@ -96,5 +96,5 @@ def test_no_more_is_unpacked_than_may_be(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def refusal_of(body: bytes, encoding: str, limit: int) -> str:
     with pytest.raises(ApiError) as refused:
-        unpacked(body, encoding, limit)
+        decompressed(body, encoding, limit)
     return refused.value.code

@@ -16,7 +16,7 @@ from coordinator.admission import (
     TURN,
     Admission,
     Line,
-    Place,
+    Queued,
     WayIn,
 )
 
@@ -33,8 +33,8 @@ class Told:
 
     def wait(
         self, name: str, *, address: str = A, piece: int = 8, left: int = 8, now_s: float = 0.0
-    ) -> Place:
-        place = Place(address, piece, left, lambda: self.names.append(name))
+    ) -> Queued:
+        place = Queued(address, piece, left, lambda: self.names.append(name))
         self.line.wait(place, now_s)
         return place
 
@@ -338,7 +338,7 @@ def longest_wait_s(admission: Admission, *, clients: int) -> float:
     """
     told = Told(admission)
     queue: deque[tuple[str, str | None, float]] = deque()
-    places: dict[str, Place] = {}
+    places: dict[str, Queued] = {}
     idle = [str(number) for number in range(clients)]
     waits_s = []
 

@@ -50,7 +50,7 @@ PURE = {
     "participants/contract.py",
     "participants/branch.py",
     "participants/messages.py",
-    "participants/pauses.py",
+    "participants/retry_after.py",
     "cluster/raft/founding.py",
     "cluster/raft/wire.py",
 }
@@ -80,7 +80,7 @@ ALLOWED_IN_PURE = {
     # To write and read times, never to ask for the present one.
     "participants/contract.py": {"datetime.UTC", "datetime.datetime"},
     "participants/messages.py": {"datetime.UTC", "datetime.datetime", "datetime.timedelta"},
-    "participants/pauses.py": {"datetime.UTC", "datetime.datetime"},
+    "participants/retry_after.py": {"datetime.UTC", "datetime.datetime"},
 }
 CLOCKS = {"now", "utcnow", "today"}
 

@@ -43,7 +43,7 @@ import aiohttp
 
 from cluster.client.answers import is_refusal, read_json
 from coordinator.api_requests import REQUEST_HEADER
-from participants.pauses import retry_after_s
+from participants.retry_after import retry_after_s
 from participants.streams import read_within
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from participants.pauses import retry_after_s
+from participants.retry_after import retry_after_s
 
 SAID_AT = "Sun, 06 Nov 1994 08:49:37 GMT"
 
