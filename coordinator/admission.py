@@ -98,9 +98,9 @@ class Admission:
         return self.waiting < self._least or self.waiting < self._lately(now_s)
 
     def is_crowd(self, now_s: float, address: str, *, in_line: bool) -> bool:
-        """A transaction that is in no batch is asked for from there: is it to stand in line?
+        """Is a transaction from there, which is in no batch, to stand in line?
 
-        `in_line`: others from there do.
+        `in_line`: others from there do already.
         """
         if address != self._last_address:
             if self._last_address is not None:
@@ -108,7 +108,7 @@ class Admission:
             self._last_address = address
         if now_s - self._address_changed_s < ALONE_S:
             if in_line or not self._is_little(self._waiting_of.get(address, 0), now_s):
-                self._is_one_now(address, now_s)
+                self._note_crowd(address, now_s)
                 return True
             if now_s - self._crowds.get(address, -math.inf) < ALONE_S:
                 return True
@@ -116,8 +116,8 @@ class Admission:
         self._came_alone_s = now_s
         return False
 
-    def _is_one_now(self, address: str, now_s: float) -> None:
-        """A crowd; those that are none any more are let go of, for they may never ask again."""
+    def _note_crowd(self, address: str, now_s: float) -> None:
+        """Remember the crowd, and forget those that are none any more: they may never ask again."""
         self._crowds.pop(address, None)
         self._crowds[address] = now_s
         while now_s - self._crowds[first := next(iter(self._crowds))] >= ALONE_S:
@@ -160,16 +160,16 @@ class Admission:
         else:
             self._waiting_of[address] -= 1
         if applied:
-            self._turn(now_s)
+            self._next_span(now_s)
             self._in_span += 1
 
     def _lately(self, now_s: float) -> float:
         """About how many were applied within the last `target_s`."""
-        self._turn(now_s)
+        self._next_span(now_s)
         passed = (now_s - self._span_began_s) / self._target_s
         return self._in_span + self._in_span_before * (1 - passed)
 
-    def _turn(self, now_s: float) -> None:
+    def _next_span(self, now_s: float) -> None:
         """Begin a new span if this one is over."""
         passed_s = now_s - self._span_began_s
         if passed_s < self._target_s:
@@ -283,14 +283,11 @@ class Line:
 class Rests:
     """How long the connection of each refusal is left unread, for few of them in a second."""
 
-    def __init__(
-        self, *, per_s: float = TURNED_AWAY_PER_S, longest_s: float = LONGEST_REST_S
-    ) -> None:
+    def __init__(self, *, per_s: float = TURNED_AWAY_PER_S) -> None:
         self._each_s = 1 / per_s
-        self._longest_s = longest_s
         self._next_s = 0.0
 
     def rest_s(self, now_s: float) -> float:
         """Of one that is refused now."""
-        self._next_s = min(max(self._next_s, now_s) + self._each_s, now_s + self._longest_s)
+        self._next_s = min(max(self._next_s, now_s) + self._each_s, now_s + LONGEST_REST_S)
         return self._next_s - now_s
