@@ -43,8 +43,8 @@ TRY_EVERY: Final = 10
 TRANSFER_S: Final = 2.0
 
 
-class Led(Protocol):
-    """What is asked of a replica; `clock_offsets_ms` are peers' clocks less this node's own."""
+class Leadership(Protocol):
+    """What is asked of the replica. `clock_offsets_ms`: peers' clocks less this node's own."""
 
     @property
     def epoch(self) -> int | None: ...
@@ -57,7 +57,7 @@ class Led(Protocol):
 class ClockWatch:
     """Looks once a second, from `start` to `stop`; `is_sound` may be asked at any time."""
 
-    def __init__(self, replica: Led, *, now_ms: Callable[[], int]) -> None:
+    def __init__(self, replica: Leadership, *, now_ms: Callable[[], int]) -> None:
         self._replica = replica
         self._now_ms = now_ms
         self._ahead_ms: float | None = None
@@ -69,7 +69,7 @@ class ClockWatch:
 
     @property
     def offset_ms(self) -> int:
-        """This clock less the median, at worst."""
+        """This clock less the median; of two clocks in the middle, less the one farther away."""
         return -max(middle_ms(self._replica.clock_offsets_ms), key=abs)
 
     def is_sound(self) -> bool:

@@ -9,7 +9,8 @@ StorageError
 ├── NotReadable      the same, for who only looks into a directory
 └── NotBootstrapped  an empty directory, and nobody said that this is a new cluster
 
-FailStop             not about storage: an invariant is broken, and this node must speak no more
+FailStop             an invariant is broken: this node must send no more messages
+└── TakenAway        a file was deleted or moved under the node
 
 Every message says what happened, to which file, and what to do next.
 """

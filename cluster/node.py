@@ -318,7 +318,8 @@ class Node:
         }
 
     def _is_alive(self, peer: PeerStatus) -> bool:
-        """Heard of within an election timeout; of a fellow follower only if it is connected."""
+        """Heard of within an election timeout. Followers do not hear each other: of another one it
+        is only known whether it is connected."""
         if peer.last_contact_s is None:
             return peer.connected
         return peer.last_contact_s < self._settings.raft_timings.election_max_ms / 1000

@@ -29,7 +29,7 @@ _SHOWN = 45
 
 @contextlib.contextmanager
 def profiled(name: str) -> Iterator[None]:
-    """What is done within, in the file `NAME.stacks`, if that is asked for. Main thread only."""
+    """Profile the block, if the variable asks for that: writes `NAME.stacks`. Main thread only."""
     directory = os.environ.get(VARIABLE)
     if not directory:
         yield

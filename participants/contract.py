@@ -101,8 +101,8 @@ _BATCH = re.compile(r"batch=/[!-~]*")
 
 
 def read_declaration(header: str | None) -> Declaration:
-    """The declaration in a header's value; of none, or one that is not understood, PLAIN. A path
-    that is not written as it is called over HTTP is none."""
+    """The declaration in a header's value; PLAIN if there is none, or none that is understood. A
+    batch path that could not stand in a request line is ignored."""
     if not header:
         return PLAIN
     version, *words = (word.strip() for word in header.split(";"))
@@ -304,7 +304,10 @@ def _decoded(body: bytes) -> Any:
 
 
 def _for_another(answer: Any, branch: BranchKey) -> Failed | None:
-    """Whose answer does not name its transaction may mean anything by "branch_id"."""
+    """Why the answer is another branch's, if it says so; None: it is this one's, or says nothing.
+
+    An answer that names no transaction may mean anything by "branch_id".
+    """
     if not isinstance(answer, dict) or "transaction_id" not in answer:
         return None
     transaction_id, branch_id = branch
@@ -324,8 +327,8 @@ def _reason(answer: Any) -> str | None:
 
 
 def _excerpt(answer: Any, body: bytes) -> str:
-    """What was said, for people: the SDK's words for an error, else how the body begins; what
-    stands in a batch has no body of its own."""
+    """What was said, for people: the SDK's words for an error, else how the body begins (of an
+    element of a batch there is none)."""
     error = answer.get("error") if isinstance(answer, dict) else None
     words = error.get("message") if isinstance(error, dict) else None
     if isinstance(words, str) and words:

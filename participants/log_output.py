@@ -5,9 +5,9 @@ Ctrl-S, is full at 64 KiB. To wait until it is read stops the whole process: thr
 collector were a cluster that decided nothing. So what finds no room is lost, and the first line
 that finds some again is preceded by one which says how many were.
 
-The wish not to wait belongs to what was opened, which others may share, a shell for example. So a
-pipe or a terminal is opened once more, under its name in /proc; where there is none, it is waited
-for. A socket (systemd's) takes the wish with each piece, and a file never makes anybody wait.
+`O_NONBLOCK` is a flag of the open file, which others may share, a shell for example. So a pipe or a
+terminal is opened once more, under its name in /proc; where there is no /proc, writing may wait. To
+a socket (systemd's) the flag goes with each piece, and a file never makes anybody wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import TextIO
 
 
 def non_blocking(stream: TextIO | None) -> TextIO | NonBlocking | None:
-    """`stream`, or what writes to the same place without ever waiting; None if it is closed."""
+    """A stream to the same place whose writes never wait, `stream` itself if possible; None if it
+    is closed."""
     if stream is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""With which a team lets its own resource take part in transactions: a Resource and a Participant.
+"""What lets a team's own resource take part in transactions: a Resource and a Participant.
 
     class Seats(Resource[sqlite3.Connection]):
         def prepare(self, work, payload):   # promise: reserve, or raise Refused("sold out")
@@ -298,7 +298,7 @@ class Participant(Generic[T]):
             resource = self._resource
             done = resource.commit(work) if cell.action is _COMMIT else resource.rollback(work)
             if done is not None:
-                _refuse_to_be_run(done)
+                _require_done(done)
         after = branch.after(before, message.end, cell)
         if after is not None and after is not before:
             ended = BranchRecord(
@@ -316,13 +316,13 @@ class Participant(Generic[T]):
             raise StoreUnavailable(reply.body["error"]["message"])
 
     async def _sweep(self) -> None:
-        """A clock that was set is not believed: a day ahead for a moment, it would take away what
-        repeated messages are answered from."""
-        clock_ms = self._clock_ms()
+        """Drop old tombstones now and then, but not by a clock that was set just before: a day
+        ahead for a moment, it would take away what repeated messages are answered from."""
+        ahead_ms = self._clock_ahead_ms()
         while True:
             await asyncio.sleep(self._settings.sweep_every_s)
-            clock_ms, before = self._clock_ms(), clock_ms
-            if abs(clock_ms - before) > self._settings.grace_ms:
+            ahead_ms, before = self._clock_ahead_ms(), ahead_ms
+            if abs(ahead_ms - before) > self._settings.grace_ms:
                 log.warning("the clock was set: tombstones are dropped when it has been steady")
                 continue
             try:
@@ -334,15 +334,14 @@ class Participant(Generic[T]):
             except Exception:
                 log.exception("tombstones were not dropped, they will be later")
 
-    def _clock_ms(self) -> float:
-        """Of the wall clock, how far it is from one that nobody sets."""
+    def _clock_ahead_ms(self) -> float:
+        """The wall clock less the loop's, which nobody sets: it changes if the former is set."""
         return self._now_ms() - asyncio.get_running_loop().time() * 1000
 
 
-def _refuse_to_be_run(returned: object) -> None:
-    """Nobody runs what a generator or an asynchronous function returns: nothing has been done.
-
-    Not all of them can be told before they are called: they may be decorated, for example.
+def _require_done(returned: object) -> None:
+    """Raises ResourceFailed if a commit or rollback was a generator or asynchronous: nobody runs
+    what it returned, so nothing has been done. (Decorated, it did not look so at the start.)
     """
     if inspect.iscoroutine(returned):
         returned.close()

@@ -1,4 +1,4 @@
-"""The SQLite connection that a resource gets: all but what would end the local transaction."""
+"""The SQLite connection that a resource gets: it cannot end the store's local transaction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 
 class StoreConnection(sqlite3.Connection):
-    """What the resource's functions get: it cannot end the store's local transaction."""
+    """Refuses, with `sqlite3.ProgrammingError`, whatever would end the local transaction."""
 
     def _refuse(self, what: str) -> NoReturn:
         raise sqlite3.ProgrammingError(

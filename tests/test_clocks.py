@@ -46,7 +46,7 @@ class World:
 
 
 class Node:
-    """`clocks.Led`."""
+    """`clocks.Leadership`."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world

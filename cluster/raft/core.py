@@ -5,7 +5,7 @@ Rules
   with the digest of their source; `check_library` refuses to start on any other.
 - What runs of it: the tick (election, commit rule, apply loop, check-quorum, heartbeat, compaction)
   and becoming leader. Everything that touches a message, a file, a pickle, a fork or a thread is
-  replaced by the rules in `raft_elections`, `raft_replication` and `raft_snapshots`.
+  replaced by the rules in `elections`, `replication` and `snapshots`, beside this file.
 - The core does nothing but think: messages, ticks and appends come in; messages go to `send`, which
   holds them until the journal allows; applied entries go to `on_applied`. It never waits.
 - Each override says which flaw it mends (the list is tests/pysyncobj_flaws/README.md) and its test.
@@ -478,5 +478,5 @@ class RaftCore(Elections, Snapshots, LibraryFields, SyncObj):  # type: ignore[mi
         raise FailStop(f"the library was to read {message!r:.80} from {node!r:.40}")
 
     def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:  # noqa: N802, N803
-        """Mends S1, S6, S7: snapshots are installed by `raft_snapshots` and read by the replica."""
+        """Mends S1, S6, S7: snapshots are installed by `snapshots` and read by the replica."""
         raise FailStop(f"the library was to load a dump, {clearJournal=}")

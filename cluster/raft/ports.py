@@ -82,7 +82,7 @@ class _States(Protocol):
 
 
 class SerializerPort:
-    """Snapshots by `raft_snapshots`: no fork, no pickle. Mends S6, S7, S17, L6.
+    """Snapshots by `cluster/raft/snapshots.py`: no fork, no pickle. Mends S6, S7, S17, L6.
 
     test_s17_a_snapshot_is_taken_without_a_fork
     """
