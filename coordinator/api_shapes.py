@@ -92,7 +92,7 @@ def read_submission(
     traceparent: str | None = None,
     address: str | None = None,
 ) -> Submission:
-    """A one-shot transaction out of decoded JSON (CONTRACT, the one-shot body); raises ApiError.
+    """A one-shot transaction out of decoded JSON (`Submission` of /openapi.json); raises ApiError.
 
     `address`: as `Plan` has it.
     """

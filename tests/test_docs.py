@@ -166,6 +166,21 @@ def test_every_test_that_holds_an_invariant_is_there() -> None:
             assert any(re.fullmatch(rule.replace("*", ".*"), one) for one in MUTANTS), rule
 
 
+def test_what_the_page_says_decides_a_question_is_there() -> None:
+    table = text_of("ARCHITECTURE.md").partition("| question | decided by | in |")[2]
+    rows = re.findall(
+        r"^\| [^|]+\? \| ([^|]+) \| ([^|]+) \|$", table.partition("\n\n")[0], re.MULTILINE
+    )
+    assert len(rows) > 20
+    for names, files in rows:
+        source = "".join(
+            (TOP / f"{file}.py").read_text(encoding="utf-8")
+            for file in re.findall(r"`([^`]+)`", files)
+        )
+        for name in re.findall(r"`([^`]+)`", names):
+            assert re.search(rf"^(class |def )?{name}\b", source, re.MULTILINE), name
+
+
 def test_the_rules_of_the_protocol_are_the_ones_that_can_be_switched_off() -> None:
     table = text_of("docs/protocol.md").partition("## 12.")[2]
     named = re.findall(r"^\|[^|]*\| `([a-z-]+)` \|", table, re.MULTILINE)

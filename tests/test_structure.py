@@ -221,10 +221,18 @@ def test_every_file_named_in_these_rules_exists() -> None:
         assert (HOUSE / name).is_file(), name
 
 
-@pytest.mark.parametrize("path", sorted((HOUSE / "coordinator").glob("[!_]*.py")), ids=name_of)
-def test_the_page_about_the_house_names_every_file_of_the_coordinator(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for folder in ("participants", "coordinator")
+        for path in sorted((HOUSE / folder).glob("[!_]*.py"))
+    ],
+    ids=name_of,
+)
+def test_the_page_about_the_house_names_every_file_of_the_lower_layers(path: Path) -> None:
     page = (HOUSE / "ARCHITECTURE.md").read_text()
-    files = page.partition("### coordinator/, file by file")[2].partition("\n### ")[0]
+    files = page.partition(f"### {path.parent.name}/, file by file")[2].partition("\n### ")[0]
     assert f"`{path.stem}`" in files
 
 
@@ -232,7 +240,7 @@ def test_the_page_about_the_house_names_every_file_of_the_coordinator(path: Path
     "path",
     [
         path
-        for folder in ("", "raft", "storage")
+        for folder in ("", "raft", "storage", "client", "cli", "local", "bench")
         for path in sorted((HOUSE / "cluster" / folder).glob("[!_]*.py"))
     ],
     ids=name_of,

@@ -111,7 +111,7 @@ class BadAnswer(ClientError):
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A transaction's part at one participant, as CONTRACT names its fields."""
+    """A transaction's part at one participant: `Branch` of /openapi.json."""
 
     branch_id: str
     name: str
