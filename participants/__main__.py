@@ -56,7 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     shared.add_argument("--port", type=_port, required=True, help="0: any that is free")
-    shared.add_argument("--log-level", default="info", choices=("debug", "info", "warning"))
+    shared.add_argument(
+        "--log-level",
+        default="info",
+        choices=("debug", "info", "warning"),
+        help="the least that is written to standard error; default: %(default)s",
+    )
     shared.add_argument(
         "--inquire-after",
         type=_seconds,
@@ -66,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, what in (("profile", "users"), ("inventory", "stock"), ("activity", "a log")):
         service = services.add_parser(name, parents=[shared], help=f"sample service: {what}")
-        service.add_argument("--data-dir", type=Path, required=True)
+        service.add_argument("--data-dir", type=Path, required=True, help="where its database is")
         if name == "inventory":
             service.add_argument(
                 "--stock",

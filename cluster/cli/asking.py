@@ -59,11 +59,18 @@ def shared_options() -> argparse.ArgumentParser:
     """A parser to build upon."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
-        "--nodes", help=f"some nodes, by commas; default: $ASSENT_NODES, else {_DEFAULT_NODES}"
+        "--nodes",
+        metavar="HOST:PORT,...",
+        help="any nodes of the cluster; the others, and the leader, are found. Default:"
+        f" $ASSENT_NODES, else {_DEFAULT_NODES}",
     )
     shared.add_argument("--json", action="store_true", help="answer in JSON, one line each")
     shared.add_argument(
-        "--deadline", type=seconds, default=30.0, help="give up after so many seconds (30)"
+        "--deadline",
+        type=seconds,
+        metavar="SECONDS",
+        default=30.0,
+        help="after which to give up asking; default: %(default)g",
     )
     return shared
 

@@ -29,8 +29,12 @@ def add_commands(commands: Any) -> None:
         description="Start a cluster and the sample services on this machine. Ctrl-C stops them;"
         " what was decided is there at the next start.",
     )
-    up.add_argument("--nodes", type=int, help="how many, for a new cluster: 1, 3 or 5; default 3")
-    up.add_argument("--data-dir", type=Path, default=_DATA_DIR, help=f"default: ./{_DATA_DIR}")
+    up.add_argument(
+        "--nodes", type=int, metavar="N", help="how many, for a new cluster: 1, 3 or 5; default 3"
+    )
+    up.add_argument(
+        "--data-dir", type=Path, metavar="DIR", default=_DATA_DIR, help=f"default: ./{_DATA_DIR}"
+    )
     up.add_argument(
         "--base-port",
         type=_base_port,
@@ -47,16 +51,30 @@ def add_commands(commands: Any) -> None:
         description="Run one node of the cluster that the file describes, until SIGTERM or Ctrl-C.",
     )
     node.add_argument("id", metavar="ID", help="as in the file: [nodes.ID]")
-    node.add_argument("--config", type=Path, required=True, help="cluster.toml")
-    node.add_argument("--data-dir", type=Path, help=f"this node's own; default: ./{_DATA_DIR}/ID")
+    node.add_argument(
+        "--config", type=Path, metavar="FILE", required=True, help="the cluster's cluster.toml"
+    )
+    node.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help=f"this node's own; default: ./{_DATA_DIR}/ID"
+    )
     node.add_argument(
         "--bootstrap",
         action="store_true",
         help="the first start of a new cluster; changes nothing where there is data",
     )
     node.add_argument("--no-fsync", action="store_true", help=_NO_FSYNC)
-    node.add_argument("--log-format", choices=[*LogFormat], default=LogFormat.TEXT)
-    node.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+    node.add_argument(
+        "--log-format",
+        choices=[*LogFormat],
+        default=LogFormat.TEXT,
+        help="of what is written to standard error; default: %(default)s",
+    )
+    node.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        default="info",
+        help="the least that is written; info, the default, is seven lines for each transaction",
+    )
     node.set_defaults(run=_node)
 
     demo = commands.add_parser(
@@ -65,8 +83,8 @@ def add_commands(commands: Any) -> None:
         description="Start a cluster and services, run orders, kill the leader in the middle of"
         " them, and check with figures that nothing is lost. Exits 0 only if every check held.",
     )
-    demo.add_argument("--seconds", type=_seconds, default=12.0, help="of load; default 12")
-    demo.add_argument("--data-dir", type=Path, help="a new directory, which is kept")
+    demo.add_argument("--seconds", type=_seconds, default=12.0, help="of load; default: 12")
+    demo.add_argument("--data-dir", type=Path, metavar="DIR", help="a new one, which is kept")
     demo.add_argument("--json", action="store_true", help="only the figures, in one line of JSON")
     demo.set_defaults(run=_demo)
 

@@ -56,16 +56,25 @@ def add_command(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help='JSON: a transaction, or {"transactions": [...]}; - (the default): standard input',
     )
-    submit.add_argument("--id", type=transaction_id, help="the same id again: the same transaction")
+    submit.add_argument(
+        "--id",
+        type=transaction_id,
+        help="the transaction's; sent again with the same content it is the same transaction and"
+        " runs once. Default: a new one",
+    )
     usual = Timings()
     submit.add_argument(
         "--timeout-ms",
         type=at_least_one,
-        help="after which it aborts, undecided; the cluster's settings say how much may be asked"
-        f" for, usually {usual.min_timeout_ms} to {usual.max_timeout_ms}",
+        metavar="MS",
+        help="abort what is not decided after so long; the cluster's settings say how much may be"
+        f" asked for, usually {usual.min_timeout_ms} to {usual.max_timeout_ms}",
     )
     submit.add_argument(
-        "--wait", choices=("decision", "completion", "none"), help="what to wait for"
+        "--wait",
+        choices=("decision", "completion", "none"),
+        help="until the outcome is fixed (the default), until every participant has carried it out,"
+        " or only until it is begun",
     )
 
 

@@ -48,18 +48,25 @@ def add_commands(commands: Any) -> None:
 
     get = _add(commands, "get", _get, shared, "show a transaction")
     get.add_argument("id", metavar="ID", type=transaction_id)
-    get.add_argument("--wait-ms", type=whole_number, help="wait so long for its end")
-    get.add_argument("--stale", action="store_true", help="as any node happens to know it")
+    get.add_argument(
+        "--wait-ms", type=whole_number, metavar="MS", help="wait for its end, at most so long"
+    )
+    get.add_argument("--stale", action="store_true", help="at once, as the node asked knows it")
 
     listing = _add(commands, "list", _list, shared, "list transactions, newest first")
     listing.add_argument(
-        "--state", type=states, help="only those in this state, such as committing"
+        "--state", type=states, metavar="STATE,...", help="only those in one of these states"
     )
-    listing.add_argument("--participant", help="only those with a branch at this participant")
-    listing.add_argument("--older-than-ms", type=whole_number, help="only those begun so long ago")
-    listing.add_argument("--limit", type=at_least_one, help="at most so many")
+    listing.add_argument("--participant", help="only those with a branch of this name or URL")
     listing.add_argument(
-        "--after", type=whole_number, help="the piece after this one; the list's end says which"
+        "--older-than-ms", type=whole_number, metavar="MS", help="only those begun so long ago"
+    )
+    listing.add_argument("--limit", type=at_least_one, metavar="N", help="at most so many")
+    listing.add_argument(
+        "--after",
+        type=whole_number,
+        metavar="N",
+        help="go on where an earlier list ended, by the number that it said there",
     )
 
     watch = _add(commands, "watch", _watch, shared, "follow a transaction to its end")
@@ -68,7 +75,7 @@ def add_commands(commands: Any) -> None:
         metavar="ID",
         type=transaction_id,
         nargs="?",
-        help="without it: the newest, until Ctrl-C",
+        help="without one: all changes of the newest transactions, until Ctrl-C",
     )
 
     resolve = _add(commands, "resolve", _resolve, shared, "end by hand what cannot end by itself")
@@ -84,7 +91,7 @@ def add_commands(commands: Any) -> None:
     resolve.add_argument("--reason", required=True, help="kept for ever in the history")
     resolve.add_argument("--actor", default=None, help="who decides this; default: your user name")
 
-    retry = _add(commands, "retry", _retry, shared, "call its participants again now")
+    retry = _add(commands, "retry", _retry, shared, "call a transaction's participants again now")
     retry.add_argument("id", metavar="ID", type=transaction_id)
 
     cluster = commands.add_parser("cluster", help="the cluster itself")
