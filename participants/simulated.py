@@ -69,19 +69,19 @@ class Fault(enum.StrEnum):
     YES_THEN_NO = "yes_then_no"  # votes YES; a second prepare of the branch is answered NO
 
 
-_AFTER_EFFECT = (
-    Fault.ERROR_AFTER_EFFECT,
-    Fault.DELAY_AFTER_EFFECT,
-    Fault.CRASH_AFTER_EFFECT,
-    Fault.LOST_ANSWER,
-    Fault.NEVER_AFTER_EFFECT,
-    Fault.HTML,
-    Fault.GARBAGE,
-    Fault.EMPTY,
-    Fault.ANOTHER_TRANSACTION,
-    Fault.HUGE,
-)
-
+_AFTER_EFFECT = {
+    Fault.ERROR_AFTER_EFFECT: Fault.ERROR,
+    Fault.DELAY_AFTER_EFFECT: Fault.DELAY,
+    Fault.CRASH_AFTER_EFFECT: Fault.CRASH,
+    Fault.LOST_ANSWER: Fault.CLOSE,
+    Fault.NEVER_AFTER_EFFECT: Fault.NEVER,
+    Fault.HTML: Fault.HTML,
+    Fault.GARBAGE: Fault.GARBAGE,
+    Fault.EMPTY: Fault.EMPTY,
+    Fault.ANOTHER_TRANSACTION: Fault.ANOTHER_TRANSACTION,
+    Fault.HUGE: Fault.HUGE,
+}
+"""Those that come after the effect, and what each does then; the others come instead of it."""
 
 _OWN_WORDS = (Fault.NO, Fault.READ_ONLY, Fault.YES_THEN_NO, Fault.STILL_WORKING, Fault.ERROR)
 """What the participant itself may well say; the others are answers of something in between."""
@@ -206,15 +206,15 @@ class Simulated:
         self._record(operation, transaction_id, branch_id, rule)
         if rule is None or self._is_first_yes(rule, transaction_id, branch_id):
             return await handler(request)
-        if rule.fault not in _AFTER_EFFECT:
-            answer = await _before_effect(rule, request)
-            if answer is None:
-                return await handler(request)
-            if self._sdk and rule.fault in _OWN_WORDS:
-                answer.headers[DECLARATION_HEADER] = Participant.declaration.header()
-            return answer
-        answer = await handler(request)
-        return await _after_effect(rule, request, answer)
+        if rule.fault in _AFTER_EFFECT:
+            answer = await handler(request)
+            return await _done(_AFTER_EFFECT[rule.fault], rule.delay_ms, request) or answer
+        instead = await _done(rule.fault, rule.delay_ms, request)
+        if instead is None:
+            return await handler(request)
+        if self._sdk and rule.fault in _OWN_WORDS:
+            instead.headers[DECLARATION_HEADER] = Participant.declaration.header()
+        return instead
 
     def _is_first_yes(self, rule: Rule, transaction_id: str | None, branch_id: str | None) -> bool:
         branch = (transaction_id, branch_id)
@@ -274,11 +274,11 @@ class Simulated:
         return web.json_response({"service": "simulated", "kind": kind, "branches": branches})
 
 
-async def _before_effect(rule: Rule, request: web.Request) -> web.StreamResponse | None:
-    """What is answered instead of working; None: work, after all."""
-    match rule.fault:
+async def _done(fault: Fault, delay_ms: int, request: web.Request) -> web.StreamResponse | None:
+    """Do what the fault does; the answer that comes of it, None: the participant's own."""
+    match fault:
         case Fault.DELAY:
-            await asyncio.sleep(rule.delay_ms / 1000)
+            await asyncio.sleep(delay_ms / 1000)
             return None
         case Fault.NO | Fault.YES_THEN_NO:
             return web.json_response({"vote": "no", "reason": "told to vote no"})
@@ -296,25 +296,6 @@ async def _before_effect(rule: Rule, request: web.Request) -> web.StreamResponse
             return web.Response(status=425)
         case Fault.REDIRECT:
             return web.Response(status=307, headers={"Location": str(request.url)})
-        case _:
-            raise AssertionError(f"{rule.fault} comes after the effect")
-
-
-async def _after_effect(
-    rule: Rule, request: web.Request, answer: web.StreamResponse
-) -> web.StreamResponse:
-    match rule.fault:
-        case Fault.DELAY_AFTER_EFFECT:
-            await asyncio.sleep(rule.delay_ms / 1000)
-            return answer
-        case Fault.ERROR_AFTER_EFFECT:
-            return web.json_response(error_body("told_to_fail", "told to fail"), status=500)
-        case Fault.CRASH_AFTER_EFFECT:
-            os._exit(CRASH_EXIT_CODE)
-        case Fault.LOST_ANSWER:
-            return _close(request)
-        case Fault.NEVER_AFTER_EFFECT:
-            return await _never()
         case Fault.HTML:
             return web.Response(text="<html><h1>It works!</h1></html>", content_type="text/html")
         case Fault.GARBAGE:
@@ -326,7 +307,7 @@ async def _after_effect(
         case Fault.HUGE:
             return web.Response(body=b'{"vote":"yes"}' + b" " * HUGE_BYTES)
         case _:
-            raise AssertionError(f"{rule.fault} comes before the effect")
+            raise AssertionError(f"{fault} is another one after the effect")
 
 
 def _close(request: web.Request) -> web.Response:
