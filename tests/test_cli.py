@@ -352,6 +352,8 @@ def test_a_cluster_that_does_not_answer_is_one_line_and_exit_code_3(run: Run) ->
     code, out, err = run("list", "--nodes", "127.0.0.1:1", "--deadline", "0.2")
     assert (code, out) == (3, "")
     assert err.count("\n") == 1
+    assert "127.0.0.1:1" in err
+    assert "--nodes" in err, "what next"
 
 
 def test_reading_and_operating(run: Run, node: FakeNode) -> None:

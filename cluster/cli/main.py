@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from cluster.cli import bench, journal, processes, transactions
 from cluster.cli.asking import EXIT_MISTAKE, EXIT_NOT_TOLD, EXIT_UNKNOWN
 from cluster.cli.output import Output, OutputFailed, UserMistake, complain
-from cluster.client import ClientError, Refused
+from cluster.client import ClientError, Refused, Unavailable
 from cluster.errors import StorageError
 from cluster.local.cluster import LocalClusterError
 from cluster.local.ports import PortBusyError
@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ) as error:
             complain(error)
             return EXIT_MISTAKE
+        except Unavailable as error:
+            complain(f"{error}; look whether the nodes run, or name others with --nodes")
+            return EXIT_UNKNOWN
         except ClientError as error:
             complain(error)
             return EXIT_UNKNOWN

@@ -126,7 +126,8 @@ def _look(directory: Path, *, running: bool, verify: bool) -> Inspection:
     disk = _ReadOnlyDisk()
     if not disk.exists(directory / IDENTITY_NAME):
         raise NotADirectory(
-            f"{directory} is not the data directory of a node: it has no file {IDENTITY_NAME}"
+            f"{directory} is not the data directory of a node: it has no file {IDENTITY_NAME}; "
+            "give what the node has as --data-dir"
         )
     found = Inspection(directory, running, "", "")
     try:
