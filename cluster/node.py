@@ -137,21 +137,7 @@ class Node:
         self._journal = Journal.open(
             directory.journal, cluster=settings.name, node=node_id, disk=disk, sync=fsync
         )
-        self.replica = Replica(
-            node=node_id,
-            peers={n.id: (n.raft.host, n.raft.port) for n in settings.nodes},
-            bind=(self._me.raft_bind.host, self._me.raft_bind.port),
-            cluster=settings.name,
-            machine=self.machine,
-            journal=self._journal,
-            snapshots=SnapshotStore(directory.snapshots, disk=disk, cluster=settings.name),
-            fellows=Fellows(directory.fellows, disk, directory.birth),
-            timings=settings.raft_timings,
-            now_ms=now_ms,
-            random=random,
-            snapshot_every=settings.log.snapshot_every,
-            limits=replica_limits,
-        )
+        self.replica = self._new_replica(directory, disk, now_ms, random, replica_limits)
         # Drawn six times in a transaction; the system's own costs a system call each time.
         jitter = Random(random.getrandbits(128))
         self._gateway = Gateway(limits=settings.limits, timings=settings.timings, random=jitter)
@@ -183,14 +169,45 @@ class Node:
         metrics.watch(self.driver.figures, self._log_figures)
         self.replica.on_leadership = self.driver.lead
         self.replica.on_fatal = self._fail
-        self.api = Api(
+        self.api = self._new_api(now_ms, random, registry)
+        self._server = api_http.Server(self.api, shutdown_timeout_s=SERVE_SHUTDOWN_S)
+
+    def _new_replica(
+        self,
+        directory: Directory,
+        disk: Disk,
+        now_ms: Callable[[], int],
+        random: Random,
+        limits: ReplicaLimits | None,
+    ) -> Replica:
+        settings, me = self._settings, self._me
+        return Replica(
+            node=me.id,
+            peers={n.id: (n.raft.host, n.raft.port) for n in settings.nodes},
+            bind=(me.raft_bind.host, me.raft_bind.port),
+            cluster=settings.name,
+            machine=self.machine,
+            journal=self._journal,
+            snapshots=SnapshotStore(directory.snapshots, disk=disk, cluster=settings.name),
+            fellows=Fellows(directory.fellows, disk, directory.birth),
+            timings=settings.raft_timings,
+            now_ms=now_ms,
+            random=random,
+            snapshot_every=settings.log.snapshot_every,
+            limits=limits,
+        )
+
+    def _new_api(
+        self, now_ms: Callable[[], int], random: Random, registry: CollectorRegistry
+    ) -> Api:
+        return Api(
             self.driver,
             self.machine,
             self.replica,
-            node=node_id,
-            apis={n.id: n.api.url for n in settings.nodes},
-            limits=settings.limits,
-            timings=settings.timings,
+            node=self._me.id,
+            apis={n.id: n.api.url for n in self._settings.nodes},
+            limits=self._settings.limits,
+            timings=self._settings.timings,
             now_ms=now_ms,
             clock_is_settled=self._clocks.is_settled,
             random=random,
@@ -198,7 +215,6 @@ class Node:
             checks=self._checks,
             registry=registry,
         )
-        self._server = api_http.Server(self.api, shutdown_timeout_s=SERVE_SHUTDOWN_S)
 
     # --- running ---
 

@@ -21,8 +21,8 @@ _JSON_TYPES = (JSON, "application/octet-stream")
 """Octet-stream is what some client libraries call bytes of which they know nothing."""
 
 REQUEST_HEADER = "Assent-Request"
-"""Names a request, in up to `MAX_REQUEST_NAME` characters that the client draws; its answer has the
-same. So an answer that something on the way gives to another request is known, however alike."""
+"""Names a request, in up to `MAX_REQUEST_NAME` characters that the client draws; its answer repeats
+them. So the client notices an answer that something on the way gave to the wrong request."""
 
 MAX_REQUEST_NAME = 64
 
@@ -55,8 +55,8 @@ class Answer(NamedTuple):
 
 
 class Later(NamedTuple):
-    """An answer that is `made` of `future` when that is done, also if it was cancelled: for nobody
-    who waits for it wants to pay for a task. Who needs the answer no more cancels the future.
+    """An answer to come: `made(future)`, once `future` is done, or cancelled. So no request that
+    waits costs a task. Whoever needs the answer no more cancels the future.
     """
 
     future: asyncio.Future[Any]
@@ -72,8 +72,8 @@ class Later(NamedTuple):
 
 
 Answers = Callable[[Request, str], Answer | Later | Coroutine[Any, Any, Answer]]
-"""Answers a request, at once or later; the second argument is the `{id}` of the path. Raises, and
-so does what makes the answer of a `Later`."""
+"""Answers a request, at once or later; the second argument is the `{id}` of the path. What it
+raises, or what makes the answer of a `Later`, `Api` shows as an error."""
 
 
 class Endpoint(NamedTuple):

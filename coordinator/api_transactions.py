@@ -228,7 +228,7 @@ class Transactions:
         return settled or self._as_it_is(submission)
 
     def _as_it_is(self, submission: Submission) -> Transaction:
-        """When the wait ran out."""
+        """What is on record when the wait ran out; raises `outcome_unknown` if nothing is."""
         present = self._machine.get(submission.plan.id)
         if present is None or present.fingerprint != submission.plan.fingerprint:
             raise outcome_unknown(submission.plan.id)

@@ -17,10 +17,10 @@ log stands still."""
 
 
 class Turn:
-    """Stands in `line` from when it is made until it leaves.
+    """Stands in `line` from when it is made until `leave`.
 
-    What it was promised is to be begun before anybody else runs once it has left: so whoever waits
-    for `has_come` leaves and begins in one go.
+    Whoever waits for `has_come` then leaves and begins in one step of the event loop: once it has
+    left, the room that it was promised counts as taken only by what it has begun.
     """
 
     def __init__(self, line: Line, address: str, piece: int = 1, left: int = 1) -> None:

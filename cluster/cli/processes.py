@@ -23,6 +23,12 @@ _LOOK_EVERY = 0.2
 
 def add_commands(commands: Any) -> None:
     """Add these commands to the subparsers of `assent`."""
+    _add_up(commands)
+    _add_node(commands)
+    _add_demo(commands)
+
+
+def _add_up(commands: Any) -> None:
     up = commands.add_parser(
         "up",
         help="a whole local cluster with the sample services",
@@ -45,6 +51,8 @@ def add_commands(commands: Any) -> None:
     up.add_argument("--json", action="store_true", help="say what runs in one line of JSON")
     up.set_defaults(run=_up)
 
+
+def _add_node(commands: Any) -> None:
     node = commands.add_parser(
         "node",
         help="one node of a cluster",
@@ -77,6 +85,8 @@ def add_commands(commands: Any) -> None:
     )
     node.set_defaults(run=_node)
 
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="the story: transactions run, the leader is killed, nothing is lost",
