@@ -8,7 +8,7 @@ starts with an epoch; a command proposed under one epoch does nothing in another
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 
@@ -123,13 +123,8 @@ class StateMachine(Protocol):
         Same state, same bytes.
         """
 
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        """Replace the state by what `chunks` gave; raises ValueError, state unchanged, if it
-        cannot.
-        """
-
     def restoring(self) -> Restoring:
-        """The same beside a state that is in use, in pieces and in a thread."""
+        """Begin to build the state that `chunks` gave, beside the one that is in use."""
 
 
 class Restoring(Protocol):

@@ -22,10 +22,7 @@ class Transfer:
         """Ask the successor, unless it lacks something or was asked a moment ago."""
         if core.now() - self._asked_at < core.timings.heartbeat_ms / 1000:
             return
-        candidates = [peer for peer in core.peers if core.is_connected(peer)]
-        if self.to is None and candidates:
-            to: str | None = max(candidates, key=core.match_index)
-        else:
-            to = self.to
+        connected = filter(core.is_connected, core.peers)
+        to = self.to or max(connected, key=core.match_index, default=None)
         if to is not None and core.hand_over(to):
             self._asked_at = core.now()
