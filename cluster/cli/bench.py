@@ -24,7 +24,7 @@ from cluster.bench.postgres import PostgresMissing, measure_postgres
 from cluster.bench.report import Result, compared, compared_shown, floor_shown, shown
 from cluster.bench.run import measure
 from cluster.bench.settings import BenchError, BenchSettings
-from cluster.cli.asking import (
+from cluster.cli.arguments import (
     at_least_one,
     directory,
     file_to_write,

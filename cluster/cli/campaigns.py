@@ -27,7 +27,13 @@ from cluster.bench.page import plots, renewed
 from cluster.bench.report import Result
 from cluster.bench.settings import BenchError, BenchSettings
 from cluster.bench.verdicts import shown
-from cluster.cli.asking import at_least_one, directory, file_to_write, more_than_nothing, seconds
+from cluster.cli.arguments import (
+    at_least_one,
+    directory,
+    file_to_write,
+    more_than_nothing,
+    seconds,
+)
 from cluster.cli.output import UserMistake
 
 Measure = Callable[[CampaignSettings, Callable[[str], None]], Coroutine[Any, Any, Result]]

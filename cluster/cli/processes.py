@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from cluster.cli.arguments import number_in
 from cluster.cli.output import UserMistake, print_json, table
 from cluster.local.cluster import LocalCluster
 from cluster.local.demo import run_demo
@@ -109,10 +110,7 @@ def _base_port(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
+    seconds = number_in(text)
     if not 3 <= seconds <= 3_600:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 3 to 3600")
     return seconds

@@ -20,6 +20,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
+from cluster.cli.arguments import at_least_one, transaction_id
 from cluster.cli.asking import (
     EXIT_ABORTED,
     EXIT_COMMITTED,
@@ -27,9 +28,7 @@ from cluster.cli.asking import (
     EXIT_MISTAKE,
     EXIT_UNKNOWN,
     add,
-    at_least_one,
     exit_code,
-    transaction_id,
     with_client,
 )
 from cluster.cli.output import (

@@ -8,17 +8,8 @@ import getpass
 from typing import Any
 
 from cluster.cli import submit
-from cluster.cli.asking import (
-    Work,
-    add,
-    at_least_one,
-    exit_code,
-    shared_options,
-    states,
-    transaction_id,
-    whole_number,
-    with_client,
-)
+from cluster.cli.arguments import at_least_one, states, transaction_id, whole_number
+from cluster.cli.asking import Work, add, exit_code, shared_options, with_client
 from cluster.cli.output import (
     UserMistake,
     cluster_text,
