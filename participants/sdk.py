@@ -183,7 +183,7 @@ class Participant(Generic[T]):
             ask=ask,
         )
         self._sweeping: asyncio.Task[None] | None = None
-        self._said = Gathered(log)
+        self._lines = Gathered(log)
 
     def application(self) -> web.Application:
         """The protocol's routes, to be mounted with `add_subapp` or served as they are.
@@ -219,7 +219,7 @@ class Participant(Generic[T]):
             await self._inquirer.stop()
         finally:
             await self.store.close()
-            self._said.write()
+            self._lines.write()
 
     async def receive(self, messages: Sequence[Received]) -> list[Reply]:
         """Carry out independent messages; the replies are in order, and true after any crash."""
@@ -235,11 +235,11 @@ class Participant(Generic[T]):
             for message, result in zip(messages, results, strict=True)
         ]
         if log.isEnabledFor(logging.INFO):
-            self._said.add(map(_said, messages, replies))
+            self._lines.add(map(_said, messages, replies))
         return replies
 
     def _failed(self, message: Received, error: Exception) -> Reply:
-        self._said.write()  # what led to it comes first
+        self._lines.write()  # what led to it comes first
         return _failure(message, error)
 
     # --- one message, inside the local transaction ----------------------------------------------
