@@ -240,6 +240,15 @@ def test_the_kernel_drops_a_stream_of_which_nothing_is_acknowledged() -> None:
                 sock = stream.transport.get_extra_info("socket")
                 given = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
                 assert given == 4_000
+                # Nothing is said between two followers: else none of them would ever know.
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                quiet_s, every_s, times = (
+                    sock.getsockopt(socket.IPPROTO_TCP, option)
+                    for option in (
+                        socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT
+                    )
+                )  # fmt: skip
+                assert quiet_s + every_s * times <= 20
         await first.stop()
         await second.stop()
 

@@ -8,7 +8,7 @@ Rules
 - Of one peer only the newest stream delivers: what travelled on another is lost, never late.
 - `send` queues; `flush` lets go. The replica calls `flush` when the journal holds what the messages
   claim. A message to a peer that is not connected is dropped: the protocol above repeats itself.
-- Buffers are bounded: a peer that does not read is disconnected.
+- Buffers are bounded: a peer that does not read is disconnected; so is one whose machine is gone.
 - Traffic is neither encrypted nor authenticated yet (`Hello.credential` is the place), so binding
   beyond loopback is refused.
 
@@ -31,7 +31,7 @@ from cluster.raft import wire
 from cluster.raft.handshakes import Handshakes
 from cluster.raft.wire import BadFrame, Frames, Hello, Message, RaftMessage, Refused, Welcome
 from cluster.storage.fellows import Fellows
-from coordinator.sockets import drop_unacknowledged
+from coordinator.sockets import drop_unacknowledged, keep_alive
 
 log = logging.getLogger(__name__)
 
@@ -285,6 +285,7 @@ class _Stream(asyncio.Protocol):
         connection = transport.get_extra_info("socket")
         if connection is not None:
             drop_unacknowledged(connection, _UNACKNOWLEDGED_MS)
+            keep_alive(connection, quiet_s=10, every_s=2, times=3)  # followers say nothing else
 
     def data_received(self, received: bytes) -> None:
         try:
