@@ -465,6 +465,17 @@ def test_acknowledgements_that_the_log_did_not_take_are_proposed_again() -> None
     assert talk.conversation.is_finished
 
 
+def test_what_was_heard_before_the_log_took_no_acknowledgements_is_proposed_with_them() -> None:
+    talk, actions = voted(YES, YES, YES, YES)
+    talk.log_applies(actions)
+    assert talk.ended(0) == []
+    (proposal,) = talk.woken()
+    assert proposal == ProposeAcknowledgement(0b0001), "the others take too long"
+    assert talk.ended(1) == []
+    talk.conversation.not_proposed(proposal, talk.now_s, 0.05)
+    assert talk.woken(talk.now_s + 0.3) == [ProposeAcknowledgement(0b0011)]
+
+
 # --- phase two ------------------------------------------------------------------------------------
 
 

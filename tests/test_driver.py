@@ -1264,6 +1264,28 @@ def test_the_queued_call_of_a_branch_ended_by_hand_never_leaves() -> None:
     play(scene)
 
 
+def test_a_branch_ended_by_hand_waits_to_be_called_again_no_more() -> None:
+    """Whoever waits makes the pauses of all that failed longer, and is held in memory."""
+
+    def never_ends(call: Call) -> Answer:
+        if call.operation is PREPARE:
+            return Voted(Vote.YES)
+        return Acknowledged() if call.branch_id == "1" else Failed("down", arrived=False)
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = never_ends
+        await rig.driver.submit(plan(), Wait.DECISION)
+        await rig.settle()
+        waiting = rig.driver._talks._retries
+        assert len(waiting) == 1
+        await resolve(rig, branch_id="2", effect=Effect.COMMITTED)
+        await rig.settle()
+        assert rig.record().finished_ms is not None
+        assert len(waiting) == 0
+
+    play(scene)
+
+
 def test_what_an_operator_may_not_do_is_refused_with_the_reason() -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = votes_only

@@ -628,7 +628,10 @@ def test_a_closed_lane_pauses_as_long_as_the_settings_say() -> None:
     asyncio.run(main())
 
 
-def test_an_operator_in_a_hurry_wakes_a_closed_lane() -> None:
+@pytest.mark.parametrize("shares", [True, False])
+def test_an_operator_in_a_hurry_wakes_a_closed_lane(shares: bool) -> None:
+    """That of branches with URLs of their own, too."""
+
     class Longest(Random):
         def uniform(self, _a: float, b: float) -> float:
             return b
@@ -640,9 +643,14 @@ def test_an_operator_in_a_hurry_wakes_a_closed_lane() -> None:
         await gateway.start()
         try:
             async with Stub(reset) as stub, asyncio.timeout(30):
-                assert isinstance(await ask(gateway, stub.url, COMMIT), Failed)
+                failing, failure = call_for(stub.url, COMMIT)
+                failing.shares = shares
+                gateway.begin(failing)
+                assert isinstance(await failure, Failed)
                 stub.behaviour = answer(b"")
-                waiting = asyncio.ensure_future(ask(gateway, stub.url, COMMIT, within=-1.0))
+                call, waiting = call_for(stub.url, COMMIT, within=-1.0)
+                call.shares = shares
+                gateway.begin(call)
                 for _ in range(3):
                     await asyncio.sleep(0)
                 assert gateway.waiting() == {stub.url: 1}, "a commit has no deadline before it goes"

@@ -12,6 +12,7 @@ import pytest
 from coordinator.commands import Decide
 from coordinator.driver import Driver
 from coordinator.gateway import Gateway
+from coordinator.log import Done, FateUnknown, LogError, Overloaded
 from coordinator.machine import Machine
 from coordinator.settings import Limits, Retention, Timings
 from coordinator.sweep import FORGET_AT_ONCE, LEAST_KEPT_MS, Sweep
@@ -108,6 +109,34 @@ def test_what_is_older_than_the_retention_is_forgotten_and_its_ids_are_refused()
     assert remembered(machine, ids) == [False, True]
     assert machine.is_expired(ids[0])
     assert machine.horizon_ms <= NOW_MS - DAY_MS
+
+
+class BusyLog(MemoryLog):
+    """Takes nothing; whoever asks is answered by the test."""
+
+    def __init__(self) -> None:
+        super().__init__(Machine())
+        self.asked: list[Done] = []
+
+    def propose(self, command: bytes, epoch: int, done: Done, *, patience_s: float = 0.0) -> None:
+        del command, epoch, patience_s
+        self.asked.append(done)
+
+
+@pytest.mark.parametrize("failure", [Overloaded("too busy"), FateUnknown("lost its leader")])
+def test_what_the_log_did_not_take_is_proposed_by_a_later_sweep(failure: LogError) -> None:
+    async def scenario() -> None:
+        log = BusyLog()
+        log.lead(NOW_MS)
+        sweep = sweep_of(log, Machine())
+        sweep.sweep()
+        sweep.sweep()
+        assert len(log.asked) == 1, "one is under way at a time"
+        log.asked[0](failure)
+        sweep.sweep()
+        assert len(log.asked) == 2
+
+    asyncio.run(scenario())
 
 
 def test_more_than_may_be_remembered_go_oldest_first() -> None:
