@@ -23,12 +23,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from coordinator.bell import Bell
 from coordinator.lane import Impression
-from coordinator.participant_connection import Broken, Connection, NotHttp, Reply, Target, target_of
+from coordinator.participant_connection import (
+    Broken,
+    Connection,
+    NoReply,
+    NotHttp,
+    Target,
+    TooLate,
+    target_of,
+)
 from coordinator.participant_connections import Connections, NoConnection
 from coordinator.resolver import Resolver
 from participants.contract import (
@@ -57,11 +64,11 @@ share takes 25 ms at worst. A longer one is no answer, and the messages go one b
 _MANY_FILES = 10_000
 """Connections where the system sets no limit of open files."""
 
-_PREPARE = Operation.PREPARE  # looked up once: 90 ns each time
+_PREPARE, _SERVED = Operation.PREPARE, Impression.SERVED  # looked up once: 90 ns each time
 
 Answer = PrepareAnswer | EndAnswer
 
-_SERVED = (Acknowledged, Voted)
+_SERVES = (Acknowledged, Voted)
 
 
 class Message(Protocol):
@@ -79,26 +86,19 @@ class Delivery(NamedTuple):
     """What became of a request: an answer to each of its messages, and what it says of the
     participant.
 
-    `impression` is that of the answers that did not serve (`impressions`). `answered` is whether
-    the participant itself did, `heard` whether in a way that would have carried its declaration;
-    `declaration` is that header's value. `refused_batch`: it was not the participant's batch call
-    that answered, or it took none of the messages. `gave_up`: nothing came in the time allowed.
+    `impressions` are what each answer says of it. `answered` is whether the participant itself did,
+    `heard` whether in a way that would have carried its declaration; `declaration` is that header's
+    value. `refused_batch`: it was not the participant's batch call that answered, or it took none
+    of the messages. `gave_up`: nothing came in the time allowed.
     """
 
     answers: Sequence[Answer]
-    impression: Impression
+    impressions: Sequence[Impression]
     heard: bool = False
     declaration: str | None = None
     answered: bool = False
     refused_batch: bool = False
     gave_up: bool = False
-
-    def impressions(self) -> list[tuple[Impression, int]]:
-        """What the answers say of the participant, in their order; how many in a row say it."""
-        served = [isinstance(answer, _SERVED) for answer in self.answers]
-        if all(served):
-            return [(Impression.SERVED, len(served))]
-        return [(Impression.SERVED if each else self.impression, 1) for each in served]
 
 
 def most_connections() -> int:
@@ -116,7 +116,6 @@ class Courier:
     def __init__(self, *, answer_bytes: int) -> None:
         self._answer_bytes = answer_bytes
         self._errands: dict[_Errand, None] = {}
-        self._bell: Bell[_Errand] = Bell(self._too_late)
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -129,18 +128,22 @@ class Courier:
         """What is under way has failed; every connection is closed."""
         dialing = [errand.dialing for errand in self._errands if errand.dialing is not None]
         for errand in list(self._errands):
-            self._give_up(errand, "this node is stopping")
+            if errand.connection is not None:
+                errand.connection.abort()
+            if errand.dialing is not None:
+                errand.dialing.cancel()
+            self._end(errand, _lost(errand, "this node is stopping", Impression.UNREACHED))
         if dialing:
             await asyncio.wait(dialing)
-        self._bell.silence()
         await self._to_prepare.close()
         await self._to_end.close()
         await self._resolver.close()
 
     def carry(self, message: Message, until: float, told: Callable[[Delivery], None]) -> None:
         """Send it, and wait until then; `told` gets what became of it."""
-        errand = _Errand(self, (message,), message.body, self._answer_bytes, told)
-        self._set_out(errand, message.url, message.traceparent, until)
+        errand = _Errand(self, (message,), message.body, self._answer_bytes, until, told)
+        errand.traceparent = message.traceparent
+        self._set_out(errand, message.url)
 
     def carry_batch(
         self,
@@ -154,13 +157,13 @@ class Courier:
         """
         body = batch_body([(m.operation, m.body, m.traceparent) for m in messages])
         limit = self._answer_bytes + _BATCH_ANSWER_BYTES * len(messages)
-        errand = _Errand(self, messages, body, limit, told)
+        errand = _Errand(self, messages, body, limit, until, told)
         errand.is_batch = True
-        self._set_out(errand, url, None, until)
+        self._set_out(errand, url)
 
     # --- an errand from its beginning to its end ---
 
-    def _set_out(self, errand: _Errand, url: str, traceparent: str | None, until: float) -> None:
+    def _set_out(self, errand: _Errand, url: str) -> None:
         self._errands[errand] = None
         try:
             errand.target = target_of(url)
@@ -168,14 +171,14 @@ class Courier:
             unusable = _lost(errand, "not a usable URL", Impression.REFUSED)
             self._loop.call_soon(self._end, errand, unusable)
             return
-        errand.traceparent = traceparent
-        self._bell.set(errand, until)
-        errand.connections = self._to_prepare if errand.is_prepare else self._to_end
-        connection = errand.connections.kept(errand.target.origin)
+        connection = self._connections(errand).kept(errand.target.origin)
         if connection is None:
             self._dial(errand)
         else:
             errand.ask(connection)
+
+    def _connections(self, errand: _Errand) -> Connections:
+        return self._to_prepare if errand.is_prepare else self._to_end
 
     def _dial(self, errand: _Errand) -> None:
         """A new connection, and the message over it."""
@@ -183,9 +186,13 @@ class Courier:
 
     async def _dialed(self, errand: _Errand) -> None:
         try:
-            connection = await errand.connections.made(errand.target.origin)
+            async with asyncio.timeout_at(errand.until):
+                connection = await self._connections(errand).made(errand.target.origin)
         except NoConnection as error:
             self._end(errand, _lost(errand, str(error), Impression.UNREACHED))
+            return
+        except TimeoutError:
+            self._end(errand, _too_late(errand))
             return
         except Exception as error:  # nobody foresaw it: the message has failed all the same
             self._end(errand, _unforeseen(errand, error))
@@ -197,16 +204,21 @@ class Courier:
             what = "the connection ended before anything was sent"
             self._end(errand, _lost(errand, what, Impression.UNREACHED))
 
-    def replied(self, errand: _Errand, reply: Reply) -> None:
+    def replied(
+        self, errand: _Errand, status: int, headers: Mapping[str, str], body: bytes | None
+    ) -> None:
         """The participant, or something in its place, has answered."""
         try:
-            delivery = _understood(errand, reply)
+            delivery = _understood(errand, status, headers, body)
         except Exception as error:
             delivery = _unforeseen(errand, error)
         self._end(errand, delivery)
 
-    def failed(self, errand: _Errand, error: NotHttp | Broken) -> None:
+    def failed(self, errand: _Errand, error: NoReply) -> None:
         """No answer will come over the connection that the message left on."""
+        if isinstance(error, TooLate):
+            self._end(errand, _too_late(errand))
+            return
         if errand.over_used and not errand.again and not errand.is_prepare:
             errand.again = True
             self._dial(errand)
@@ -222,23 +234,10 @@ class Courier:
                 delivery = _lost(errand, what, Impression.UNREACHED, broken=True)
         self._end(errand, delivery)
 
-    def _too_late(self, errand: _Errand) -> None:
-        what = "no answer in time" if errand.left else "no connection in time"
-        self._give_up(errand, what, in_time=False)
-
-    def _give_up(self, errand: _Errand, what: str, *, in_time: bool = True) -> None:
-        if errand.connection is not None:
-            errand.connection.abort()
-        if errand.dialing is not None:
-            errand.dialing.cancel()
-        lost = _lost(errand, what, Impression.UNREACHED)
-        self._end(errand, lost if in_time else lost._replace(gave_up=True))
-
     def _end(self, errand: _Errand, delivery: Delivery) -> None:
         if errand not in self._errands:
             return  # it has ended
         del self._errands[errand]
-        self._bell.clear(errand)
         errand.connection = errand.dialing = None
         errand.told(delivery)
 
@@ -255,9 +254,9 @@ class _Errand:
         "again",
         "body",
         "connection",
-        "connections",
         "dialing",
         "is_batch",
+        "is_prepare",
         "left",
         "limit",
         "messages",
@@ -265,11 +264,10 @@ class _Errand:
         "target",
         "told",
         "traceparent",
+        "until",
     )
 
     target: Target
-    connections: Connections
-    traceparent: str | None
 
     def __init__(
         self,
@@ -277,33 +275,33 @@ class _Errand:
         messages: Sequence[Message],
         body: bytes,
         limit: int,
+        until: float,
         told: Callable[[Delivery], None],
     ) -> None:
         self._courier = courier
-        self.limit = limit
         self.messages = messages
         self.body = body
+        self.limit = limit
+        self.until = until
         self.told = told
+        self.traceparent: str | None = None
         self.connection: Connection | None = None
         self.dialing: asyncio.Task[None] | None = None
+        self.is_prepare = messages[0].operation is _PREPARE
         self.is_batch = self.left = self.over_used = self.again = False
-
-    @property
-    def is_prepare(self) -> bool:
-        return self.messages[0].operation is _PREPARE
 
     def ask(self, connection: Connection) -> None:
         self.connection = connection
         self.left = True
         self.over_used = connection.used
-        connection.ask(self.target, self.traceparent, self.body, self.limit, self)
+        connection.ask(self.target, self.traceparent, self.body, self.limit, self.until, self)
 
-    def replied(self, reply: Reply) -> None:
+    def replied(self, status: int, headers: Mapping[str, str], body: bytes | None) -> None:
         """See `participant_connection.Asker`."""
         self.connection = None
-        self._courier.replied(self, reply)
+        self._courier.replied(self, status, headers, body)
 
-    def failed(self, error: NotHttp | Broken) -> None:
+    def failed(self, error: NoReply) -> None:
         """See `participant_connection.Asker`."""
         self.connection = None
         self._courier.failed(self, error)
@@ -312,48 +310,65 @@ class _Errand:
 # --- what it means ---
 
 
-def _understood(errand: _Errand, reply: Reply) -> Delivery:
-    own = reply.status not in PROXY_STATUSES
-    declaration = reply.headers.get(DECLARATION_HEADER)
+def _understood(
+    errand: _Errand, status: int, headers: Mapping[str, str], body: bytes | None
+) -> Delivery:
+    own = status not in PROXY_STATUSES
+    otherwise = Impression.REFUSED if own else Impression.UNREACHED
+    declaration = headers.get(DECLARATION_HEADER)
+    answers: Sequence[Answer]
+    impressions: Sequence[Impression]
     refused_batch = False
     if errand.is_batch:
-        answers = _batch_answers(errand, reply)
-        if isinstance(answers, Failed):
-            answers = [answers] * len(errand.messages)
-            refused_batch = own
+        given = _batch_answers(errand, status, body)
+        refused_batch = own and isinstance(given, Failed)
+        answers = [given] * len(errand.messages) if isinstance(given, Failed) else given
+        impressions = [_SERVED if isinstance(each, _SERVES) else otherwise for each in answers]
     else:
-        answers = [_answer(errand.messages[0], reply, errand.limit, declaration)]
-    impression = Impression.REFUSED if own else Impression.UNREACHED
-    heard = 200 <= reply.status < 300
-    return Delivery(answers, impression, heard, declaration, own, refused_batch)
+        answer = _answer(errand, status, headers, body, declared=declaration is not None)
+        answers = (answer,)
+        impressions = (_SERVED if isinstance(answer, _SERVES) else otherwise,)
+    heard = 200 <= status < 300
+    return Delivery(answers, impressions, heard, declaration, own, refused_batch)
 
 
-def _batch_answers(errand: _Errand, reply: Reply) -> list[Answer] | Failed:
-    status, body = reply.status, reply.body
+def _batch_answers(errand: _Errand, status: int, body: bytes | None) -> list[Answer] | Failed:
     if body is None:
         return Failed(f"answered a batch with {status} and more than {errand.limit} bytes")
     messages = [(m.operation, m.transaction_id, m.branch_id) for m in errand.messages]
     return read_batch_answers(status, body, messages)
 
 
-def _answer(message: Message, reply: Reply, limit: int, declaration: str | None) -> Answer:
-    status, body = reply.status, reply.body
+def _answer(
+    errand: _Errand,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    *,
+    declared: bool,
+) -> Answer:
+    message = errand.messages[0]
     branch = message.transaction_id, message.branch_id
-    declared = declaration is not None
-    if message.operation is not _PREPARE and not (declared and body is None):
+    if not errand.is_prepare and not (declared and body is None):
         # Any 2xx of a plain one acknowledges, whatever the body: a long one is not looked at.
         return read_end_answer(message.operation, status, body or b"", branch, declared=declared)
     if body is None:
         own = status not in PROXY_STATUSES
-        return Failed(f"answered {status} with more than {limit} bytes", answered=own)
-    return read_prepare_answer(status, body, branch, reply.headers)
+        return Failed(f"answered {status} with more than {errand.limit} bytes", answered=own)
+    return read_prepare_answer(status, body, branch, headers)
 
 
 def _lost(errand: _Errand, what: str, impression: Impression, *, broken: bool = False) -> Delivery:
     """There is no response: why, and what that says of the participant."""
     what = " ".join(what.split())[:MAX_REASON_CHARS].encode("utf-8", "replace").decode("utf-8")
     failed = Failed(what, arrived=errand.left, broken=broken)
-    return Delivery((failed,) * len(errand.messages), impression)
+    count = len(errand.messages)
+    return Delivery((failed,) * count, (impression,) * count)
+
+
+def _too_late(errand: _Errand) -> Delivery:
+    what = "no answer in time" if errand.left else "no connection in time"
+    return _lost(errand, what, Impression.UNREACHED)._replace(gave_up=True)
 
 
 def _unforeseen(errand: _Errand, error: Exception) -> Delivery:

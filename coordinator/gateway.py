@@ -157,14 +157,14 @@ class Gateway:
         door.lane.put(call)
         if door.gathering:
             return  # it is pumped in a moment
-        if self._batch_url(door) is not None:
+        if self._batch_url(door, self._loop.time()) is not None:
             door.gather(self._loop, self._pump)  # who decides at the deadline withdraws it, too
             return
-        if call.operation is not _PREPARE:
+        if not door.is_prepare:
             door.pump_soon(self._loop, self._pump)  # who waits for the decision is answered first
             return
         self._pump(door)
-        if call in door.lane:
+        if call.sent_at is None and call in door.lane:
             self._expiries[call] = self._loop.call_at(call.end_at, self._expire, door, call)
 
     def withdraw(self, call: Call) -> bool:
@@ -200,10 +200,10 @@ class Gateway:
         return counts
 
     def _new_door(self, key: _Key) -> _Door:
-        is_prepare = key[1]
+        participant, is_prepare, shares = key
         backoff = None if is_prepare else self._backoff
         lane: Lane[Call] = Lane(room=self._room, backoff=backoff, random=self._random)
-        door = self._doors[key] = _Door(key, lane)
+        door = self._doors[key] = _Door(participant, is_prepare, shares, lane)
         return door
 
     def _pump(self, door: _Door) -> None:
@@ -212,20 +212,21 @@ class Gateway:
         if not self._open:
             return
         now = self._loop.time()
-        batch_url = self._batch_url(door)
+        batch_url = self._batch_url(door, now)
         patience_s: float | None = None  # None: all go that there is room for
         if batch_url is not None:
             patience_s = _BATCH_PATIENCE_S
             if door.may_send(now, patience_s) and (calls := _take_batch(door.lane, now)):
                 self._go(door, calls, batch_url, now)
-        elif door.key[0] not in self._declarations:
+        elif door.participant not in self._declarations:
             patience_s = _STRANGER_PATIENCE_S
             if door.may_send(now, patience_s) and (call := door.lane.take(now)) is not None:
                 self._go(door, [call], None, now)
         else:
             while (call := door.lane.take(now)) is not None:
                 self._go(door, [call], None, now)
-        self._look_again(door, now, patience_s)
+        if door.lane or door.timer is not None or not door.requests:
+            self._look_again(door, now, patience_s)  # else an answer will
 
     def _look_again(self, door: _Door, now: float, patience_s: float | None) -> None:
         """Forget a lane that is not in use; else see to it that it is pumped when time allows."""
@@ -249,21 +250,23 @@ class Gateway:
         if self._expiries:
             for call in calls:
                 self._drop_expiry(call)
-        is_prepare = door.key[1]
-        if is_prepare and (late := [call for call in calls if now >= call.end_at]):
-            calls = [call for call in calls if now < call.end_at]
-            self._loop.call_soon(self._came_too_late, door, late)
-            if not calls:
-                return
+        if door.is_prepare:
+            if late := [call for call in calls if now >= call.end_at]:
+                calls = [call for call in calls if now < call.end_at]
+                self._loop.call_soon(self._came_too_late, door, late)
+                if not calls:
+                    return
+            until = max([call.end_at for call in calls])
+            if until > now + _TRY_S and all(call.repeatable for call in calls):
+                until = now + _TRY_S
+        else:
+            until = now + self._timeout
+            for call in calls:
+                call.end_at = until
         for call in calls:
             call.sent_at = now
-            if not is_prepare:
-                call.end_at = now + self._timeout
         door.requests += 1
         door.last_sent = now
-        until = max([call.end_at for call in calls])
-        if until > now + _TRY_S and is_prepare and all(call.repeatable for call in calls):
-            until = now + _TRY_S
         told = functools.partial(self._answered, door, calls)
         if batch_url is None or len(calls) == 1:
             self._courier.carry(calls[0], until, told)
@@ -271,20 +274,21 @@ class Gateway:
             self._courier.carry_batch(batch_url, calls, until, told)
 
     def _answered(self, door: _Door, calls: list[Call], delivery: Delivery) -> None:
-        participant, now = door.key[0], self._loop.time()
+        participant, now = door.participant, self._loop.time()
         if delivery.heard or (delivery.answered and participant not in self._declarations):
             self._declarations.heard(participant, delivery.declaration)
         if delivery.refused_batch:
             self._declarations.refused_batch(participant, now)
             calls, delivery = self._put_back(door, calls, delivery, now)
-        elif delivery.gave_up and door.key[1]:
+        elif delivery.gave_up and door.is_prepare:
             calls, delivery = self._put_back(door, calls, delivery, now)
         if calls:
             self._answer(door, calls, delivery, now)
         door.requests -= 1
         if not door.lane:
-            self._look_again(door, now, None)
-        elif self._batch_url(door) is None:
+            if not door.requests:
+                self._look_again(door, now, None)
+        elif self._batch_url(door, now) is None:
             self._pump(door)
         else:
             door.pump_soon(self._loop, self._pump)
@@ -297,30 +301,28 @@ class Gateway:
         assert isinstance(failure, Failed)
         again, failed = [], []
         for call in calls:
-            if call.repeatable and (now < call.end_at or not door.key[1]):
+            if call.repeatable and (now < call.end_at or not door.is_prepare):
                 call.perhaps_arrived |= failure.arrived
                 again.append(call)
             else:
                 failed.append(call)
         door.lane.put_back(again)
-        return failed, delivery._replace(answers=[failure] * len(failed))
+        impressions = [delivery.impressions[0]] * len(failed)
+        return failed, delivery._replace(answers=[failure] * len(failed), impressions=impressions)
 
     def _came_too_late(self, door: _Door, calls: list[Call]) -> None:
         self._answer(door, calls, _too_late(len(calls)), self._loop.time())
         self._pump(door)
 
-    def _batch_url(self, door: _Door) -> str | None:
+    def _batch_url(self, door: _Door, now: float) -> str | None:
         """Where the participant takes many messages at once; None if it does not, or not these."""
-        participant, _, shares = door.key
-        return self._declarations.batch_url(participant, self._loop.time()) if shares else None
+        return self._declarations.batch_url(door.participant, now) if door.shares else None
 
     def _answer(self, door: _Door, calls: list[Call], delivery: Delivery, now: float) -> None:
         """Tell what became of each. A callback that raises must not keep the others from theirs."""
-        answers = delivery.answers
-        for impression, count in delivery.impressions():
-            door.lane.finished(impression, now, count)
+        door.lane.finished(delivery.impressions, now)
         sent_at = calls[0].sent_at
-        self._tell(calls, answers, 0.0 if sent_at is None else now - sent_at)
+        self._tell(calls, delivery.answers, 0.0 if sent_at is None else now - sent_at)
 
     def _tell(self, calls: Sequence[Call], answers: Sequence[Answer], seconds: float) -> None:
         try:
@@ -357,12 +359,18 @@ _Key: TypeAlias = tuple[str, bool, bool]
 class _Door:
     """A lane with its place among the others, and the timer that will look at it again."""
 
-    key: _Key
+    participant: str
+    is_prepare: bool
+    shares: bool
     lane: Lane[Call]
     timer: asyncio.TimerHandle | None = field(default=None)
     requests: int = 0  # under way
     last_sent: float = 0.0
     gathering: bool = False
+
+    @property
+    def key(self) -> _Key:
+        return self.participant, self.is_prepare, self.shares
 
     def gather(self, loop: asyncio.AbstractEventLoop, pump: Callable[[_Door], None]) -> None:
         """A call has come: pump soon, or when the request that is under way takes too long."""
@@ -416,4 +424,4 @@ def _of_all_tries(answer: Answer) -> Answer:
 def _too_late(count: int) -> Delivery:
     """Nothing was sent, so nothing was learnt; a prepare's lane does not ask anyway."""
     waited = Failed("its deadline passed before it could be sent", arrived=False)
-    return Delivery((waited,) * count, Impression.REFUSED)
+    return Delivery((waited,) * count, (Impression.REFUSED,) * count)

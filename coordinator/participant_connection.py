@@ -12,6 +12,8 @@ Rules
 - `is_quiet` looks at it a last time before a message leaves, into the kernel, too. Bytes that
   nobody asked for would be read as the next call's answer: a vote that was never given.
 - Whoever asks is told once, and never from within `ask`: the reply, or why there is none.
+- An exchange ends when its asker says, and the connection with it. Its time is looked at by one
+  timer for each connection, which nearly always finds a later exchange under way, or none.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_parser import HttpResponseParser
 from yarl import URL
+
+from coordinator.alarms import NEVER_S
 
 _BUFFER_BYTES = 1 << 30
 """For the parser, which is to hold up nothing: it is emptied whenever something comes."""
@@ -72,14 +76,6 @@ def target_of(url: str) -> Target:
     return Target(Origin(host, port, parsed.scheme == "https"), parsed.raw_path_qs, head)
 
 
-class Reply(NamedTuple):
-    """An HTTP response; `body` is None if it is longer than was allowed."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes | None
-
-
 class NotHttp(Exception):
     """What came is no HTTP response."""
 
@@ -92,12 +88,20 @@ class Broken(Exception):
         self.begun = begun
 
 
+class TooLate(Exception):
+    """There was no response in the time allowed."""
+
+
+NoReply = NotHttp | Broken | TooLate
+
+
 class Asker(Protocol):
     """Who waits for an answer; told one of these, once."""
 
-    def replied(self, reply: Reply) -> None: ...
+    def replied(self, status: int, headers: Mapping[str, str], body: bytes | None) -> None:
+        """An HTTP response; `body` is None if it is longer than was allowed."""
 
-    def failed(self, error: NotHttp | Broken) -> None: ...
+    def failed(self, error: NoReply) -> None: ...
 
 
 class Connection(BaseProtocol):
@@ -117,7 +121,10 @@ class Connection(BaseProtocol):
         "_limit",
         "_message",
         "_poll",
+        "_rings_s",
         "_spent",
+        "_timer",
+        "_until_s",
         "idle_since_s",
         "used",
     )
@@ -130,11 +137,21 @@ class Connection(BaseProtocol):
         self._asker: Asker | None = None
         self._spent = False
         self._poll: select.poll | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_s = NEVER_S
 
     def ask(
-        self, target: Target, traceparent: str | None, body: bytes, limit: int, asker: Asker
+        self,
+        target: Target,
+        traceparent: str | None,
+        body: bytes,
+        limit: int,
+        until_s: float,
+        asker: Asker,
     ) -> None:
-        """Send `body`, which is JSON; of the answer's body at most `limit` bytes are read."""
+        """Send `body`, which is JSON; of the answer's body at most `limit` bytes are read. There is
+        time until then, by the event loop's clock.
+        """
         assert self._asker is None
         self.used = True
         self._asker = asker
@@ -143,6 +160,9 @@ class Connection(BaseProtocol):
         self._body = bytearray()
         self._begun = False
         self._interim = 0
+        self._until_s = until_s
+        if until_s < self._rings_s:
+            self._arm()
         # A new one each time, for a microsecond: the one before may hold the beginning of an answer
         # that nobody asked for, whose end would be taken for this one.
         self._parser = HttpResponseParser(
@@ -156,8 +176,18 @@ class Connection(BaseProtocol):
         return self.transport is not None and not self.transport.is_closing() and not self._spent
 
     def is_quiet(self) -> bool:
-        """Whether it is open and brings nothing that nobody asked for."""
-        return self.is_open and not (self.used and self._has_unread())
+        """Whether it is open and brings nothing that nobody asked for: of what the event loop has
+        not read yet, too, an end or bytes.
+        """
+        if not self.is_open:
+            return False
+        if not self.used:
+            return True
+        if self._poll is None:
+            assert self.transport is not None
+            self._poll = select.poll()
+            self._poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not self._poll.poll(0)
 
     def close(self) -> None:
         """Nothing is under way on it, and nothing will be."""
@@ -190,7 +220,8 @@ class Connection(BaseProtocol):
                 self._head_came(message)
             if rest:
                 self._spent = True
-            self._read_body()
+            if self._message is not None:
+                self._read_body()
         except HttpProcessingError as error:
             self._fail(NotHttp(error.message))
 
@@ -208,6 +239,7 @@ class Connection(BaseProtocol):
     def connection_lost(self, error: BaseException | None) -> None:
         super().connection_lost(error)
         self._parser = None
+        self._silence()
         if self._asker is None:
             self._free(self)
         else:
@@ -226,16 +258,28 @@ class Connection(BaseProtocol):
     def _write(self, target: Target, traceparent: str | None, body: bytes) -> None:
         assert self.transport is not None
         traced = b"traceparent: %b\r\n" % traceparent.encode("ascii") if traceparent else b""
-        length = b"Content-Length: %d\r\n\r\n" % len(body)
-        self.transport.write(b"".join((target.head, traced, length, body)))
+        self.transport.write(
+            b"%b%bContent-Length: %d\r\n\r\n%b" % (target.head, traced, len(body), body)
+        )
 
-    def _has_unread(self) -> bool:
-        """What the kernel has and the event loop has not yet read: an end, or bytes."""
-        if self._poll is None:
-            assert self.transport is not None
-            self._poll = select.poll()
-            self._poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return bool(self._poll.poll(0))
+    def _arm(self) -> None:
+        self._silence()
+        self._rings_s = self._until_s
+        self._timer = self._loop.call_at(self._rings_s, self._ring)
+
+    def _silence(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._rings_s = None, NEVER_S
+
+    def _ring(self) -> None:
+        self._silence()
+        if self._asker is None:
+            return
+        if self._loop.time() < self._until_s:
+            self._arm()
+        else:
+            self._fail(TooLate())
 
     def _head_came(self, message: tuple[Any, Any]) -> None:
         status = message[0].code
@@ -251,32 +295,30 @@ class Connection(BaseProtocol):
 
     def _read_body(self) -> None:
         """All that is there of the body; if that is all, the exchange is over."""
-        if self._message is None:
-            return
         head, stream = self._message
-        if stream.is_eof() and not self._body:
-            body = stream.read_nowait()  # in one piece, as nearly always
-        else:
-            self._body += stream.read_nowait()
+        body = stream.read_nowait() if stream.total_bytes else b""
+        is_whole = stream.is_eof()
+        if self._body or not is_whole:  # it came in pieces
+            self._body += body
             body = self._body
         if len(body) > self._limit:
             self._spent = True
-            self._reply(Reply(head.code, head.headers, None))
-        elif stream.is_eof():
+            self._reply(head.code, head.headers, None)
+        elif is_whole:
             self._spent |= head.should_close or head.code == _SWITCHED
-            self._reply(Reply(head.code, head.headers, bytes(body)))
+            self._reply(head.code, head.headers, bytes(body))
 
-    def _reply(self, reply: Reply) -> None:
+    def _reply(self, status: int, headers: Mapping[str, str], body: bytes | None) -> None:
         asker = self._asker
-        self._end()
         assert asker is not None
-        asker.replied(reply)
+        self._end()
+        asker.replied(status, headers, body)
 
-    def _fail(self, error: NotHttp | Broken) -> None:
+    def _fail(self, error: NoReply) -> None:
         asker = self._asker
+        assert asker is not None
         self._spent = True
         self._end()
-        assert asker is not None
         asker.failed(error)
 
     def _end(self) -> None:

@@ -285,7 +285,7 @@ def test_an_end_goes_again_once_though_the_next_connection_has_been_used_too() -
         told: list[Delivery] = []
         courier = gateway._courier
         call, _ = call_for("http://127.0.0.1:1", COMMIT)
-        errand = _Errand(courier, (call,), call.body, 1_000, told.append)
+        errand = _Errand(courier, (call,), call.body, 1_000, call.end_at, told.append)
         courier._errands[errand] = None
         errand.left = errand.over_used = errand.again = True
         courier.failed(errand, Broken(begun=False))
@@ -314,8 +314,11 @@ def test_a_gateway_that_stops_closes_what_is_kept_and_leaves_no_timer(
         server = await asyncio.start_server(serve, sock=(listener := bound_socket()))
         for operation in (PREPARE, COMMIT):
             assert not isinstance(await ask(gateway, url_of(listener), operation), Failed)
+        courier = gateway._courier
+        kept = [*courier._to_prepare._open, *courier._to_end._open]
+        assert all(connection._timer for connection in kept)
         await gateway.stop()
-        assert gateway._courier._bell._timer is None
+        assert [connection._timer for connection in kept] == [None, None]
         await ended.get()
         await ended.get()
         server.close()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -12,10 +13,12 @@ from coordinator.participant_connection import (
     MOST_INTERIM,
     Broken,
     Connection,
+    NoReply,
     NotHttp,
-    Reply,
+    TooLate,
     target_of,
 )
+from tests.skipped_time import run_skipping
 
 TARGET = target_of("http://127.0.0.1:9001/prepare?a=b")
 KEPT = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nAssent-Participant: 1\r\n\r\ntrue"
@@ -26,6 +29,12 @@ INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n
 TO_THE_END = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\ntrue"
 OLD = b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\ntrue"
 NOTHING = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | None
 
 
 class Wire(asyncio.Transport):
@@ -67,14 +76,14 @@ class Told:
     def free(self, connection: Connection) -> None:
         self.open_when_free.append(connection.is_open)
 
-    def replied(self, reply: Reply) -> None:
-        self.replies.append(reply)
+    def replied(self, status: int, headers: Mapping[str, str], body: bytes | None) -> None:
+        self.replies.append(Reply(status, headers, body))
 
-    def failed(self, error: NotHttp | Broken) -> None:
+    def failed(self, error: NoReply) -> None:
         self.errors.append(error)
 
-    def ask(self, limit: int = 100) -> None:
-        self.connection.ask(TARGET, None, b"{}", limit, self)
+    def ask(self, limit: int = 100, until_s: float = math.inf) -> None:
+        self.connection.ask(TARGET, None, b"{}", limit, until_s, self)
 
     def receive(self, pieces: Iterable[bytes], *, ends: bool = False) -> None:
         for piece in pieces:
@@ -149,7 +158,7 @@ def test_a_request_names_what_it_is_and_where_it_goes() -> None:
     async def scene() -> bytes:
         told = Told()
         trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-        told.connection.ask(TARGET, trace, b'{"a":1}', 100, told)
+        told.connection.ask(TARGET, trace, b'{"a":1}', 100, math.inf, told)
         return told.wire.written
 
     assert asyncio.run(scene()) == (
@@ -248,17 +257,64 @@ def test_the_next_message_may_leave_as_soon_as_the_answer_is_told() -> None:
         told.ask()
         asked = told.replied
 
-        def ask_again(reply: Reply) -> None:
-            asked(reply)
+        def ask_again(*reply: Any) -> None:
+            asked(*reply)
             if len(told.replies) == 1:
                 told.ask()
 
-        told.replied = ask_again  # type: ignore[method-assign]
+        told.replied = ask_again  # type: ignore[assignment, method-assign]
         told.receive([KEPT, KEPT])
         assert len(told.replies) == 2
         assert told.connection.is_open
 
     asyncio.run(scene())
+
+
+def test_an_exchange_ends_at_its_own_time_not_at_that_of_the_one_before() -> None:
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        told, start_s = Told(), loop.time()
+        for within_s in (5.0, 2.0, 9.0):
+            told.ask(until_s=start_s + within_s)
+            if within_s < 9.0:
+                told.receive([KEPT])
+        await asyncio.sleep(8.9)
+        assert (len(told.replies), told.errors) == (2, [])
+        await asyncio.sleep(0.2)
+        (error,) = told.errors
+        assert isinstance(error, TooLate)
+        assert told.wire.aborted
+        assert told.open_when_free == [True, True, False]
+
+    run_skipping(scene())
+
+
+def test_an_exchange_that_has_less_time_than_the_one_before_is_not_too_late_for_it() -> None:
+    async def scene() -> None:
+        told, start_s = Told(), asyncio.get_running_loop().time()
+        told.ask(until_s=start_s + 3_600.0)
+        told.receive([KEPT])
+        told.ask(until_s=start_s + 1.0)
+        await asyncio.sleep(1.1)
+        assert [type(error) for error in told.errors] == [TooLate]
+
+    run_skipping(scene())
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_what_is_over_or_lost_is_not_told_of_its_time(asks: bool) -> None:
+    async def scene() -> None:
+        told, start_s = Told(), asyncio.get_running_loop().time()
+        told.ask(until_s=start_s + 1.0)
+        if not asks:
+            told.receive([KEPT])
+            await asyncio.sleep(1.1)
+            assert told.connection.is_open
+        told.connection.connection_lost(None)
+        await asyncio.sleep(1.1)
+        assert [type(error) for error in told.errors] == [Broken] * asks
+
+    run_skipping(scene())
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
+from collections.abc import Mapping
 
 import pytest
 
 from coordinator import participant_connections as module
-from coordinator.participant_connection import Broken, Connection, NotHttp, Origin, Reply, target_of
+from coordinator.participant_connection import Connection, NoReply, Origin, target_of
 from coordinator.participant_connections import Connections, NoConnection
 from coordinator.resolver import Resolver
 from tests.stubs import Stub, answer, bound_socket, url_of
@@ -20,19 +22,19 @@ def connections(most: int = 100) -> Connections:
 
 class Asker:
     def __init__(self) -> None:
-        self.told: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.told: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
 
-    def replied(self, reply: Reply) -> None:
-        self.told.set_result(reply)
+    def replied(self, _status: int, _headers: Mapping[str, str], body: bytes | None) -> None:
+        self.told.set_result(body)
 
-    def failed(self, error: NotHttp | Broken) -> None:
+    def failed(self, error: NoReply) -> None:
         self.told.set_exception(error)
 
 
 async def exchange(connection: Connection, url: str) -> None:
     asker = Asker()
-    connection.ask(target_of(url), None, b"{}", 100, asker)
-    assert (await asker.told).body == b"true"
+    connection.ask(target_of(url), None, b"{}", 100, math.inf, asker)
+    assert await asker.told == b"true"
 
 
 def test_a_connection_is_kept_after_use_the_last_one_first_and_only_for_a_moment() -> None:

@@ -68,7 +68,6 @@ def _of_calls(node: Node) -> _Part:
     yield "requests under way", [d for d in gateway._doors.values() if d.requests]
     yield "deadlines of calls", gateway._expiries
     yield "errands", courier._errands
-    yield "alarms of errands", len(courier._bell)
     for connections in (courier._to_prepare, courier._to_end):
         yield "places of connections", _taken_by_nobody(connections)
 

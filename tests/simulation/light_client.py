@@ -21,7 +21,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from multidict import CIMultiDict
 from yarl import URL
 
-from coordinator.participant_connection import Connection, Reply, Target
+from coordinator.participant_connection import Connection, Target
 from tests.simulation.light_server import Answer, Request
 from tests.simulation.network import Endpoint
 
@@ -40,7 +40,7 @@ class LightConnection(Connection):
         self._begun = True
         fits = len(answer.body) <= self._limit
         self._spent |= answer.closes or answer.twice or not fits
-        self._reply(Reply(answer.status, answer.headers, answer.body if fits else None))
+        self._reply(answer.status, answer.headers, answer.body if fits else None)
 
     def _write(self, target: Target, traceparent: str | None, body: bytes) -> None:
         headers = CIMultiDict(
