@@ -52,7 +52,10 @@ class _Text(logging.Formatter):
         head = f" {record.levelname:<5} {self._node}{record.name}: "
         if isinstance(record.msg, Lines):
             return "\n".join(
-                [f"{rfc3339(at)}{head}{id} {one_line(text)}" for at, id, text in record.msg]
+                [
+                    f"{rfc3339(at // 1_000_000)}{head}{id} {one_line(text)}"
+                    for at, id, text in record.msg
+                ]
             )
         line = rfc3339(int(record.created * 1000)) + head + one_line(record.getMessage())
         trace = _trace(self, record)
@@ -70,7 +73,7 @@ class _Json(logging.Formatter):
             rest = _encode(about)[1:-1]
             return "\n".join(
                 [
-                    f'{{"time": "{rfc3339(at)}", {rest}, "message": {_encode(text)}, '
+                    f'{{"time": "{rfc3339(at // 1_000_000)}", {rest}, "message": {_encode(text)}, '
                     f'"transaction": "{id}"}}'
                     for at, id, text in record.msg
                 ]

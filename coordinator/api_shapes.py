@@ -37,7 +37,7 @@ from coordinator.facts import (
     branch_state,
     state_of,
 )
-from coordinator.packed import are_short
+from coordinator.packed import SHORT_BYTES
 from coordinator.plan import Plan, Planned, Wait
 from coordinator.settings import Limits, Timings
 from participants.contract import BadMessage, Vote, encode_json, fingerprint, rfc3339
@@ -332,7 +332,7 @@ def show(transaction: Transaction, progress: tuple[Progress, ...] | None = None)
     if state is State.REFUSED:
         outcome = None  # nobody knows
     expires_ms = None if transaction.is_refusal else transaction.deadline_ms
-    if transaction.outcome is None or not are_short(transaction.branches):
+    if transaction.outcome is None or len(transaction.branches.packed) > SHORT_BYTES:
         branches = _show_branches(transaction, progress)
     else:
         branches = _remembered_branches(_standing(transaction), progress)

@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from coordinator.facts import Branch, Effect, Mode
+from coordinator.facts import Branch, Branches, Effect, Mode
 from coordinator.packed import (
     letters_of,
     pack,
     pack_bits,
-    pack_branches,
     pack_reasons,
     unpack_bits,
     unpack_branches,
@@ -62,7 +61,7 @@ class Begin(NamedTuple):
     id: str
     fingerprint: str
     mode: Mode
-    branches: tuple[Branch, ...]
+    branches: Branches
     payloads: tuple[bytes, ...]
     deadline_ms: int
     metadata: bytes
@@ -163,7 +162,7 @@ def _fields_of(command: Command) -> tuple[Any, ...]:
             return (
                 *command[:4],
                 command.mode is _INTERACTIVE,
-                pack_branches(command.branches),
+                command.branches.packed,
                 *command[6:],
             )
         case Decide():

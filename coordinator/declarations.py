@@ -10,6 +10,7 @@ Rules
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ _SINGLY_S = 60.0
 class _Said:
     header: str | None = None
     declaration: Declaration = PLAIN
+    repeatable: bool = False
     batch_url: str | None = None
     singly_until: float = 0.0
 
@@ -45,6 +47,11 @@ class Declarations:
         said = self._said.get(participant)
         return PLAIN if said is None else said.declaration
 
+    def repeatable(self, participants: Iterable[str]) -> tuple[bool, ...]:
+        """Of each, whether it may be asked for its vote twice, and inquires when it is in doubt."""
+        said = self._said
+        return tuple([each in said and said[each].repeatable for each in participants])
+
     def batch_url(self, participant: str, now: float) -> str | None:
         """Where it takes many messages at once; None if it does not, or is sent none for now."""
         said = self._said.get(participant)
@@ -60,6 +67,7 @@ class Declarations:
         if said.header != header:
             said.header = header
             said.declaration = read_declaration(header)
+            said.repeatable = not said.declaration.is_plain
             said.batch_url = _at_path(participant, said.declaration.batch_path)
         self._said.move_to_end(participant)
         if len(self._said) > _MOST:

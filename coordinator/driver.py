@@ -375,11 +375,10 @@ class Driver:
             raise expired(plan.id)
         unfinished = max(len(self._talks.lives), self._machine.unfinished_count)
         backlog, payloads = self._machine.backlog(), self._machine.payloads()
-        participants = [branch.participant for branch in plan.branches]
+        participants = plan.participants
         self._capacity.check(participants, unfinished, backlog, payloads)
         now_ms = self._now_ms()
-        declaration = self._gateway.declaration
-        repeatable = tuple([not declaration(each).is_plain for each in participants])
+        repeatable = self._gateway.repeatable(participants)
         branches = recorded(plan.branches, repeatable)
         command = Begin(
             epoch, now_ms, plan.id, plan.fingerprint, plan.mode, branches, plan.payloads,

@@ -14,6 +14,8 @@ import enum
 import functools
 from typing import NamedTuple
 
+import msgpack
+
 from coordinator.ids import time_of
 from participants.contract import Operation, Vote
 
@@ -82,15 +84,34 @@ class Branch(NamedTuple):
     rollback_url: str
     repeatable: bool
 
-    @property
-    def participant(self) -> str:
-        """Its URL, by which calls, limits and backlog are counted."""
-        return self.url or self.prepare_url
-
     def url_of(self, operation: Operation) -> str:
         if operation is _COMMIT:
             return self.commit_url
         return self.prepare_url if operation is _PREPARE else self.rollback_url
+
+
+class Branches(tuple[Branch, ...]):
+    """The branches of a transaction, in their order, and what is made of all of them.
+
+    Nearly all transactions are at the same few services, and their branches are one object
+    (`plan.recorded`, `packed.unpack_branches`): each of these is made once for many.
+    """
+
+    @functools.cached_property
+    def packed(self) -> bytes:
+        """As a command and a finished transaction hold them."""
+        packed: bytes = msgpack.packb(self)
+        return packed
+
+    @functools.cached_property
+    def participants(self) -> tuple[str, ...]:
+        """The URL of each, by which calls, limits and backlog are counted."""
+        return tuple([branch.url or branch.prepare_url for branch in self])
+
+    @functools.cached_property
+    def names(self) -> str:
+        """Of all of them, for people."""
+        return ", ".join([branch.name for branch in self])
 
 
 class Resolution(NamedTuple):
@@ -119,7 +140,7 @@ class Transaction(NamedTuple):
     sequence: int
     fingerprint: str
     mode: Mode
-    branches: tuple[Branch, ...]
+    branches: Branches
     payloads: tuple[bytes, ...]
     metadata: bytes
     created_ms: int

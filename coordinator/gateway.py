@@ -37,7 +37,7 @@ import bisect
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeAlias
@@ -47,7 +47,6 @@ from coordinator.declarations import Declarations
 from coordinator.lane import Backoff, Impression, Lane
 from coordinator.settings import Limits, Timings
 from participants.contract import (
-    Declaration,
     Failed,
     Operation,
 )
@@ -125,7 +124,7 @@ class Gateway:
         self._courier = Courier(answer_bytes=limits.answer_bytes)
         self._doors: dict[_Key, _Door] = {}
         self._expiries: dict[Call, asyncio.TimerHandle] = {}
-        self._declarations = Declarations()
+        self.declarations = Declarations()
         self._open = False
 
     async def start(self) -> None:
@@ -187,9 +186,9 @@ class Gateway:
                 door.lane.wake(self._loop.time())
                 self._pump(door)
 
-    def declaration(self, participant: str) -> Declaration:
-        """What the participant last said of itself; PLAIN until it has."""
-        return self._declarations.of(participant)
+    def repeatable(self, participants: Iterable[str]) -> tuple[bool, ...]:
+        """Of each, whether it has said that it is no plain one."""
+        return self.declarations.repeatable(participants)
 
     def waiting(self) -> dict[str, int]:
         """How many calls wait, per participant for which any does."""
@@ -218,7 +217,7 @@ class Gateway:
             patience_s = _BATCH_PATIENCE_S
             if door.may_send(now, patience_s) and (calls := _take_batch(door.lane, now)):
                 self._go(door, calls, batch_url, now)
-        elif door.participant not in self._declarations:
+        elif door.participant not in self.declarations:
             patience_s = _STRANGER_PATIENCE_S
             if door.may_send(now, patience_s) and (call := door.lane.take(now)) is not None:
                 self._go(door, [call], None, now)
@@ -275,10 +274,10 @@ class Gateway:
 
     def _answered(self, door: _Door, calls: list[Call], delivery: Delivery) -> None:
         participant, now = door.participant, self._loop.time()
-        if delivery.heard or (delivery.answered and participant not in self._declarations):
-            self._declarations.heard(participant, delivery.declaration)
+        if delivery.heard or (delivery.answered and participant not in self.declarations):
+            self.declarations.heard(participant, delivery.declaration)
         if delivery.refused_batch:
-            self._declarations.refused_batch(participant, now)
+            self.declarations.refused_batch(participant, now)
             calls, delivery = self._put_back(door, calls, delivery, now)
         elif delivery.gave_up and door.is_prepare:
             calls, delivery = self._put_back(door, calls, delivery, now)
@@ -316,7 +315,7 @@ class Gateway:
 
     def _batch_url(self, door: _Door, now: float) -> str | None:
         """Where the participant takes many messages at once; None if it does not, or not these."""
-        return self._declarations.batch_url(door.participant, now) if door.shares else None
+        return self.declarations.batch_url(door.participant, now) if door.shares else None
 
     def _answer(self, door: _Door, calls: list[Call], delivery: Delivery, now: float) -> None:
         """Tell what became of each. A callback that raises must not keep the others from theirs."""

@@ -93,18 +93,14 @@ class Backlog:
             self._count(after, now & ~was, +1)
 
     def _count(self, transaction: Transaction, branches: int, step: int) -> None:
-        counts, position = self.counts, 0
-        while branches:
-            if branches & 1:
-                branch = transaction.branches[position]
-                participant = branch.url or branch.prepare_url
+        counts = self.counts
+        for position, participant in enumerate(transaction.branches.participants):
+            if branches >> position & 1:
                 count = counts.get(participant, 0) + step
                 if count:
                     counts[participant] = count
                 else:
                     del counts[participant]
-            branches >>= 1
-            position += 1
 
 
 SMALL_BYTES = 4096
@@ -135,8 +131,8 @@ class Payloads:
         if size < SMALL_BYTES:
             return
         held = self.bytes_for
-        for branch, payload in zip(transaction.branches, transaction.payloads, strict=True):
-            participant = branch.participant
+        participants = transaction.branches.participants
+        for participant, payload in zip(participants, transaction.payloads, strict=True):
             held[participant] = held.get(participant, 0) + sign * len(payload)
             if not held[participant]:
                 del held[participant]

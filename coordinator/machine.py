@@ -37,6 +37,7 @@ from coordinator.commands import (
     of_another_version,
 )
 from coordinator.facts import (
+    Branches,
     State,
     Transaction,
     outstanding,
@@ -46,7 +47,6 @@ from coordinator.ids import time_of
 from coordinator.indexes import Backlog, Payloads
 from coordinator.moves import MOVES, Move, Refusal, phase_of
 from coordinator.packed import (
-    pack_branches,
     pack_finished,
     pack_unfinished,
     unpack_finished,
@@ -197,16 +197,15 @@ class Machine:
             return
         if before is not None:
             del self._unfinished[after.id]
-        branches = pack_branches(after.branches)
-        forget_ms = _forgettable_at(after)
-        self._finished.put(after.id, after.sequence, forget_ms, branches, pack_finished(after))
+        packed = after.branches.packed, pack_finished(after)
+        self._finished.put(after.id, after.sequence, _forgettable_at(after), *packed)
 
     def _enlist(self, command: Enlist, standing: Transaction) -> Result:
         for branch in standing.branches:
             if branch.name == command.branch.name:
                 same = branch.url == command.branch.url
                 return Applied(standing, changed=False) if same else Refusal.CONFLICT
-        branches = (*standing.branches, command.branch)
+        branches = Branches((*standing.branches, command.branch))
         payloads = (*standing.payloads, command.payload)
         return self._put(standing, standing._replace(branches=branches, payloads=payloads))
 

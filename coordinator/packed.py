@@ -9,20 +9,20 @@ the same services, so they are held once for many.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import msgpack
 
-from coordinator.facts import Branch, Effect, Mode, Outcome, Resolution, Transaction
+from coordinator.facts import Branch, Branches, Effect, Mode, Outcome, Resolution, Transaction
 from participants.contract import Vote
 
 REMEMBERED_SHAPES = 1_000
 """Distinct branches or votes that are made or unpacked once as long as they recur."""
 
 SHORT_BYTES = 2_000
-"""Of branches, or in their URLs. Larger ones are not remembered: all different, with the longest
-URLs, they would take hundreds of megabytes. Ten usual branches are 1,300.
+"""Of branches, packed or in their URLs. Larger ones are not remembered: all different, with the
+longest URLs, they would take hundreds of megabytes. Ten usual branches are 1,300.
 """
 
 _LARGEST_PACKED = (1 << 64) - 1
@@ -36,55 +36,27 @@ _LETTERS = {
 _VOTES = {letter: vote for vote, letter in _LETTERS.items()}
 
 
-class Place(Protocol):
-    """Where a branch is, planned or begun."""
-
-    @property
-    def prepare_url(self) -> str: ...
-    @property
-    def commit_url(self) -> str: ...
-    @property
-    def rollback_url(self) -> str: ...
-
-
 pack: Callable[[object], bytes] = msgpack.Packer().pack
 """`msgpack.packb` makes a packer each time, which takes twice as long as to pack a command."""
 
 # --- branches, votes, bits ------------------------------------------------------------------------
 
 
-def pack_branches(branches: tuple[Branch, ...]) -> bytes:
-    """Packed once as long as they recur, where they are short: a transaction's are packed when it
-    begins and when it is finished."""
-    return (_pack_short if are_short(branches) else pack)(branches)
-
-
-def unpack_branches(packed: bytes) -> tuple[Branch, ...]:
-    """What `pack_branches` packed; where it is short, one object for all that are packed alike.
+def unpack_branches(packed: bytes) -> Branches:
+    """The branches in `Branches.packed`; where it is short, one object for all that are alike.
 
     Whatever is raised, these are none of ours.
     """
     return _unpack_short(packed) if len(packed) <= SHORT_BYTES else _unpacked(packed)
 
 
-def are_short(branches: Iterable[Place]) -> bool:
-    """Whether what is made of these may be remembered."""
-    chars = 0
-    for place in branches:
-        chars += len(place.prepare_url) + len(place.commit_url) + len(place.rollback_url)
-    return chars <= SHORT_BYTES
-
-
-_pack_short = functools.lru_cache(REMEMBERED_SHAPES)(pack)
-
-
 @functools.lru_cache(REMEMBERED_SHAPES)
-def _unpack_short(packed: bytes) -> tuple[Branch, ...]:
+def _unpack_short(packed: bytes) -> Branches:
     return _unpacked(packed)
 
 
-def _unpacked(packed: bytes) -> tuple[Branch, ...]:
-    return tuple([Branch(*fields) for fields in msgpack.unpackb(packed)])
+def _unpacked(packed: bytes) -> Branches:
+    return Branches([Branch(*fields) for fields in msgpack.unpackb(packed)])
 
 
 @functools.lru_cache(REMEMBERED_SHAPES)
@@ -146,7 +118,7 @@ def pack_finished(transaction: Transaction) -> bytes:
 def unpack_finished(
     transaction_id: str, sequence: int, branches: bytes, packed: bytes | memoryview
 ) -> Transaction:
-    """The transaction that `pack_finished` and `pack_branches` packed."""
+    """The transaction that `pack_finished` and `Branches.packed` hold."""
     (
         fingerprint,
         is_interactive,
@@ -199,7 +171,7 @@ def unpack_unfinished(fields: tuple[Any, ...]) -> Transaction:
         raise ValueError(f"{raw.id} lacks payloads")
     return raw._replace(
         mode=Mode(raw.mode),
-        branches=tuple([Branch(*branch) for branch in raw.branches]),
+        branches=Branches([Branch(*branch) for branch in raw.branches]),
         payloads=tuple(raw.payloads),
         votes=tuple([Vote(vote) for vote in raw.votes]),
         outcome=None if raw.outcome is None else Outcome(raw.outcome),

@@ -6,8 +6,8 @@ import enum
 import functools
 from typing import NamedTuple
 
-from coordinator.facts import Branch, Mode
-from coordinator.packed import REMEMBERED_SHAPES, are_short
+from coordinator.facts import Branch, Branches, Mode
+from coordinator.packed import REMEMBERED_SHAPES, SHORT_BYTES
 
 
 class Wait(enum.StrEnum):
@@ -27,20 +27,18 @@ class Planned(NamedTuple):
     commit_url: str
     rollback_url: str
 
-    @property
-    def participant(self) -> str:
-        """See `Branch.participant`."""
-        return self.url or self.prepare_url
 
-
-def recorded(planned: tuple[Planned, ...], repeatable: tuple[bool, ...]) -> tuple[Branch, ...]:
+def recorded(planned: tuple[Planned, ...], repeatable: tuple[bool, ...]) -> Branches:
     """The branches as `Begin` records them; one object for equal ones, where they are short."""
-    return (_recorded_short if are_short(planned) else _recorded)(planned, repeatable)
+    chars = 0
+    for place in planned:
+        chars += len(place.prepare_url) + len(place.commit_url) + len(place.rollback_url)
+    return (_recorded_short if chars <= SHORT_BYTES else _recorded)(planned, repeatable)
 
 
-def _recorded(planned: tuple[Planned, ...], repeatable: tuple[bool, ...]) -> tuple[Branch, ...]:
+def _recorded(planned: tuple[Planned, ...], repeatable: tuple[bool, ...]) -> Branches:
     numbered = enumerate(zip(planned, repeatable, strict=True), 1)
-    return tuple(
+    return Branches(
         [Branch(str(number), *place, can_repeat) for number, (place, can_repeat) in numbered]
     )
 
@@ -64,3 +62,8 @@ class Plan(NamedTuple):
     metadata: bytes
     traceparent: str | None = None
     address: str | None = None
+
+    @property
+    def participants(self) -> list[str]:
+        """See `Branches.participants`."""
+        return [url or prepare_url for _, url, prepare_url, _, _ in self.branches]

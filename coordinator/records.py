@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from coordinator.commands import Acknowledge, Begin, Decide, Refuse, Resolve
 from coordinator.facts import (
+    Branches,
     Mode,
     Outcome,
     Resolution,
@@ -45,7 +46,7 @@ def refused(command: Refuse, sequence: int) -> Transaction:
         sequence=sequence,
         fingerprint="",
         mode=_ONE_SHOT,
-        branches=(),
+        branches=Branches(),
         payloads=(),
         metadata=b"{}",
         created_ms=command.now_ms,

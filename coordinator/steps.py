@@ -24,12 +24,13 @@ from participants.contract import Failed, Operation, Working
 LOG = logging.getLogger("assent.transaction")
 
 _COMMIT = Outcome.COMMIT  # looked up once: 90 ns each time
+_now_ns = time.time_ns
 
 WRITE_WITHIN_S = 0.01
 """A node that is killed takes with it what it has said since."""
 
 Line: TypeAlias = tuple[int, str, str]
-"""One step of one transaction: when (Unix time, in milliseconds), its id, and the step in words."""
+"""One step of one transaction: when (Unix time, in nanoseconds), its id, and the step in words."""
 
 
 class Lines(tuple[Line, ...]):
@@ -83,16 +84,13 @@ class Steps:
 
     def began(self, transaction: Transaction) -> None:
         self.observer.began()
-        if LOG.isEnabledFor(logging.INFO):
-            names = ", ".join([branch.name for branch in transaction.branches])
-            self._say(transaction.id, f"begun with {names}")
+        self._say(transaction.id, f"begun with {transaction.branches.names}")
 
     def sent(self, transaction_id: str, operation: Operation, legs: Sequence[Leg]) -> None:
         """Messages have gone to these branches; the first tries of a phase share a line."""
-        if LOG.isEnabledFor(logging.INFO):
-            first = ", ".join([leg.branch.name for leg in legs if leg.attempts == 1])
-            if first:
-                self._say(transaction_id, f"{operation} sent to {first}")
+        first = ", ".join([leg.branch.name for leg in legs if leg.attempts == 1])
+        if first:
+            self._say(transaction_id, f"{operation} sent to {first}")
         for leg in legs:
             if leg.attempts > 1:
                 self.observer.retried(operation)
@@ -108,8 +106,7 @@ class Steps:
 
     def voted(self, transaction_id: str, legs: Sequence[Leg]) -> None:
         """The votes with which the decision is proposed."""
-        if LOG.isEnabledFor(logging.INFO):
-            self._say(transaction_id, "voted: " + ", ".join([_vote_of(leg) for leg in legs]))
+        self._say(transaction_id, "voted: " + ", ".join([_vote_of(leg) for leg in legs]))
 
     def end_failed(
         self, transaction_id: str, operation: Operation, leg: Leg, failed: Failed
@@ -119,10 +116,9 @@ class Steps:
 
     def acknowledged(self, transaction: Transaction, branches: int) -> None:
         """These branches have finished the outcome; a bit each."""
-        if LOG.isEnabledFor(logging.INFO):
-            what = "commit" if transaction.outcome is _COMMIT else "rollback"
-            names = [b.name for i, b in enumerate(transaction.branches) if branches >> i & 1]
-            self._say(transaction.id, f"{what} acknowledged by {', '.join(names)}")
+        what = "commit" if transaction.outcome is _COMMIT else "rollback"
+        names = [b.name for i, b in enumerate(transaction.branches) if branches >> i & 1]
+        self._say(transaction.id, f"{what} acknowledged by {', '.join(names)}")
 
     def retry_planned(self, transaction_id: str, name: str, delay_s: float) -> None:
         self._say(transaction_id, f"{name} is called again in {max(0.0, delay_s):.3f} s")
@@ -130,16 +126,14 @@ class Steps:
     def decided(self, transaction: Transaction, seconds: float) -> None:
         assert transaction.outcome is not None
         self.observer.decided(transaction.outcome, seconds)
-        if LOG.isEnabledFor(logging.INFO):
-            why = f": {transaction.reason}" if transaction.reason else ""
-            self._say(transaction.id, f"decided {transaction.outcome}{why}")
+        why = f": {transaction.reason}" if transaction.reason else ""
+        self._say(transaction.id, f"decided {transaction.outcome}{why}")
 
     def finished(self, transaction: Transaction, seconds: float) -> None:
         assert transaction.outcome is not None
         self.observer.finished(transaction.outcome, seconds)
-        if LOG.isEnabledFor(logging.INFO):
-            outcome = "committed" if transaction.outcome is _COMMIT else "aborted"
-            self._say(transaction.id, f"finished, {outcome} at every participant")
+        outcome = "committed" if transaction.outcome is _COMMIT else "aborted"
+        self._say(transaction.id, f"finished, {outcome} at every participant")
 
     def took_over(self, epoch: int, count: int) -> None:
         self.observer.took_over(count)
@@ -156,20 +150,16 @@ class Steps:
             LOG.info(lines)
 
     def _say(self, transaction_id: str, text: str) -> None:
-        """If anybody listens; who words it at some cost has asked before."""
+        """If anybody listens."""
         if not self._unwritten:
             if not LOG.isEnabledFor(logging.INFO):
                 return
             asyncio.get_running_loop().call_later(WRITE_WITHIN_S, self.write)
-        self._unwritten.append((_now_ms(), transaction_id, text))
+        self._unwritten.append((_now_ns(), transaction_id, text))
 
     def _warn(self, transaction_id: str, text: str) -> None:
         self.write()
-        LOG.warning(Lines([(_now_ms(), transaction_id, text)]))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+        LOG.warning(Lines([(_now_ns(), transaction_id, text)]))
 
 
 def _vote_of(leg: Leg) -> str:

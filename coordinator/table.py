@@ -36,7 +36,7 @@ branches are its own.
 
 
 class Found(NamedTuple):
-    """A finished transaction, packed as `packed.pack_finished` and `pack_branches` do it."""
+    """A finished transaction, packed as `packed.pack_finished` and `Branches.packed` do it."""
 
     id: str
     sequence: int

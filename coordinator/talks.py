@@ -135,8 +135,8 @@ class Talks:
     def hurry(self, live: Live) -> None:
         """Call again at once whoever is waited for."""
         if live.conversation is not None:
-            for branch in live.conversation.transaction.branches:
-                self._gateway.wake(branch.participant)
+            for participant in live.conversation.transaction.branches.participants:
+                self._gateway.wake(participant)
             self._perform(live, live.conversation.hurry(self._loop.time()))
 
     def begin(self, live: Live, transaction: Transaction, *, took_over: bool) -> None:
@@ -189,7 +189,7 @@ class Talks:
             self._coordinators,
         )
         call = Call(
-            branch.participant,
+            transaction.branches.participants[position],
             _PREPARE,
             branch.prepare_url,
             live.id,
@@ -208,13 +208,13 @@ class Talks:
     def _send_end(
         self, live: Live, conversation: Conversation, position: int, operation: Operation
     ) -> Leg:
-        leg = conversation.legs[position]
+        transaction, leg = conversation.transaction, conversation.legs[position]
         self._retries.called(leg)
         # I5: the decision that this call carries out is applied here, so a quorum holds it.
-        assert conversation.transaction.outcome is not None
+        assert transaction.outcome is not None
         branch = leg.branch
         call = Call(
-            branch.participant,
+            transaction.branches.participants[position],
             operation,
             branch.url_of(operation),
             live.id,

@@ -19,7 +19,7 @@ from coordinator.commands import (
     Refuse,
     Resolve,
 )
-from coordinator.facts import Branch, Effect, Mode, Transaction
+from coordinator.facts import Branch, Branches, Effect, Mode, Transaction
 from coordinator.ids import IdMaker
 from coordinator.machine import Applied, Machine
 from coordinator.plan import Plan, Planned
@@ -44,8 +44,8 @@ def branch(number: int = 1, *, plain: bool = False) -> Branch:
     return Branch(str(number), f"service-{number}", url, *ends, not plain)
 
 
-def branches(count: int, *, plain: bool = False) -> tuple[Branch, ...]:
-    return tuple(branch(number, plain=plain) for number in range(1, count + 1))
+def branches(count: int, *, plain: bool = False) -> Branches:
+    return Branches(branch(number, plain=plain) for number in range(1, count + 1))
 
 
 def begin(
@@ -57,7 +57,7 @@ def begin(
     epoch: int = EPOCH,
     now_ms: int = BEGAN_MS,
 ) -> Begin:
-    recorded = branches(of) if isinstance(of, int) else of
+    recorded = branches(of) if isinstance(of, int) else Branches(of)
     payloads = (PAYLOAD,) * len(recorded)
     deadline_ms = now_ms + TIMEOUT_MS
     return Begin(

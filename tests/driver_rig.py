@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from random import Random
 from typing import cast
 
@@ -123,7 +123,8 @@ class PlayedGateway:
         transaction = self._machine.get(call.transaction_id)
         if call.operation is Operation.PREPARE:
             early = transaction is None
-            assert not (early and self.declaration(call.participant).is_plain), "Begin comes first"
+            (is_repeatable,) = self.repeatable((call.participant,))
+            assert is_repeatable or not early, "Begin comes first"
             assert transaction is None or transaction.outcome is None, (
                 "a prepare after the decision"
             )
@@ -155,8 +156,9 @@ class PlayedGateway:
     def wake(self, participant: str) -> None:
         self.woken.append(participant)
 
-    def declaration(self, participant: str) -> Declaration:
-        return self.declared.get(participant, self.everybody_is)
+    def repeatable(self, participants: Iterable[str]) -> tuple[bool, ...]:
+        declared = [self.declared.get(each, self.everybody_is) for each in participants]
+        return tuple(not declaration.is_plain for declaration in declared)
 
     def sent(self, operation: Operation) -> list[str]:
         """The branches that the operation was sent to, in order."""

@@ -42,7 +42,7 @@ from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import SnapshotMeta, SnapshotStore
 from coordinator.commands import Acknowledge, Begin, Command, Decide, Forget, encode
-from coordinator.facts import Branch, Mode
+from coordinator.facts import Branch, Branches, Mode
 from coordinator.ids import IdMaker
 from coordinator.machine import Applied, Machine
 from coordinator.sweep import FORGET_AT_ONCE
@@ -69,7 +69,7 @@ class Maker:
         self._random = random.Random(2)
 
     def begin(self, epoch: int) -> Begin:
-        branches = tuple(_branch(number) for number in (1, 2, 3))
+        branches = Branches(_branch(number) for number in (1, 2, 3))
         id_, fingerprint = self._new_id(), self._random.randbytes(32).hex()
         now_ms = _now_ms()
         deadline_ms = now_ms + 10_000

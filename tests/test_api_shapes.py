@@ -18,7 +18,7 @@ from coordinator.api_shapes import (
     read_submission,
     require_not_ahead,
 )
-from coordinator.facts import Branch, Effect, Mode, Outcome, Resolution, Transaction
+from coordinator.facts import Branch, Branches, Effect, Mode, Outcome, Resolution, Transaction
 from coordinator.live import Progress
 from coordinator.log import FateUnknown, NotLeader
 from coordinator.participant_connection import target_of
@@ -380,10 +380,9 @@ def test_a_resolve_that_is_not_as_it_must_be(field: str, body: Any) -> None:
 
 # --- showing --------------------------------------------------------------------------------------
 
-BRANCHES = (
-    Branch("1", "a", "http://a", "http://a/prepare", "http://a/commit", "http://a/rollback", True),
-    Branch("2", "b", None, "http://b/p", "http://b/c", "http://b/r", False),
-)
+A = Branch("1", "a", "http://a", "http://a/prepare", "http://a/commit", "http://a/rollback", True)
+B = Branch("2", "b", None, "http://b/p", "http://b/c", "http://b/r", False)
+BRANCHES = Branches((A, B))
 UNDECIDED = Transaction(
     "t-1",
     1,
@@ -479,7 +478,7 @@ def test_what_was_done_by_hand_is_the_history() -> None:
 def test_a_refused_id_is_aborted_only_if_it_carries_its_time() -> None:
     refusal = UNDECIDED._replace(
         fingerprint="",
-        branches=(),
+        branches=Branches(),
         outcome=Outcome.ABORT,
         reason="refused",
         decided_ms=NOW_MS,

@@ -41,3 +41,13 @@ def test_what_is_remembered_is_bounded_refusals_too(monkeypatch: pytest.MonkeyPa
     assert ["http://a" in said, "http://b" in said, "http://c" in said] == [True, False, True]
     said.refused_batch("http://b", 0.0)
     assert len(said._said) == 2
+
+
+def test_repeatable_is_who_says_that_it_may_be_asked_twice_and_that_it_inquires() -> None:
+    said = Declarations()
+    said.heard("http://sdk", SDK)
+    said.heard("http://half", "1; repeatable-prepare")
+    said.heard("http://was", SDK)
+    said.heard("http://was", None)
+    asked = ("http://sdk", "http://half", "http://was", "http://stranger", "http://sdk")
+    assert said.repeatable(asked) == (True, False, False, False, True)

@@ -7,6 +7,7 @@ import gc
 import itertools
 import logging
 import weakref
+from collections.abc import Iterable
 from random import Random
 
 import pytest
@@ -42,7 +43,7 @@ from coordinator.inquiry import Decision
 from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
 from coordinator.plan import Wait
 from coordinator.settings import Limits
-from participants.contract import PLAIN, Acknowledged, Declaration, Failed, Operation, Vote, Voted
+from participants.contract import PLAIN, Acknowledged, Failed, Operation, Vote, Voted
 from tests.builders import BEGAN_MS, begin, branch, plan, uuid7
 from tests.driver_rig import SDK, Rig, down, play, silence, yes_to_all
 from tests.skipped_time import CLOCK_STARTS_S
@@ -101,7 +102,7 @@ def test_a_call_says_whether_it_may_go_twice_and_whether_it_may_share_a_request(
         rig.gateway.declared = {"http://participant-2": PLAIN}
         asked = plan(of=3)
         own_urls = asked.branches[2]._replace(url=None)
-        rig.gateway.declared[own_urls.participant] = SDK
+        rig.gateway.declared[own_urls.prepare_url] = SDK
         asked = asked._replace(branches=(*asked.branches[:2], own_urls))
         await rig.driver.submit(asked, Wait.COMPLETION)
         said = {(c.operation, c.branch_id): (c.repeatable, c.shares) for c in rig.gateway.calls}
@@ -162,13 +163,12 @@ def test_a_node_that_is_paused_while_it_begins_still_ends_what_it_began() -> Non
     async def scene(rig: Rig) -> None:
         loop = asyncio.get_running_loop()
 
-        def pauses(participant: str) -> Declaration:
-            assert participant
+        def pauses(participants: Iterable[str]) -> tuple[bool, ...]:
             before = loop.time
-            loop.time = lambda: before() + 6  # type: ignore[method-assign]
-            return SDK
+            loop.time = lambda: before() + 11  # type: ignore[method-assign]
+            return tuple(True for _ in participants)
 
-        rig.gateway.declaration = pauses  # type: ignore[method-assign]
+        rig.gateway.repeatable = pauses  # type: ignore[method-assign]
         transaction = await rig.driver.submit(plan(), Wait.DECISION)
         assert transaction.reason == (
             "timed out after 10000 ms without the vote of service-1, service-2"

@@ -48,11 +48,11 @@ def test_a_participant_is_plain_until_it_has_declared_itself() -> None:
     async def scenario(gateway: Gateway) -> None:
         headers = {DECLARATION_HEADER: SDK.header()}
         async with Stub(answer(b"", 404, headers)) as stub, Stub(YES) as plain:
-            assert gateway.declaration(stub.url) is PLAIN
+            assert gateway.declarations.of(stub.url) is PLAIN
             await ask(gateway, stub.url)
             await ask(gateway, plain.url)
-            assert gateway.declaration(stub.url) == SDK
-            assert gateway.declaration(plain.url) is PLAIN
+            assert gateway.declarations.of(stub.url) == SDK
+            assert gateway.declarations.of(plain.url) is PLAIN
 
     run(scenario)
 
@@ -64,10 +64,10 @@ def test_the_last_word_counts_and_a_failure_in_between_says_nothing() -> None:
             for silent in (answer(b"bad gateway", 502), answer(b"it broke", 500), close):
                 stub.behaviour = silent
                 await ask(gateway, stub.url)
-                assert gateway.declaration(stub.url) == SDK
+                assert gateway.declarations.of(stub.url) == SDK
             stub.behaviour = YES  # the service was replaced by a plain one
             await ask(gateway, stub.url)
-            assert gateway.declaration(stub.url) is PLAIN
+            assert gateway.declarations.of(stub.url) is PLAIN
 
     run(scenario)
 
@@ -80,7 +80,7 @@ def test_only_so_many_declarations_are_remembered(monkeypatch: pytest.MonkeyPatc
             urls = [f"{stub.url}/{name}" for name in "abc"]
             for url in urls:
                 await ask(gateway, url)
-            assert [gateway.declaration(url) == SDK for url in urls] == [False, True, True]
+            assert [gateway.declarations.of(url) == SDK for url in urls] == [False, True, True]
 
     run(scenario)
 
@@ -568,10 +568,10 @@ def test_a_stranger_that_hangs_with_its_room_used_up_is_not_looked_at_in_vain(
 def test_who_answers_at_all_is_no_stranger(status: int) -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Stub(answer(b"", status)) as stub:
-            assert stub.url not in gateway._declarations
+            assert stub.url not in gateway.declarations
             await ask(gateway, stub.url)
-            assert stub.url in gateway._declarations
-            assert gateway.declaration(stub.url) is PLAIN
+            assert stub.url in gateway.declarations
+            assert gateway.declarations.of(stub.url) is PLAIN
 
     run(scenario)
 
@@ -580,7 +580,7 @@ def test_who_does_not_answer_stays_a_stranger() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Stub(close) as stub:
             failed(await ask(gateway, stub.url, COMMIT))
-            assert stub.url not in gateway._declarations
+            assert stub.url not in gateway.declarations
 
     run(scenario)
 

@@ -96,7 +96,7 @@ def begin(
 async def learn(gateway: Gateway, participant: Batching) -> None:
     """One call, after which the gateway knows what the participant offers."""
     await asyncio.gather(*begin(gateway, participant.url, Operation.PREPARE, "first"))
-    assert gateway.declaration(participant.url).batch_path == "/seats/batch"
+    assert gateway.declarations.of(participant.url).batch_path == "/seats/batch"
     participant.requests.clear()
 
 

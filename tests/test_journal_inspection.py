@@ -39,7 +39,7 @@ from coordinator.commands import (
     Resolve,
     encode,
 )
-from coordinator.facts import Branch, Effect, Mode
+from coordinator.facts import Branch, Branches, Effect, Mode
 from participants.contract import Vote
 
 N1 = Identity("c", "n1", ("n1", "n2", "n3"))
@@ -48,7 +48,7 @@ DECIDED = Decide(2, 5, "t-1", (Vote.YES, Vote.READ_ONLY), (None, None), None)
 COMMANDS_IN_WORDS: dict[str, Command] = {
     "epoch 2, led by n1": Epoch(2, 5, "n1"),
     "begin t-1 (one-shot), branches: stock": Begin(
-        2, 5, "t-1", "f", Mode.ONE_SHOT, (STOCK,), (b"{}",), 9, b"{}"
+        2, 5, "t-1", "f", Mode.ONE_SHOT, Branches((STOCK,)), (b"{}",), 9, b"{}"
     ),
     "enlist in t-1: stock": Enlist(2, 5, "t-1", STOCK, b"{}"),
     "close t-1": Close(2, 5, "t-1"),

@@ -68,8 +68,8 @@ def test_what_is_said_within_a_moment_is_a_line_each_in_its_order_and_with_its_t
     log_format: LogFormat, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure_logs(log_format, node="n1")
-    said_at = iter(range(1_770_000_000_001, 1_770_000_000_005))
-    monkeypatch.setattr(coordinator_steps, "_now_ms", lambda: next(said_at))
+    said_at = (1_770_000_000_000_999_999 + ms * 1_000_000 for ms in range(1, 5))
+    monkeypatch.setattr(coordinator_steps, "_now_ns", lambda: next(said_at))
 
     async def moment() -> str:
         steps = Steps()

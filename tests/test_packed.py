@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator.commands import decode, encode
 from coordinator.facts import Transaction
 from coordinator.machine import Applied, Forgot, Machine
 from participants.contract import Vote
 from tests.builders import (
     RandomCommands,
     acknowledge,
+    applied,
     begin,
+    branch,
     decide,
     led_machine,
     record,
@@ -59,6 +62,21 @@ def test_finished_transactions_at_the_same_services_share_their_branches() -> No
     machine = led_machine(*commands)
     for looked_at in (machine, again(machine)):
         assert len({id(record(looked_at, i).branches) for i in ids}) == 1
+
+
+def test_what_is_made_of_the_branches_is_made_once_for_all_at_the_same_services() -> None:
+    machine = led_machine()
+    first, second = (
+        applied(machine, decode(encode(begin(name, of=(branch(1), branch(2))))))
+        for name in ("first", "second")
+    )
+    assert first.branches.packed is second.branches.packed
+    assert first.branches.participants is second.branches.participants
+    assert first.branches.participants == ("http://participant-1", "http://participant-2")
+    assert first.branches.names is second.branches.names
+    assert first.branches.names == "service-1, service-2"
+    more = applied(machine, decode(encode(begin("more", of=3))))
+    assert more.branches.names == "service-1, service-2, service-3"
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 256])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from coordinator import api_shapes, packed, plan
-from coordinator.facts import Branch
-from coordinator.packed import pack_branches, unpack_branches
+from coordinator.facts import Branch, Branches
+from coordinator.packed import unpack_branches
 from coordinator.plan import Planned, recorded
 from participants.contract import Vote
 from tests.builders import acknowledge, begin, decide, led_machine, record
@@ -31,7 +31,7 @@ def record_them(places: tuple[Planned, ...]) -> None:
 
 
 def unpack_them(places: tuple[Planned, ...]) -> None:
-    unpack_branches(pack_branches(begun(places)))
+    unpack_branches(begun(places).packed)
 
 
 def show_them(places: tuple[Planned, ...]) -> None:
@@ -41,8 +41,8 @@ def show_them(places: tuple[Planned, ...]) -> None:
     api_shapes.show(record(machine))
 
 
-def begun(places: tuple[Planned, ...]) -> tuple[Branch, ...]:
-    return tuple([Branch(str(number), *place, True) for number, place in enumerate(places, 1)])
+def begun(places: tuple[Planned, ...]) -> Branches:
+    return Branches([Branch(str(number), *place, True) for number, place in enumerate(places, 1)])
 
 
 CACHES: dict[str, tuple[_lru_cache_wrapper[Any], Callable[[tuple[Planned, ...]], None]]] = {

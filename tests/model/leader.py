@@ -208,7 +208,7 @@ class Node:
         live = self.live
         match command:
             case Begin(branches=branches):
-                participants = [branch.participant for branch in branches]
+                participants = list(branches.participants)
                 self.driver._capacity.beginning(participants)  # as when it was proposed
                 self.driver._admission.beginning(None)
                 return self._run(lambda: self.driver._begun(live, None, participants, result))

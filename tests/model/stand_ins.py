@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from coordinator.facts import Outcome, Transaction
 from coordinator.gateway import Call
 from coordinator.log import NotLeader
 from coordinator.steps import Steps
-from participants.contract import PLAIN, Declaration, Operation
+from participants.contract import Operation
 
 MOST_TIMERS = 50
 
@@ -195,10 +195,8 @@ class Gateway:
             return True
         return False
 
-    def declaration(self, participant: str) -> Declaration:
-        if participant in self._plain:
-            return PLAIN
-        return Declaration(repeatable_prepare=True, inquiry=True)
+    def repeatable(self, participants: Iterable[str]) -> tuple[bool, ...]:
+        return tuple(each not in self._plain for each in participants)
 
 
 class NoJitter:
