@@ -43,11 +43,11 @@ batch of the largest size is less."""
 
 IN_TURN_S = 0.0025
 IN_TURN_LEAST = 32
-"""Of what stood in the line while others come too, no more may wait for the log than is applied
-within this time, or so many. Measured in the leader's CPU time while a transaction of others was
-under way beside four batches of 500: p99 480 ms without this, 65 with 32, 55 with 8, and 45 where
-there was no batch at all. Fewer share a sync: with 8, a crowd of 64 clients does 0.6 of what it
-would do."""
+"""While others come alone, no more of what stood in the line may wait for the log than is applied
+within `IN_TURN_S`, or `IN_TURN_LEAST`. Measured in the leader's CPU time while a transaction of
+others was under way beside four batches of 500: p99 480 ms without this, 65 with 32, 55 with 8, and
+45 where there was no batch at all. Fewer share a sync: with 8, a crowd of 64 clients does 0.6 of
+what it would do."""
 
 ALONE_S = 10.0
 """So long after the last transaction that came alone, in no batch and no crowd, what stands in line
@@ -229,7 +229,7 @@ class Line:
         return sum(map(len, self._queues.values()))
 
     def way_in(self, now_s: float, address: str) -> WayIn:
-        """For a transaction that is in no batch, and is asked for from there."""
+        """Of a transaction that is in no batch, and comes from that address."""
         if self._admission.is_crowd(now_s, address, in_line=address in self._queues):
             return _REFUSED if self.is_too_long(now_s, address) else WayIn.IN_TURN
         return _AT_ONCE if self._admission.admits(now_s) else _REFUSED
@@ -288,6 +288,6 @@ class Rests:
         self._next_s = 0.0
 
     def rest_s(self, now_s: float) -> float:
-        """Of one that is refused now."""
+        """How long the connection of one that is refused now is to be left unread."""
         self._next_s = min(max(self._next_s, now_s) + self._each_s, now_s + LONGEST_REST_S)
         return self._next_s - now_s

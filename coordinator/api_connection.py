@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
         self._is_full = False
         """The transport holds more than the client takes at present."""
         self._unsent = math.inf
-        """So many bytes, when it was last looked at."""
+        """Bytes of answers that the client had not taken when it was last looked at."""
         self._has_ended = False
         """The client sends nothing more."""
         self._closes = False
@@ -125,9 +125,9 @@ class Connection(asyncio.Protocol):
         """After the present request."""
         self._has_answered = False
         self._request_name: str | None = None
-        """What the present request calls itself, set by who reads it."""
+        """The header `Assent-Request` of the present request, set by the subclass that reads it."""
         self._refusal: Answer | None = None
-        """What is held back."""
+        """The answer that is held back (HELD)."""
         self._awaited: Later | None = None
         self._lost: asyncio.Future[None] | None = None
 

@@ -146,7 +146,7 @@ def not_leader(location: str, leader: str) -> ApiError:
 
 
 def refusal(error: errors.CoordinatorError) -> ApiError:
-    """What the coordinator refused."""
+    """How a refusal of the coordinator is shown."""
     status, code = _REFUSALS[type(error)]
     headers = RETRY_AFTER if status in (429, 503) else None
     return ApiError(status, code, str(error), headers=headers, **error.details)
@@ -163,7 +163,7 @@ _REFUSALS: Mapping[type[errors.CoordinatorError], tuple[int, str]] = {
 
 
 def log_refusal(error: LogError, transaction_id: str | None, *, named: bool = True) -> ApiError:
-    """What the log refused. `transaction_id`: of the transaction to be changed; None if none is.
+    """How a refusal of the log is shown. `transaction_id`: what was to be changed; None: nothing.
 
     `named`: the client itself gave the id. If not, whatever happened is told as unknown together
     with the id: the client has never seen it, and asking again without it would run the work twice.

@@ -54,7 +54,8 @@ MAX_METADATA_DEPTH = 32
 """Every answer decodes and encodes it again; what only just could be read could not be shown."""
 
 MAX_PAYLOAD_DEPTH = 100
-"""It is decoded together with what others ask: a decoder that refuses it (at 950) refuses all."""
+"""A participant decodes it in one batch with others: where its decoder refuses it, all are refused
+(Python's does at a depth of some 950)."""
 
 MAX_RESOLVE_REASON_CHARS = 1_000
 DEFAULT_PAGE = 100
@@ -344,7 +345,7 @@ def show(transaction: Transaction, progress: tuple[Progress, ...] | None = None)
         f'"decided_at":{_time(transaction.decided_ms)},'
         f'"finished_at":{_time(transaction.finished_ms)},'
         f'"branches":[{branches}],"history":[{history}],'
-        f'"metadata":{(transaction.metadata or b"{}").decode("ascii")}}}'
+        f'"metadata":{transaction.metadata.decode("ascii")}}}'
     )
 
 
@@ -352,7 +353,8 @@ _OUTCOMES = {Outcome.COMMIT: "committed", Outcome.ABORT: "aborted"}
 
 
 def _standing(transaction: Transaction) -> Transaction:
-    """Of a decided transaction what its branches' text is made of, without what is its alone."""
+    """What the text of a decided transaction's branches is made of, without what is its alone: the
+    same for many."""
     return Transaction(
         "",
         0,

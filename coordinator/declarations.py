@@ -29,7 +29,7 @@ class _Said:
     declaration: Declaration = PLAIN
     repeatable: bool = False
     batch_url: str | None = None
-    singly_until: float = 0.0
+    singly_until_s: float = 0.0
 
 
 class Declarations:
@@ -52,10 +52,10 @@ class Declarations:
         said = self._said
         return tuple([each in said and said[each].repeatable for each in participants])
 
-    def batch_url(self, participant: str, now: float) -> str | None:
+    def batch_url(self, participant: str, now_s: float) -> str | None:
         """Where it takes many messages at once; None if it does not, or is sent none for now."""
         said = self._said.get(participant)
-        if said is None or now < said.singly_until:
+        if said is None or now_s < said.singly_until_s:
             return None
         return said.batch_url
 
@@ -73,11 +73,11 @@ class Declarations:
         if len(self._said) > _MOST:
             self._said.popitem(last=False)
 
-    def refused_batch(self, participant: str, now: float) -> None:
+    def refused_batch(self, participant: str, now_s: float) -> None:
         """Send it none for a while."""
         said = self._said.get(participant)
         if said is not None:
-            said.singly_until = now + _SINGLY_S
+            said.singly_until_s = now_s + _SINGLY_S
 
 
 def _at_path(url: str, path: str | None) -> str | None:

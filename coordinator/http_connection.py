@@ -147,8 +147,8 @@ class HttpConnection(Connection):
     # --- bodies that have not come with their head, or are compressed
 
     def _begin_body(self, message: RawRequestMessage, request: Request) -> None:
-        """It is read only where it is needed: to be sent to the leader, nobody has to send 16 MiB
-        first.
+        """Read the body only if the answer needs it: a client that is sent on to the leader need
+        not send 16 MiB first.
         """
         admitted = self._common.api.admit(request)
         if isinstance(admitted, Answer):

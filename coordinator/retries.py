@@ -27,7 +27,7 @@ BROUGHT_FORWARD = 2
 
 
 class Retries(Generic[Branch, Owner]):
-    """By branch, whose it is: of those that wait to be called again, the longest first."""
+    """The branches that wait to be called again, the longest first, each with its owner."""
 
     def __init__(self) -> None:
         self._waiting: dict[Branch, Owner] = {}
@@ -36,16 +36,16 @@ class Retries(Generic[Branch, Owner]):
         return len(self._waiting)
 
     def failed(self, branch: Branch, owner: Owner) -> float:
-        """It waits, from now on; returns how long at least, in seconds."""
+        """It waits from now on. Returns the least pause before its next call, in seconds."""
         self._waiting[branch] = owner
         return len(self._waiting) / RETRIES_PER_S
 
     def called(self, branch: Branch) -> None:
-        """It is called again, or will never be."""
+        """It waits no more: it is called again, or never will be."""
         self._waiting.pop(branch, None)
 
     def brought_forward(self) -> list[Owner]:
-        """One that had failed was served: whose branches are to be called now."""
+        """A branch that had failed was served: the owners of those that are to be called now."""
         return [
             self._waiting.pop(branch) for branch in list(islice(self._waiting, BROUGHT_FORWARD))
         ]

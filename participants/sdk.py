@@ -318,10 +318,10 @@ class Participant(Generic[T]):
     async def _sweep(self) -> None:
         """Drop old tombstones now and then, but not by a clock that was set just before: a day
         ahead for a moment, it would take away what repeated messages are answered from."""
-        ahead_ms = self._clock_ahead_ms()
+        ahead_ms = self._clock_ms()
         while True:
             await asyncio.sleep(self._settings.sweep_every_s)
-            ahead_ms, before = self._clock_ahead_ms(), ahead_ms
+            ahead_ms, before = self._clock_ms(), ahead_ms
             if abs(ahead_ms - before) > self._settings.grace_ms:
                 log.warning("the clock was set: tombstones are dropped when it has been steady")
                 continue
@@ -334,7 +334,7 @@ class Participant(Generic[T]):
             except Exception:
                 log.exception("tombstones were not dropped, they will be later")
 
-    def _clock_ahead_ms(self) -> float:
+    def _clock_ms(self) -> float:
         """The wall clock less the loop's, which nobody sets: it changes if the former is set."""
         return self._now_ms() - asyncio.get_running_loop().time() * 1000
 

@@ -377,7 +377,7 @@ def _file_at(path: Path) -> tuple[int, int] | None:
 
 
 def _close(file: sqlite3.Connection) -> None:
-    """What a StoreConnection refuses its resource."""
+    """Close the connection, which a StoreConnection refuses to do for a resource."""
     sqlite3.Connection.close(file)
 
 

@@ -19,7 +19,7 @@ from cluster.logs import LogFormat, configure_logs
 from cluster.settings import load_settings
 
 _DATA_DIR = Path("assent-data")
-_LOOK_EVERY = 0.2
+_LOOK_EVERY_S = 0.2
 
 
 def add_commands(commands: Any) -> None:
@@ -199,7 +199,7 @@ async def _run_up(local: LocalCluster, *, as_json: bool) -> int:
 async def _tell_of_ends(local: LocalCluster, stop: asyncio.Task[Any], *, quiet: bool) -> None:
     """Until `stop` is done: say so when a process ends, and how to have it back."""
     while not stop.done():
-        await asyncio.wait({stop}, timeout=_LOOK_EVERY)
+        await asyncio.wait({stop}, timeout=_LOOK_EVERY_S)
         local.bound_logs()
         for name in local.ended_unasked():
             if not quiet:

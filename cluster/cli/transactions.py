@@ -20,7 +20,7 @@ from cluster.cli.output import (
 from cluster.client import Client, Page, Transaction
 from coordinator.settings import Limits
 
-_WATCH_EVERY = 1.0
+_WATCH_EVERY_S = 1.0
 _WATCHED = 100
 """Transactions that `watch` without an id looks at: the newest."""
 _LISTED = 100
@@ -164,7 +164,7 @@ async def _watch(client: Client, arguments: argparse.Namespace) -> int:
             shown = line
         if transaction.finished:
             return exit_code(transaction)
-        await asyncio.sleep(_WATCH_EVERY / 10)
+        await asyncio.sleep(_WATCH_EVERY_S / 10)
 
 
 async def _watch_all(client: Client, arguments: argparse.Namespace) -> int:
@@ -184,7 +184,7 @@ async def _watch_all(client: Client, arguments: argparse.Namespace) -> int:
                     line = f"{transaction.state:<10} {transaction.id}"
                     print_json(transaction.raw) if arguments.json else print(line, flush=True)
             states = {transaction.id: transaction.state for transaction in page.transactions}
-            await asyncio.sleep(_WATCH_EVERY)
+            await asyncio.sleep(_WATCH_EVERY_S)
     except asyncio.CancelledError:
         return 0  # Ctrl-C, the only way to end it
 

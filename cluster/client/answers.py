@@ -93,7 +93,7 @@ def refused(transaction_id: str) -> OutcomeUnknown:
 
 
 def expired_since(transaction_id: str, refusal: Expired) -> OutcomeUnknown:
-    """What it means to whoever has sent the transaction before: nothing of what became of that."""
+    """What `Expired` means to a client that has sent the transaction before: it may have run."""
     return OutcomeUnknown(transaction_id, str(refusal), for_good=True)
 
 

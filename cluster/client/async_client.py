@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import itertools
 import json
 import random as random_module
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,12 +51,13 @@ from participants.clock import wall_clock_ms
 
 DEADLINE = 30.0
 TIMEOUT = 2.0
+"""In seconds: how long a call goes on asking, and how long one node may be silent."""
 _POLL_SHARE = 0.75
 """A long poll asks the node to answer within this part of the time after which it counts as
 silent."""
-_CROWDED_PAUSE = 1.0
-"""Seconds that are added where an element of a batch was refused for load: an error in a batch has
-no header that could say how long."""
+_CROWDED_PAUSE_S = 1.0
+"""Added where an element of a batch was refused for load: an error in a batch has no header that
+could say how long."""
 _TRANSACTIONS = "/v1/transactions"
 _CLUSTER = "/v1/cluster"
 
@@ -143,7 +145,7 @@ class Client:
         until = self._begin(deadline)
         submission = Submission(self._with_id(body))
         last = "no answer yet"
-        for failures in range(1_000_000):
+        for failures in itertools.count():
             call = Call(
                 *("POST", _TRANSACTIONS, submission.encoded()),
                 again=submission.again,
@@ -374,7 +376,7 @@ class Client:
     async def _rest(self, failures: int, until: float, *, crowded: bool = False) -> bool:
         """Pause before asking for the same once more; False when `until`, or the client's end,
         comes first."""
-        pause = self._caller.pause(failures + 1) + (_CROWDED_PAUSE if crowded else 0.0)
+        pause = self._caller.pause(failures + 1) + (_CROWDED_PAUSE_S if crowded else 0.0)
         if asyncio.get_running_loop().time() + pause >= until:
             return False
         try:

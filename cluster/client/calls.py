@@ -48,11 +48,11 @@ from participants.streams import read_within
 
 _log = logging.getLogger(__name__)
 
-_FIRST_PAUSE = 0.025
-_LAST_PAUSE = 0.25
+_FIRST_PAUSE_S = 0.025
+_LAST_PAUSE_S = 0.25
 _HOPS = 4
 """Redirects in a row: more than a leader and its two successors is a circle."""
-_MAX_RETRY_AFTER = 60.0
+_MAX_RETRY_AFTER_S = 60.0
 _CLOSED = "the client was closed before there was an answer"
 _CONNECTIONS = 1_024
 """Of one client to all nodes. Requests beyond it wait for a free connection."""
@@ -305,7 +305,7 @@ class Caller:
     def _pause(self, answer: HttpAnswer | None, failures: int) -> float:
         """Seconds before the next try, after `failures` earlier ones."""
         asked = 0.0 if answer is None else retry_after_s(answer.headers) or 0.0
-        asked = min(asked, _MAX_RETRY_AFTER)
+        asked = min(asked, _MAX_RETRY_AFTER_S)
         if answer is not None and answer.status == 429:
             return (asked or 1.0) * self._random.uniform(1.0, 1.25)
         if asked > 1.0:
@@ -317,7 +317,7 @@ class Caller:
         pause."""
         if failures == 0:
             return 0.0
-        ceiling = min(_FIRST_PAUSE * 2.0 ** min(failures - 1, 10), _LAST_PAUSE)
+        ceiling = min(_FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10), _LAST_PAUSE_S)
         return ceiling * self._random.uniform(0.5, 1.0)
 
 

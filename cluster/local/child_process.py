@@ -28,7 +28,7 @@ _LEASH = (
     "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"  # it died before the line above
     "os.execv(sys.argv[2], sys.argv[2:])\n"
 )
-_POLL = 0.01
+_POLL_S = 0.01
 
 
 class ChildProcess:
@@ -82,7 +82,7 @@ class ChildProcess:
         while self.running:
             if loop.time() >= until:
                 return False
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(_POLL_S)
         return True
 
     def bound_log(self, most: int) -> None:

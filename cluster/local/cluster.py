@@ -41,14 +41,14 @@ __all__ = ["SERVICES", "LocalCluster", "LocalClusterError"]
 
 SERVICES = ("profile", "inventory", "activity")
 
-_READY_TIMEOUT = 30.0
-_STOP_TIMEOUT = 10.0
+_READY_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 10.0
 """A node that drains gives up leadership and finishes what is under way; after this it is
 killed."""
 _LOG_BYTES = 64 << 20
 """Of a process, and as much again set aside. A node writes seven lines for each transaction."""
-_ASK_TIMEOUT = 1.0
-_POLL = 0.05
+_ASK_TIMEOUT_S = 1.0
+_POLL_S = 0.05
 
 
 class LocalCluster:
@@ -216,7 +216,7 @@ class LocalCluster:
         process = self._processes[name]
         path = "/readyz" if name in self.node_ids else "/"
         loop = asyncio.get_running_loop()
-        until = loop.time() + _READY_TIMEOUT
+        until = loop.time() + _READY_TIMEOUT_S
         async with aiohttp.ClientSession() as session:
             while loop.time() < until:
                 if not process.running:
@@ -227,8 +227,8 @@ class LocalCluster:
                 status, _ = await _ask(session, self.url(name) + path)
                 if status == 200 or (status is not None and name in self.services):
                     return
-                await asyncio.sleep(_POLL)
-        late = f"{name} is not ready after {_READY_TIMEOUT:.0f} s"
+                await asyncio.sleep(_POLL_S)
+        late = f"{name} is not ready after {_READY_TIMEOUT_S:.0f} s"
         raise LocalClusterError(f"{late}; see {process.log}")
 
     async def leader(self) -> str | None:
@@ -246,13 +246,13 @@ class LocalCluster:
     async def wait_leader(self, *, other_than: str | None = None) -> str:
         """The leader's id, as soon as there is one that is not `other_than`."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + _READY_TIMEOUT
+        until = loop.time() + _READY_TIMEOUT_S
         while loop.time() < until:
             leader = await self.leader()
             if leader is not None and leader != other_than:
                 return leader
-            await asyncio.sleep(_POLL)
-        waited = f"no leader after {_READY_TIMEOUT:.0f} s"
+            await asyncio.sleep(_POLL_S)
+        waited = f"no leader after {_READY_TIMEOUT_S:.0f} s"
         raise LocalClusterError(f"{waited}; the logs are in {self._logs}")
 
     async def ask(self, name: str, path: str) -> Any:
@@ -299,7 +299,7 @@ class LocalCluster:
         return choose(nodes, self.services)
 
     def _known_ports(self) -> Ports:
-        """Those of the directory, or moved ones of the same nodes."""
+        """Those that the directory says, or at `base_port` those for the same nodes."""
         self._settings = load_settings(self.config)
         if self._wanted not in (None, len(self.node_ids)):
             raise LocalClusterError(
@@ -338,8 +338,8 @@ class LocalCluster:
         process = self._processes[name]
         self._expected.discard(name)
         process.signal(number)
-        if not await process.ended(_STOP_TIMEOUT):
-            late = f"{name} has not ended {_STOP_TIMEOUT:.0f} s after {number.name}"
+        if not await process.ended(_STOP_TIMEOUT_S):
+            late = f"{name} has not ended {_STOP_TIMEOUT_S:.0f} s after {number.name}"
             raise LocalClusterError(f"{late}; see {process.log}")
 
     async def _end(self, names: Sequence[str]) -> None:
@@ -349,14 +349,14 @@ class LocalCluster:
         for process in processes:
             process.signal(SIGTERM)
             process.signal(SIGCONT)  # a stopped one could not hear the first
-        await asyncio.gather(*(process.ended(_STOP_TIMEOUT) for process in processes))
+        await asyncio.gather(*(process.ended(_STOP_TIMEOUT_S) for process in processes))
         for process in processes:
             process.signal(SIGKILL)
-        await asyncio.gather(*(process.ended(_STOP_TIMEOUT) for process in processes))
+        await asyncio.gather(*(process.ended(_STOP_TIMEOUT_S) for process in processes))
 
 
 async def _ask(
-    session: aiohttp.ClientSession, url: str, timeout: float = _ASK_TIMEOUT
+    session: aiohttp.ClientSession, url: str, timeout: float = _ASK_TIMEOUT_S
 ) -> tuple[int | None, Any]:
     """(status, decoded JSON); (None, None) when nobody answers."""
     try:

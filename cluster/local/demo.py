@@ -36,7 +36,7 @@ _STOCK = 240
 """Of each article; its orders ask for some 265: the last of them find it out of stock."""
 _KILL_AT, _START_AT = 0.35, 0.65
 """Parts of the time of load."""
-_SETTLE_TIMEOUT = 30.0
+_SETTLE_TIMEOUT_S = 30.0
 _PAGE = 10_000
 _NODES_ASKED_FOR = 200
 """Transactions that each node is asked for, evenly over the run."""
@@ -218,7 +218,7 @@ def _exists(pid: int) -> bool:
 async def _settle(local: LocalCluster, client: Client, account: Account) -> None:
     """Until no branch is prepared and no transaction is unfinished, or the time for that is
     over."""
-    until = time.monotonic() + _SETTLE_TIMEOUT
+    until = time.monotonic() + _SETTLE_TIMEOUT_S
     while time.monotonic() < until:
         abouts = [await local.ask(service, "/") for service in local.services]
         account.prepared_now = sum(about["branches"]["prepared"] for about in abouts)
@@ -277,7 +277,7 @@ async def _ask_every_node(local: LocalCluster, account: Account) -> None:
 async def _disagreements(
     local: LocalCluster, account: Account, node: str, ids: list[str]
 ) -> list[str]:
-    until = time.monotonic() + _SETTLE_TIMEOUT / 3
+    until = time.monotonic() + _SETTLE_TIMEOUT_S / 3
     async with Client([local.url(node)]) as client:
         wrong: list[str] = []
         for id in ids:

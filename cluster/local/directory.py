@@ -14,7 +14,7 @@ from cluster.settings import ClusterSettings
 
 
 class LocalClusterError(Exception):
-    """It cannot be started so; the text is one sentence for the person who asked."""
+    """A local cluster cannot be had as asked for; the text is one sentence for the person."""
 
 
 def take_lock(directory: Path) -> TextIO:
