@@ -62,6 +62,8 @@ class SimDisk:
         """Told what `wrong` said."""
         self.is_unreadable = False
         """What is asked for does not come."""
+        self.opened: dict[SimFile, Path] = {}
+        """Files that a program has open."""
         self._files: dict[Path, _Content] = {}
         self._directories: dict[Path, None] = {Path("/"): None}
         self._durable_names: dict[Path, _Content] = {}
@@ -73,12 +75,14 @@ class SimDisk:
     def kill(self) -> None:
         """The process is gone."""
         self.generation += 1
+        self.opened.clear()
         for content in self._files.values():
             content.locked = False
 
     def lose_power(self, draw: Random) -> None:
         """The machine is gone, and with it what the disk had not taken."""
         self.generation += 1
+        self.opened.clear()
         names = dict(self._durable_names)
         for directory in dict.fromkeys(path.parent for path, _, _ in self._pending_names):
             renamed = [each for each in self._pending_names if each[0].parent == directory]
@@ -207,6 +211,7 @@ class SimFile:
         self._path = path
         self._content = content
         self._generation = disk.generation
+        disk.opened[self] = path
 
     def read(self, offset: int, size: int) -> bytes:
         if self._disk.is_unreadable:
@@ -254,6 +259,7 @@ class SimFile:
     def close(self) -> None:
         if self._generation == self._disk.generation:
             self._content.locked = False
+            self._disk.opened.pop(self, None)
 
 
 def _rename(

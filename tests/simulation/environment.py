@@ -99,6 +99,10 @@ WIPED = 1 / 12
 PARTED = 1 / 12
 """The share of seeds in which two logs grow apart while neither is a quorum's."""
 
+ORDEALS = ("hunt", "stutter", "wear")
+ORDEAL = 1 / 12
+"""What goes on for as long as there are faults (`ordeals`), and the share of seeds that have it."""
+
 AHEAD = 1 / 8
 """The share of seeds in which services' clocks are set a day ahead for a moment, now and then, and
 of those in which all nodes' are, and of those in which the leader's is."""
@@ -190,6 +194,8 @@ class Environment:
     """When two logs begin to grow apart, after the faults have begun; 0: none do."""
     services_ahead_s: float
     """When clocks of services begin to be set a day ahead, after the faults have begun; 0: none."""
+    ordeal: str
+    """What goes on for as long as there are faults; mostly nothing."""
     nodes_ahead: str
     """Whether the clocks of nodes are, when all has settled: `all`, `leader`, or of none."""
     syncs: bool
@@ -244,6 +250,7 @@ def draw_environment(seed: int) -> Environment:
     fronts = Random(f"fronts {seed}")
     before_nodes = Random(f"before nodes {seed}")
     wiped, unreadable = Random(f"wiped {seed}"), Random(f"unreadable {seed}")
+    ordeal = Random(f"ordeal {seed}")
     parted, ahead = Random(f"parted {seed}"), Random(f"ahead {seed}")
     nodes_twice = 0.0 if calm or brief else before_nodes.choice((0.0, 0.0, 0.0, 0.02, 0.1))
     # Everything of Raft scales with it, and nothing costs as much as heartbeats.
@@ -348,6 +355,9 @@ def draw_environment(seed: int) -> Environment:
         services_ahead_s=ahead.uniform(0.5, 4.0)
         if not calm and "sdk" in kinds and ahead.random() < (0.5 if brief else AHEAD)
         else 0.0,
+        ordeal=ordeal.choice(ORDEALS)
+        if not calm and not brief and ordeal.random() < ORDEAL
+        else "",
         nodes_ahead=ahead.choice(("all", "leader"))
         if keep_ms == DAY_MS and ahead.random() < 2 * AHEAD
         else "",

@@ -52,6 +52,7 @@ def _of_transactions(node: Node) -> _Part:
     admission = driver._admission
     yield "conversations", driver._talks.lives
     yield "alarms of conversations", len(driver._talks._bell)
+    yield "branches that wait to be called again", len(driver._talks._retries)
     yield "branches that are being begun", driver._capacity._beginning
     yield "transactions let in", admission.waiting or admission._waiting_in_turn
     yield "addresses of transactions let in", admission._waiting_of
@@ -66,10 +67,12 @@ def _of_calls(node: Node) -> _Part:
     yield "calls that wait", gateway.waiting()
     yield "calls under way", [d for d in gateway._doors.values() if d.lane.under_way]
     yield "requests under way", [d for d in gateway._doors.values() if d.requests]
+    yield "lanes that nobody uses", gateway._doors
     yield "deadlines of calls", gateway._expiries
     yield "errands", courier._errands
     for connections in (courier._to_prepare, courier._to_end):
         yield "places of connections", _taken_by_nobody(connections)
+        yield "connections that nobody uses", connections._idle
 
 
 def _taken_by_nobody(connections: Connections) -> bool:

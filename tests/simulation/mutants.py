@@ -33,6 +33,7 @@ from cluster.raft.core import RaftCore
 from cluster.raft.proposals import Proposals
 from cluster.raft.replica import Replica
 from cluster.raft.replication import Replication
+from cluster.raft.snapshots import Snapshots
 from cluster.raft.transport import _Acceptor
 from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
@@ -47,6 +48,7 @@ from coordinator.driver import Driver
 from coordinator.gateway import Gateway
 from coordinator.ids import IdMaker
 from coordinator.machine import Restoring
+from coordinator.participant_connections import Connections
 from coordinator.sweep import Sweep
 from coordinator.table import Table
 from participants.inquiry import Inquirer
@@ -55,6 +57,7 @@ from tests.model import mutants as model
 from tests.model.broken_rules import Taken, replaced, together
 from tests.simulation import broken_disk as disk
 from tests.simulation import broken_fronts as fronts
+from tests.simulation import broken_leftovers as left
 from tests.simulation import broken_rules as rules
 from tests.simulation import broken_state as state
 from tests.simulation import broken_words as words
@@ -644,6 +647,32 @@ MUTANTS = {
             "noted-before-the-sync",
             "what is noted as synced is synced",
             replaced(Segments, "_make_durable", words.noted_before_the_sync),
+        ),
+        # What is left over.
+        Mutant(
+            "not-taken-is-under-way",
+            "what the log did not take of a sweep is proposed by a later one",
+            replaced(Sweep, "_forgot", left.not_taken_is_under_way),
+        ),
+        Mutant(
+            "lane-kept",
+            "a lane that nobody uses is forgotten",
+            replaced(Gateway, "_look_again", left.lane_kept),
+        ),
+        Mutant(
+            "swept-once",
+            "a connection that nobody uses is closed",
+            replaced(Connections, "_close_idle", left.swept_once),
+        ),
+        Mutant(
+            "shipment-left-open",
+            "a file that was read is closed",
+            replaced(Snapshots, "stop_shipping", left.shipment_left_open),
+        ),
+        Mutant(
+            "retries-of-the-finished",
+            "whose transaction is finished waits no more",
+            left.retries_of_the_finished,
         ),
     )
 }

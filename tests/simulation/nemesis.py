@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from tests.simulation.babble import babble
 from tests.simulation.moments import Moments
+from tests.simulation.ordeals import Ordeals
 from tests.simulation.services import MAX_HEARD
 from tests.simulation.strikes import Heal
 from tests.simulation.world import RAFT_PORT, Host, NodeHost, World
@@ -53,7 +54,7 @@ async def rage(world: World) -> None:
                 healing.append((loop.now + lasts_s, number, heal))
     world.faulty = False
     world.network.flips = 0.0
-    world.watch = None
+    world.watch = world.hunt = None
     for heal in [*(heal for _, _, heal in healing), *world.healing]:
         heal()
     world.healing.clear()
@@ -78,6 +79,8 @@ def _begin_later(world: World) -> None:
     ):
         if after_s:
             world.network.later(world.loop.now + after_s, strike)
+    if environment.ordeal:
+        Ordeals(world, draw("ordeal")).begin(environment.ordeal)
 
 
 class _Nemesis(Moments):

@@ -38,6 +38,10 @@ from tests.simulation.workload import Load, User
 from tests.simulation.world import ClientHost, Host, World
 from tests.simulation.wrong_clocks import set_nodes
 
+FILES = 3
+"""That a node has open: its lock, its watermark, the segment that grows. Without sync those before
+it, too, as long as they are needed."""
+
 PROBES = 3
 PROBE_S = 15.0
 _PARTITIONS = ("isolate", "halves", "one way", "bridge", "ring", "cut")
@@ -230,6 +234,9 @@ def unsettled(world: World) -> list[str]:
         keep_ms = world.environment.keep_ms
         for what in left_over(node, now_ms=host.now_ms(), keep_ms=keep_ms):
             left.append(f"{host.name} has {what}")
+        if len(host.disk.opened) > FILES and world.environment.syncs:
+            names = sorted(path.name for path in host.disk.opened.values())
+            left.append(f"{host.name} has open files: {names}")
     if len(applied) > 1:
         left.append(f"logs differ: {sorted(applied)}")
     return left

@@ -418,6 +418,8 @@ class World:
         self.clients: list[ClientHost] = []
         self.watch: Watch | None = None
         """Told of every event of history: for faults that wait for their moment."""
+        self.hunt: Watch | None = None
+        """Told of every event, too: of the faults that go on as long as there are any."""
         self.asleep: NodeHost | None = None
         """A leader that was put to sleep, and has just woken up or soon will: one to ask."""
         self.healing: list[Callable[[], None]] = []
@@ -499,6 +501,8 @@ class World:
             print(f"{self.loop.now:10.4f} {event:10} {rest}")
         if self.watch is not None:
             self.watch(event, line)
+        if self.hunt is not None:
+            self.hunt(event, line)
 
     def happened(self, what: str, host: Host) -> None:
         """Something that is no event of history: for faults that wait for it."""
