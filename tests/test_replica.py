@@ -316,6 +316,29 @@ def test_a_cluster_of_one_works_and_remembers(tmp_path: Path) -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("quick_s", [0.0, math.inf], ids=["syncs in a thread", "syncs in place"])
+def test_what_can_be_done_waits_for_no_timer(tmp_path: Path, quick_s: float) -> None:
+    """Neither what a sync makes possible nor what is left to be applied, a portion at a time."""
+
+    async def scenario() -> None:
+        limits = ReplicaLimits(
+            proposals=ProposalLimits(group_commands=1, groups_under_way=8),
+            core=CoreLimits(apply_portion=1),
+        )
+        async with cluster(tmp_path, 1, limits=limits) as nodes:
+            leader = await nodes.leader()
+            leader.syncs.quick_s = leader.syncs.leader_quick_s = quick_s
+            leader._set_timer = lambda _: None  # type: ignore[method-assign]
+            assert leader._timer is not None
+            leader._timer.cancel()
+            for _ in range(2):
+                async with asyncio.timeout(DEADLINE_S / 3):
+                    results = await asyncio.gather(*(propose(leader, f"{n}") for n in range(8)))
+                assert all(isinstance(result, int) for result in results)
+
+    run(scenario())
+
+
 def test_when_the_leader_stops_another_leads_and_nothing_is_lost(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:
