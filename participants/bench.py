@@ -36,6 +36,13 @@ not those of a week."""
 
 _SAYS_NO = "asked to refuse"
 
+_VOTED = {
+    Vote.YES: b'{"vote":"yes"}',
+    Vote.READ_ONLY: b'{"vote":"read_only"}',
+    Vote.NO: json.dumps({"vote": "no", "reason": _SAYS_NO}).encode("ascii"),
+}
+"""What a plain participant answers to a prepare."""
+
 
 @dataclass(slots=True)
 class Ends:
@@ -103,8 +110,7 @@ class _Plain:
         vote = _asked_vote(message.get("payload"))
         if vote is Vote.YES:
             self.ends.prepare(_key(message))
-        answer = b'{"vote":"%s","reason":"asked to"}' % vote.value.encode("ascii")
-        return web.Response(body=answer, content_type="application/json")
+        return web.Response(body=_VOTED[vote], content_type="application/json")
 
     async def _commit(self, request: web.Request) -> web.Response:
         self.ends.committed += await self._end(request)

@@ -261,7 +261,7 @@ def _prepare_answer(status: int, answer: Any, body: bytes, branch: BranchKey) ->
     said = answer.get("vote") if isinstance(answer, dict) else None
     if isinstance(said, str) and said in _SAID:
         reason = _reason(answer)
-        return _SAID[said] if reason is None else Voted(Vote(said), reason)
+        return _SAID[said] if reason is None else Voted(_SAID[said].vote, reason)
     return Failed(f"answered 200 without a vote: {_excerpt(answer, body)}", answered=True)
 
 
@@ -293,14 +293,22 @@ def _end_answer(
 
 
 def _decoded(body: bytes) -> Any:
-    if body == b"true":  # the vote of a plain participant, nearly always
-        return True
+    """None for what is no JSON. The value may be shared, and is never changed."""
     if not body:
         return None
+    return _decoded_once(body) if len(body) <= _SHORT_BYTES else _json(body)
+
+
+def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
+
+
+_decoded_once = functools.lru_cache(maxsize=256)(_json)
+_SHORT_BYTES = 64
+"""What is no longer is decoded once: plain participants answer all with the same few."""
 
 
 def _for_another(answer: Any, branch: BranchKey) -> Failed | None:

@@ -141,6 +141,19 @@ def test_times_are_read_to_the_millisecond_wherever_they_were_written() -> None:
     assert messages.read_time_ms("1970-01-01T02:00:01.234+02:00") == 1234
 
 
+def test_a_short_answer_is_read_for_each_branch_though_it_is_decoded_once() -> None:
+    body, whole = b'{"transaction_id":"a"}', b'{"transaction_id":"a","vote":"yes"}'
+    for _ in range(2):
+        assert read_end_answer(Operation.COMMIT, 200, body, ("a", "1")) == Acknowledged()
+        assert read_prepare_answer(200, whole, ("a", "1")) == Voted(Vote.YES)
+        for read in (
+            read_end_answer(Operation.COMMIT, 200, body, ("b", "1")),
+            read_prepare_answer(200, whole, ("b", "1")),
+        ):
+            assert isinstance(read, Failed)
+            assert read.what == "answered for another transaction: 'a'"
+
+
 def test_what_was_encoded_is_decoded_anew_each_time() -> None:
     encoded = encode_json({"a": [1, "\ud800é"]})
     first, second = messages.decode_payload(encoded), messages.decode_payload(encoded)
