@@ -328,7 +328,7 @@ def test_what_can_be_done_waits_for_no_timer(tmp_path: Path, quick_s: float) -> 
         async with cluster(tmp_path, 1, limits=limits) as nodes:
             leader = await nodes.leader()
             leader.syncs.quick_s = leader.syncs.leader_quick_s = quick_s
-            leader._set_timer = lambda _: None  # type: ignore[method-assign]
+            leader._set_timer = lambda _: None  # type: ignore[method-assign, assignment]
             assert leader._timer is not None
             leader._timer.cancel()
             for _ in range(2):
