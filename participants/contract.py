@@ -294,8 +294,6 @@ def _end_answer(
 
 def _decoded(body: bytes) -> Any:
     """None for what is no JSON. The value may be shared, and is never changed."""
-    if not body:
-        return None
     return _decoded_once(body) if len(body) <= _SHORT_BYTES else _json(body)
 
 
@@ -307,8 +305,7 @@ def _json(body: bytes) -> Any:
 
 
 _decoded_once = functools.lru_cache(maxsize=256)(_json)
-_SHORT_BYTES = 64
-"""What is no longer is decoded once: plain participants answer all with the same few."""
+_SHORT_BYTES = 64  # plain participants answer all with the same few words
 
 
 def _for_another(answer: Any, branch: BranchKey) -> Failed | None:
