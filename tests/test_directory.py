@@ -109,7 +109,9 @@ def test_a_directory_bootstrapped_once_more_has_another_birth() -> None:
 
 
 def test_the_directories_above_it_are_made(tmp_path: Path) -> None:
-    start(PosixDisk(), tmp_path / "var" / "lib" / "n1", bootstrap=True).close()
+    directory = start(PosixDisk(), tmp_path / "var" / "lib" / "n1", bootstrap=True)
+    assert directory.journal.is_dir()
+    directory.close()
 
 
 def test_a_directory_of_something_else_is_refused_and_not_written_to(tmp_path: Path) -> None:
@@ -121,7 +123,9 @@ def test_a_directory_of_something_else_is_refused_and_not_written_to(tmp_path: P
 
 def test_the_root_of_a_fresh_volume_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
-    start(PosixDisk(), tmp_path, bootstrap=True).close()
+    directory = start(PosixDisk(), tmp_path, bootstrap=True)
+    assert directory.bootstrapped
+    directory.close()
 
 
 def test_s18_a_second_process_on_the_same_directory_is_refused(tmp_path: Path) -> None:

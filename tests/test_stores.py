@@ -433,9 +433,11 @@ def test_another_process_is_waited_for_as_long_as_was_said(tmp_path: Path) -> No
 
 
 def test_the_directories_above_the_file_are_made(tmp_path: Path) -> None:
+    file = tmp_path / "var" / "lib" / "store.sqlite"
+
     async def scenario() -> None:
-        async with opened(SqliteStore(tmp_path / "var" / "lib" / "store.sqlite", owner="test")):
-            pass
+        async with opened(SqliteStore(file, owner="test")):
+            assert file.is_file()
 
     asyncio.run(scenario())
 
