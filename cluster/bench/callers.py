@@ -41,7 +41,6 @@ class Callers:
         *,
         rate: float,
         no_share: float = 0.0,
-        seed: int = 1,
         deadline: float = 30.0,
     ) -> None:
         self.called = Called()
@@ -49,7 +48,7 @@ class Callers:
         self._participants = participants
         self._rate = rate
         self._no_share = no_share
-        self._random = Random(seed)
+        self._random = Random(1)
         self._deadline = deadline
         self._loop = asyncio.get_running_loop()
         self._under_way: dict[asyncio.Task[None], float] = {}

@@ -57,9 +57,7 @@ class CampaignSettings:
 class Campaign:
     """One campaign under way: what was found so far, and whom it is told to."""
 
-    def __init__(
-        self, name: str, settings: CampaignSettings, say: Callable[[str], None] = print
-    ) -> None:
+    def __init__(self, name: str, settings: CampaignSettings, say: Callable[[str], None]) -> None:
         self.settings = settings
         self.tables: dict[str, list[Row]] = {}
         self.verdicts: list[Verdict] = []

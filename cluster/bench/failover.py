@@ -33,9 +33,7 @@ _CAUGHT_UP = 50
 """Entries that a follower lacks while it keeps up under load."""
 
 
-async def measure_failover(
-    settings: CampaignSettings, say: Callable[[str], None] = print
-) -> Result:
+async def measure_failover(settings: CampaignSettings, say: Callable[[str], None]) -> Result:
     """Kill the leader `settings.kills` times. Raises BenchError."""
     campaign = Campaign("failover", settings, say)
     if settings.base.node_count < 3:

@@ -57,9 +57,7 @@ DISTURBANCES: dict[str, dict[str, Any]] = {
 """What the load of a disturbance is beside its participants."""
 
 
-async def measure_fairness(
-    settings: CampaignSettings, say: Callable[[str], None] = print
-) -> Result:
+async def measure_fairness(settings: CampaignSettings, say: Callable[[str], None]) -> Result:
     """Every disturbance, in pairs with none. Raises BenchError."""
     campaign = Campaign("fairness", settings, say)
     async with running(settings.base) as place:

@@ -32,7 +32,7 @@ _CLIENTS = (
 _PLAIN_CLIENTS = 64
 
 
-async def measure_goals(settings: CampaignSettings, say: Callable[[str], None] = print) -> Result:
+async def measure_goals(settings: CampaignSettings, say: Callable[[str], None]) -> Result:
     """Clients, plain participants, the floor. Raises BenchError."""
     campaign = Campaign("goals", settings, say)
     async with running(replace(settings.base, participants_per_transaction=MOST)) as place:

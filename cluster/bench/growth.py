@@ -35,7 +35,7 @@ _ROOM = "[limits]\nunfinished = 200_000\n"
 _AN_HOUR_MS = 3_600_000
 
 
-async def measure_growth(settings: CampaignSettings, say: Callable[[str], None] = print) -> Result:
+async def measure_growth(settings: CampaignSettings, say: Callable[[str], None]) -> Result:
     """All four tables. Raises BenchError."""
     campaign = Campaign("growth", settings, say)
     for rows in TABLES:

@@ -34,6 +34,7 @@ from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit
 
 from cluster.bench.connection import Connection
+from cluster.bench.report import GROWTH
 from cluster.bench.requests import Load, Request, RequestMaker
 from participants import event_loop, process
 
@@ -48,8 +49,8 @@ _OPEN = [
 ]
 """What an element of a batch is answered that may have been done, or may be yet."""
 _REFUSED = (b'{"error":{"code":"at_capacity"', b'{"error":{"code":"overloaded"')
-_GROWTH = math.log(1.01)
-"""Latencies are counted by steps of one hundredth."""
+_STEP = math.log(GROWTH)
+"""A latency is counted as the number of its step, each a hundredth above the one before."""
 
 
 @dataclass(slots=True)
@@ -120,7 +121,7 @@ async def run_load(
 
 
 def _count(steps: dict[int, int], took: float) -> None:
-    step = int(math.log(took * 1e6) / _GROWTH)
+    step = int(math.log(took * 1e6) / _STEP)
     steps[step] = steps.get(step, 0) + 1
 
 

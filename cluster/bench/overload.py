@@ -39,9 +39,7 @@ SPARE_MB = 100.0
 """Memory may grow by what is remembered of each transaction, and by this."""
 
 
-async def measure_overload(
-    settings: CampaignSettings, say: Callable[[str], None] = print
-) -> Result:
+async def measure_overload(settings: CampaignSettings, say: Callable[[str], None]) -> Result:
     """Capacity first, then the multiples. Raises BenchError."""
     campaign = Campaign("overload", settings, say)
     async with running(settings.base) as place:

@@ -133,9 +133,7 @@ def _environment(settings: BenchSettings) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _local_cluster(
-    settings: BenchSettings, directory: Path, more_settings: str = ""
-) -> LocalCluster:
+def _local_cluster(settings: BenchSettings, directory: Path, more_settings: str) -> LocalCluster:
     names = [f"n{number}" for number in range(1, settings.node_count + 1)]
     return LocalCluster(
         directory / "cluster",

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 GROWTH = 1.01
-"""As in `bench.load`: a step of a latency is a hundredth above the one before."""
+"""A latency is counted by steps (`bench.load`), each a hundredth above the one before."""
 
 _COUNTS = (
     "committed", "aborted", "aborted_unasked", "accepted", "wrong", "refused", "failed",
