@@ -242,6 +242,26 @@ def test_what_nobody_uses_is_closed_and_forgotten(monkeypatch: pytest.MonkeyPatc
     asyncio.run(scene())
 
 
+def test_what_was_used_a_moment_ago_is_closed_by_a_later_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "IDLE_S", 0.01)
+
+    async def scene() -> None:
+        every = connections()
+        async with Stub(answer(b"true")) as stub:
+            connection = await every.made(target_of(stub.url).origin)
+            await exchange(connection, stub.url)
+            connection.idle_since_s += 0.05  # at the first look it is not idle for long enough
+            async with asyncio.timeout(10):
+                while every._open:  # noqa: ASYNC110 - looks from outside; nothing tells
+                    await asyncio.sleep(0)
+        assert every._idle == {}
+        await every.close()
+
+    asyncio.run(scene())
+
+
 def test_what_is_closed_keeps_nothing_more() -> None:
     async def scene() -> None:
         every = connections()

@@ -156,6 +156,10 @@ async def cluster(directory: Path, count: int = 3, **options: Any) -> AsyncItera
         await made.stop()
 
 
+def _nothing(_: object) -> None:
+    pass
+
+
 def propose(replica: Replica, text: str, epoch: int | None = None) -> asyncio.Future[object]:
     """The result, or the LogError as a result."""
     future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
@@ -317,7 +321,9 @@ def test_a_cluster_of_one_works_and_remembers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quick_s", [0.0, math.inf], ids=["syncs in a thread", "syncs in place"])
-def test_what_can_be_done_waits_for_no_timer(tmp_path: Path, quick_s: float) -> None:
+def test_what_can_be_done_waits_for_no_timer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_s: float
+) -> None:
     """Neither what a sync makes possible nor what is left to be applied, a portion at a time."""
 
     async def scenario() -> None:
@@ -328,7 +334,7 @@ def test_what_can_be_done_waits_for_no_timer(tmp_path: Path, quick_s: float) -> 
         async with cluster(tmp_path, 1, limits=limits) as nodes:
             leader = await nodes.leader()
             leader.syncs.quick_s = leader.syncs.leader_quick_s = quick_s
-            leader._set_timer = lambda _: None  # type: ignore[method-assign, assignment]
+            monkeypatch.setattr(leader, "_set_timer", _nothing)
             assert leader._timer is not None
             leader._timer.cancel()
             for _ in range(2):

@@ -516,6 +516,32 @@ def test_who_works_long_does_not_keep_those_before_from_their_answers(
     asyncio.run(scenario())
 
 
+def test_what_is_left_of_a_group_comes_before_what_came_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "GROUP_S", 0)
+
+    async def scenario() -> None:
+        done: list[str] = []
+        async with opened(sqlite(tmp_path)) as store, asyncio.timeout(30):
+            release = threading.Event()
+
+            def first(_: Local) -> None:
+                release.wait(30)
+                done.append("first")
+
+            works = [first, *(lambda _, what=what: done.append(what) for what in ("2nd", "3rd"))]
+            group = asyncio.create_task(store.perform(works))
+            await asyncio.sleep(0)
+            later = asyncio.create_task(store.perform([lambda _: done.append("later")]))
+            await asyncio.sleep(0)
+            release.set()
+            await asyncio.gather(group, later)
+        assert done == ["first", "2nd", "3rd", "later"]
+
+    asyncio.run(scenario())
+
+
 def test_what_is_left_of_a_group_is_refused_by_a_store_that_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
