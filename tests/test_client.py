@@ -408,6 +408,11 @@ def test_an_id_that_expires_while_its_client_asks_may_have_run() -> None:
             nodes[0].script = [element("transaction_id_expired")]
             (told,) = await client.submit_many([{"id": "order-19", "participants": ORDER}])
             assert isinstance(told, Expired)
+        async with asking(nodes[0]) as client:  # asked again before there was any answer
+            nodes[0].script = [breaks_off, element("transaction_id_expired")]
+            (told,) = await client.submit_many([{"id": "order-20", "participants": ORDER}])
+            assert isinstance(told, OutcomeUnknown)
+            assert told.for_good
 
     run(test)
 
