@@ -24,7 +24,8 @@ import asyncio
 import logging
 import resource
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from coordinator.lane import Impression
 from coordinator.participant_connection import (
@@ -82,7 +83,8 @@ class Message(Protocol):
     traceparent: str | None
 
 
-class Delivery(NamedTuple):
+@dataclass(slots=True)
+class Delivery:
     """What became of a request: an answer to each of its messages, and what it says of the
     participant.
 
@@ -132,7 +134,7 @@ class Courier:
                 errand.connection.abort()
             if errand.dialing is not None:
                 errand.dialing.cancel()
-            self._end(errand, _lost(errand, "this node is stopping", Impression.UNREACHED))
+            self.end(errand, _lost(errand, "this node is stopping", Impression.UNREACHED))
         if dialing:
             await asyncio.wait(dialing)
         await self._to_prepare.close()
@@ -169,16 +171,14 @@ class Courier:
             errand.target = target_of(url)
         except ValueError:
             unusable = _lost(errand, "not a usable URL", Impression.REFUSED)
-            self._loop.call_soon(self._end, errand, unusable)
+            self._loop.call_soon(self.end, errand, unusable)
             return
-        connection = self._connections(errand).kept(errand.target.origin)
+        errand.connections = self._to_prepare if errand.is_prepare else self._to_end
+        connection = errand.connections.kept(errand.target.origin)
         if connection is None:
             self._dial(errand)
         else:
             errand.ask(connection)
-
-    def _connections(self, errand: _Errand) -> Connections:
-        return self._to_prepare if errand.is_prepare else self._to_end
 
     def _dial(self, errand: _Errand) -> None:
         """A new connection, and the message over it."""
@@ -187,37 +187,27 @@ class Courier:
     async def _dialed(self, errand: _Errand) -> None:
         try:
             async with asyncio.timeout_at(errand.until):
-                connection = await self._connections(errand).made(errand.target.origin)
+                connection = await errand.connections.made(errand.target.origin)
         except NoConnection as error:
-            self._end(errand, _lost(errand, str(error), Impression.UNREACHED))
+            self.end(errand, _lost(errand, str(error), Impression.UNREACHED))
             return
         except TimeoutError:
-            self._end(errand, _too_late(errand))
+            self.end(errand, _too_late(errand))
             return
         except Exception as error:  # nobody foresaw it: the message has failed all the same
-            self._end(errand, _unforeseen(errand, error))
+            self.end(errand, _unforeseen(errand, error))
             return
         errand.dialing = None
         if connection.is_open:
             errand.ask(connection)
         else:
             what = "the connection ended before anything was sent"
-            self._end(errand, _lost(errand, what, Impression.UNREACHED))
-
-    def replied(
-        self, errand: _Errand, status: int, headers: Mapping[str, str], body: bytes | None
-    ) -> None:
-        """The participant, or something in its place, has answered."""
-        try:
-            delivery = _understood(errand, status, headers, body)
-        except Exception as error:
-            delivery = _unforeseen(errand, error)
-        self._end(errand, delivery)
+            self.end(errand, _lost(errand, what, Impression.UNREACHED))
 
     def failed(self, errand: _Errand, error: NoReply) -> None:
         """No answer will come over the connection that the message left on."""
         if isinstance(error, TooLate):
-            self._end(errand, _too_late(errand))
+            self.end(errand, _too_late(errand))
             return
         if errand.over_used and not errand.again and not errand.is_prepare:
             errand.again = True
@@ -232,9 +222,10 @@ class Courier:
             case Broken():
                 what = "the connection broke without an answer"
                 delivery = _lost(errand, what, Impression.UNREACHED, broken=True)
-        self._end(errand, delivery)
+        self.end(errand, delivery)
 
-    def _end(self, errand: _Errand, delivery: Delivery) -> None:
+    def end(self, errand: _Errand, delivery: Delivery) -> None:
+        """This is what became of it."""
         if errand not in self._errands:
             return  # it has ended
         del self._errands[errand]
@@ -254,6 +245,7 @@ class _Errand:
         "again",
         "body",
         "connection",
+        "connections",
         "dialing",
         "is_batch",
         "is_prepare",
@@ -268,6 +260,7 @@ class _Errand:
     )
 
     target: Target
+    connections: Connections
 
     def __init__(
         self,
@@ -297,9 +290,12 @@ class _Errand:
         connection.ask(self.target, self.traceparent, self.body, self.limit, self.until, self)
 
     def replied(self, status: int, headers: Mapping[str, str], body: bytes | None) -> None:
-        """See `participant_connection.Asker`."""
-        self.connection = None
-        self._courier.replied(self, status, headers, body)
+        """The participant, or something in its place, has answered."""
+        try:
+            delivery = _understood(self, status, headers, body)
+        except Exception as error:
+            delivery = _unforeseen(self, error)
+        self._courier.end(self, delivery)
 
     def failed(self, error: NoReply) -> None:
         """See `participant_connection.Asker`."""
@@ -368,7 +364,7 @@ def _lost(errand: _Errand, what: str, impression: Impression, *, broken: bool = 
 
 def _too_late(errand: _Errand) -> Delivery:
     what = "no answer in time" if errand.left else "no connection in time"
-    return _lost(errand, what, Impression.UNREACHED)._replace(gave_up=True)
+    return replace(_lost(errand, what, Impression.UNREACHED), gave_up=True)
 
 
 def _unforeseen(errand: _Errand, error: Exception) -> Delivery:

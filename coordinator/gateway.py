@@ -141,7 +141,7 @@ class Gateway:
             door.set_timer(None)
             for call in list(door.lane):
                 if self._take_back(door, call):
-                    self._tell((call,), (Failed("this node is stopping", arrived=False),), 0.0)
+                    self._tell((call,), (Failed("this node is stopping", arrived=False),))
         await self._courier.stop()
         self._doors.clear()
 
@@ -156,13 +156,14 @@ class Gateway:
         door.lane.put(call)
         if door.gathering:
             return  # it is pumped in a moment
-        if self._batch_url(door, self._loop.time()) is not None:
+        now = self._loop.time()
+        if self._batch_url(door, now) is not None:
             door.gather(self._loop, self._pump)  # who decides at the deadline withdraws it, too
             return
         if not door.is_prepare:
             door.pump_soon(self._loop, self._pump)  # who waits for the decision is answered first
             return
-        self._pump(door)
+        self._send(door, None, now)
         if call.sent_at is None and call in door.lane:
             self._expiries[call] = self._loop.call_at(call.end_at, self._expire, door, call)
 
@@ -206,12 +207,16 @@ class Gateway:
         return door
 
     def _pump(self, door: _Door) -> None:
-        """Send whoever may go. The one place where calls leave a queue."""
+        """Send whoever may go."""
         door.gathering = False
-        if not self._open:
-            return
-        now = self._loop.time()
-        batch_url = self._batch_url(door, now)
+        if self._open:
+            now = self._loop.time()
+            self._send(door, self._batch_url(door, now), now)
+
+    def _send(self, door: _Door, batch_url: str | None, now: float) -> None:
+        """The same, over the participant's batch call if it has one. The one place where calls
+        leave a queue.
+        """
         patience_s: float | None = None  # None: all go that there is room for
         if batch_url is not None:
             patience_s = _BATCH_PATIENCE_S
@@ -250,12 +255,14 @@ class Gateway:
             for call in calls:
                 self._drop_expiry(call)
         if door.is_prepare:
-            if late := [call for call in calls if now >= call.end_at]:
+            ends = [call.end_at for call in calls]
+            until = max(ends)
+            if now >= min(ends):
+                late = [call for call in calls if now >= call.end_at]
                 calls = [call for call in calls if now < call.end_at]
                 self._loop.call_soon(self._came_too_late, door, late)
                 if not calls:
                     return
-            until = max([call.end_at for call in calls])
             if until > now + _TRY_S and all(call.repeatable for call in calls):
                 until = now + _TRY_S
         else:
@@ -282,15 +289,16 @@ class Gateway:
         elif delivery.gave_up and door.is_prepare:
             calls, delivery = self._put_back(door, calls, delivery, now)
         if calls:
-            self._answer(door, calls, delivery, now)
+            door.lane.finished(delivery.impressions, now)
+            self._tell(calls, delivery.answers)
         door.requests -= 1
         if not door.lane:
             if not door.requests:
                 self._look_again(door, now, None)
-        elif self._batch_url(door, now) is None:
-            self._pump(door)
-        else:
+        elif self._batch_url(door, now) is not None:
             door.pump_soon(self._loop, self._pump)
+        elif self._open:
+            self._send(door, None, now)
 
     def _put_back(
         self, door: _Door, calls: list[Call], delivery: Delivery, now: float
@@ -307,23 +315,22 @@ class Gateway:
                 failed.append(call)
         door.lane.put_back(again)
         impressions = [delivery.impressions[0]] * len(failed)
-        return failed, delivery._replace(answers=[failure] * len(failed), impressions=impressions)
+        return failed, replace(delivery, answers=[failure] * len(failed), impressions=impressions)
 
     def _came_too_late(self, door: _Door, calls: list[Call]) -> None:
-        self._answer(door, calls, _too_late(len(calls)), self._loop.time())
+        late = _too_late(len(calls))
+        door.lane.finished(late.impressions, self._loop.time())
+        self._tell(calls, late.answers)
         self._pump(door)
 
     def _batch_url(self, door: _Door, now: float) -> str | None:
         """Where the participant takes many messages at once; None if it does not, or not these."""
         return self.declarations.batch_url(door.participant, now) if door.shares else None
 
-    def _answer(self, door: _Door, calls: list[Call], delivery: Delivery, now: float) -> None:
-        """Tell what became of each. A callback that raises must not keep the others from theirs."""
-        door.lane.finished(delivery.impressions, now)
+    def _tell(self, calls: Sequence[Call], answers: Sequence[Answer]) -> None:
+        """What became of each. A callback that raises must not keep the others from theirs."""
         sent_at = calls[0].sent_at
-        self._tell(calls, delivery.answers, 0.0 if sent_at is None else now - sent_at)
-
-    def _tell(self, calls: Sequence[Call], answers: Sequence[Answer], seconds: float) -> None:
+        seconds = 0.0 if sent_at is None else self._loop.time() - sent_at
         try:
             self.on_answers(calls, answers, seconds)
         except Exception:
@@ -337,7 +344,7 @@ class Gateway:
     def _expire(self, door: _Door, call: Call) -> None:
         """A prepare's deadline passed while it waited."""
         if self._take_back(door, call):
-            self._tell((call,), _too_late(1).answers, 0.0)
+            self._tell((call,), _too_late(1).answers)
             self._pump(door)
 
     def _take_back(self, door: _Door, call: Call) -> bool:

@@ -133,8 +133,8 @@ class Lane(Generic[Item]):
 
     def finished(self, impressions: Sequence[Impression], now: float) -> None:
         """Those that were under way have ended, one after the other; what each says."""
-        assert self.under_way >= len(impressions)
         self.under_way -= len(impressions)
+        assert self.under_way >= 0
         for impression in impressions:
             if impression is _SERVED:
                 self.closed = False

@@ -134,10 +134,10 @@ class Metrics:
     def answered(self, calls: Sequence[Call], answers: Sequence[Answer], seconds: float) -> None:
         if len(calls) == 1:
             operation = calls[0].operation
-            self._calls.add((operation, _results_of(answers)[0]))
+            self._calls.add((operation, _result_of(answers[0])))
             self._call_seconds.observe(seconds, (operation,))
             return
-        series = Counter(zip([c.operation for c in calls], _results_of(answers), strict=True))
+        series = Counter((c.operation, _result_of(a)) for c, a in zip(calls, answers, strict=True))
         for (operation, result), count in series.items():
             self._calls.add((operation, result), count)
             self._call_seconds.observe(seconds, (operation,), count)
@@ -267,5 +267,5 @@ def _series(words: type[enum.StrEnum] | None) -> tuple[list[str], list[Labels]]:
 _RESULT_OF = {Working: "working", Acknowledged: "acknowledged", Failed: "failed"}
 
 
-def _results_of(answers: Sequence[Answer]) -> list[str]:
-    return [a.vote if isinstance(a, Voted) else _RESULT_OF[type(a)] for a in answers]
+def _result_of(answer: Answer) -> str:
+    return answer.vote if isinstance(answer, Voted) else _RESULT_OF[type(answer)]

@@ -18,7 +18,7 @@ import asyncio
 import functools
 import socket
 import ssl
-from collections import deque
+from collections import defaultdict, deque
 
 import aiohappyeyeballs
 
@@ -53,7 +53,7 @@ class Connections:
         self._loop = asyncio.get_running_loop()
         self._resolver = resolver
         self._places: Places[Origin, asyncio.Future[Connection | None]] = Places(most)
-        self._idle: dict[Origin, list[Connection]] = {}
+        self._idle: defaultdict[Origin, list[Connection]] = defaultdict(list)
         """Those used last at the end."""
         self._open: dict[Connection, Origin] = {}
         self._sweep: asyncio.TimerHandle | None = None
@@ -194,15 +194,16 @@ class Connections:
         if self._closed:
             connection.close()
             return
-        waiter = self._places.next_of(origin)
-        if waiter is not None:
-            waiter.set_result(connection)
-            return
-        if self._places.is_wanted:
-            connection.abort()
-            return
+        if self._places.waiting:
+            waiter = self._places.next_of(origin)
+            if waiter is not None:
+                waiter.set_result(connection)
+                return
+            if self._places.is_wanted:
+                connection.abort()
+                return
         connection.idle_since_s = self._loop.time()
-        self._idle.setdefault(origin, []).append(connection)
+        self._idle[origin].append(connection)
         if self._sweep is None:
             self._sweep = self._loop.call_later(IDLE_S, self._close_idle)
 

@@ -27,12 +27,13 @@ class Places(Generic[Origin, Waiter]):
         self.most_of_one = max(1, most // _SHARE)
         self.taken = 0
         self._taken_by: dict[Origin, int] = {}
-        self._waiting: OrderedDict[Origin, dict[Waiter, None]] = OrderedDict()
+        self.waiting: OrderedDict[Origin, dict[Waiter, None]] = OrderedDict()
+        """Who waits, by origin; empty if nobody does."""
 
     @property
     def is_wanted(self) -> bool:
         """Whether all are taken, and somebody waits."""
-        return self.taken >= self.most and bool(self._waiting)
+        return self.taken >= self.most and bool(self.waiting)
 
     def take(self, origin: Origin) -> bool:
         """Take a place, to be given back by `leave`; False if `origin` may have none now."""
@@ -44,26 +45,26 @@ class Places(Generic[Origin, Waiter]):
         return True
 
     def wait(self, origin: Origin, waiter: Waiter) -> None:
-        self._waiting.setdefault(origin, {})[waiter] = None
+        self.waiting.setdefault(origin, {})[waiter] = None
 
     def withdraw(self, origin: Origin, waiter: Waiter) -> None:
         """It waits no longer, if it did."""
-        waiters = self._waiting.get(origin)
+        waiters = self.waiting.get(origin)
         if waiters is not None:
             waiters.pop(waiter, None)
             if not waiters:
-                del self._waiting[origin]
+                del self.waiting[origin]
 
     def next_of(self, origin: Origin) -> Waiter | None:
         """The first that waits for this origin, to be given something of the origin's; None if
         nobody does. It waits no more."""
-        waiters = self._waiting.get(origin)
+        waiters = self.waiting.get(origin)
         if waiters is None:
             return None
         waiter = next(iter(waiters))
         self.withdraw(origin, waiter)
-        if origin in self._waiting:
-            self._waiting.move_to_end(origin)
+        if origin in self.waiting:
+            self.waiting.move_to_end(origin)
         return waiter
 
     def leave(self, origin: Origin) -> Waiter | None:
@@ -72,7 +73,7 @@ class Places(Generic[Origin, Waiter]):
         self._taken_by[origin] -= 1
         if not self._taken_by[origin]:
             del self._taken_by[origin]
-        for waiting in self._waiting:  # passes over those that have their share, which are few
+        for waiting in self.waiting:  # passes over those that have their share, which are few
             if self.take(waiting):
                 return self.next_of(waiting)
         return None
