@@ -53,7 +53,8 @@ class _Text(logging.Formatter):
         if isinstance(record.msg, Lines):
             return "\n".join(
                 [
-                    f"{rfc3339(at // 1_000_000)}{head}{id} {one_line(text)}"
+                    f"{rfc3339(at // 1_000_000)}{head}{id} "
+                    f"{text if text.isprintable() else one_line(text)}"
                     for at, id, text in record.msg
                 ]
             )

@@ -71,6 +71,7 @@ _RESOLVE_FIELDS: Known = dict.fromkeys(("outcome", "branch_id", "effect", "actor
 _EXPLICIT = ("prepare", "commit", "rollback")
 _quoted = json.JSONEncoder().encode
 _SAID = (Vote.YES, Vote.NO, Vote.READ_ONLY)
+_ONE_SHOT = Mode.ONE_SHOT.value  # looked up once
 
 
 # --- reading a transaction ------------------------------------------------------------------------
@@ -113,7 +114,7 @@ def read_submission(
     )  # fmt: skip
     wait = one_of(fields, "wait", Wait, Wait.DECISION)
     digest = fingerprint(
-        Mode.ONE_SHOT.value,
+        _ONE_SHOT,
         [
             (name, prepare_url, commit_url, rollback_url, payload)
             for (name, _, prepare_url, commit_url, rollback_url), payload in zip(

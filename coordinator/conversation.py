@@ -208,10 +208,10 @@ class Conversation:
     def applied(self, transaction: Transaction, now_s: float) -> list[Action]:
         """A command changed the record: a decision, acknowledgements, an operator's resolution."""
         before, self.transaction = self.transaction, transaction
+        if transaction.outcome is None:
+            return []
         self._outstanding = outstanding(transaction)
-        if transaction.outcome is not None and before.outcome is None:
-            return self._phase_two(now_s)
-        return []
+        return self._phase_two(now_s) if before.outcome is None else []
 
     def prepare_answered(
         self, position: int, answer: PrepareAnswer, now_s: float, jitter: float

@@ -70,7 +70,7 @@ class Live:
     @property
     def end_is_awaited(self) -> bool:
         """Whether anybody waits until the last branch has acknowledged."""
-        return any(wait is _COMPLETION for wait, _ in self._waiting)
+        return bool(self._waiting) and any(wait is _COMPLETION for wait, _ in self._waiting)
 
     def wait(self, wait: Wait, future: Waiting) -> None:
         """Give `future` the transaction once as much as `wait` says has been reached.

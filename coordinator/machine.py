@@ -72,6 +72,8 @@ size of transactions with three branches each is not cut."""
 
 MAX_SEQUENCE_DIGITS = 20
 
+_new = tuple.__new__  # a third of the time, for the three results of every transaction
+
 
 class Applied(NamedTuple):
     """The transaction as it stands after a command, and whether the command changed it."""
@@ -187,7 +189,7 @@ class Machine:
         # I2, whoever wrote the move: an outcome once fixed never changes.
         assert before is None or before.outcome is None or after.outcome is before.outcome, after.id
         self._store(before, after)
-        return Applied(after, True)
+        return _new(Applied, (after, True))
 
     def _store(self, before: Transaction | None, after: Transaction) -> None:
         self._backlog.changed(before, after)

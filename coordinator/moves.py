@@ -146,10 +146,8 @@ def phase_of(transaction: Transaction | None, *, expired: bool) -> Phase:
     """The phase of an id. `expired`: the id carries a time, and it lies before the horizon."""
     if transaction is None:
         return _EXPIRED if expired else _ABSENT
-    if transaction.is_refusal:
-        return _REFUSED
     if transaction.outcome is None:
         return _UNDECIDED if transaction.closed else _OPEN
-    if transaction.finished_ms is not None:
-        return _FINISHED
-    return _COMMITTING if transaction.outcome is _COMMIT else _ABORTING
+    if transaction.finished_ms is None:
+        return _COMMITTING if transaction.outcome is _COMMIT else _ABORTING
+    return _REFUSED if transaction.is_refusal else _FINISHED

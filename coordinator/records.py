@@ -19,6 +19,7 @@ from coordinator.facts import (
 from participants.contract import Vote
 
 _new = tuple.__new__
+_UNDECIDED = tuple(Transaction._field_defaults.values())
 
 # Looked up once: finding a member of an enum costs 90 ns in Python 3.11.
 _ONE_SHOT, _COMMIT, _ABORT, _UNKNOWN = Mode.ONE_SHOT, Outcome.COMMIT, Outcome.ABORT, Vote.UNKNOWN
@@ -26,18 +27,9 @@ _ONE_SHOT, _COMMIT, _ABORT, _UNKNOWN = Mode.ONE_SHOT, Outcome.COMMIT, Outcome.AB
 
 def record_of(command: Begin, sequence: int) -> Transaction:
     """The record that `Begin` makes."""
-    return Transaction(
-        id=command.id,
-        sequence=sequence,
-        fingerprint=command.fingerprint,
-        mode=command.mode,
-        branches=command.branches,
-        payloads=command.payloads,
-        metadata=command.metadata,
-        created_ms=command.now_ms,
-        deadline_ms=command.deadline_ms,
-        closed=command.mode is _ONE_SHOT,
-    )
+    _, now_ms, id_, fingerprint, mode, branches, payloads, deadline_ms, metadata = command
+    begun = (id_, sequence, fingerprint, mode, branches, payloads, metadata, now_ms, deadline_ms)
+    return _new(Transaction, (*begun, mode is _ONE_SHOT, *_UNDECIDED))
 
 
 def refused(command: Refuse, sequence: int) -> Transaction:

@@ -209,7 +209,8 @@ class Talks:
         self, live: Live, conversation: Conversation, position: int, operation: Operation
     ) -> Leg:
         transaction, leg = conversation.transaction, conversation.legs[position]
-        self._retries.called(leg)
+        if leg.attempts > 1:
+            self._retries.called(leg)
         # I5: the decision that this call carries out is applied here, so a quorum holds it.
         assert transaction.outcome is not None
         branch = leg.branch
