@@ -174,12 +174,11 @@ class Transactions:
 
     def _submitted(self, request: Request, submission: Submission, future: Waiting) -> Answer:
         try:
-            settled = None if future.cancelled() else future.result()
+            transaction = self._settled(submission, future)
         except LogError as error:
             if submission.named:
                 self._redirect(request)
             raise log_refusal(error, submission.plan.id, named=submission.named) from error
-        transaction = settled or self._as_it_is(submission)
         return text_answer(_status_of(transaction, submission.wait), self._show(transaction))
 
     async def _submit_batch(self, request: Request, traceparent: str | None) -> Answer:
@@ -190,15 +189,14 @@ class Transactions:
         return await self._batches.submit(elements, request.address)
 
     def _begin_element(self, submission: Submission) -> Begun:
-        now = asyncio.get_running_loop().time()
-        return Begun(submission, self._driver.submit(submission.plan, submission.wait), now)
+        until_s = asyncio.get_running_loop().time() + _bound_s(submission)
+        return Begun(submission, self._driver.submit(submission.plan, submission.wait), until_s)
 
-    async def _answer_of(self, begun: Begun) -> str:
+    def _answer_of(self, begun: Begun) -> str:
         """The JSON in a batch's place. Never a 307: each element has an answer of its own."""
-        submission, future, since = begun
-        waited = asyncio.get_running_loop().time() - since
+        submission = begun.submission
         try:
-            return self._show(await self._finish(submission, future, waited))
+            return self._show(self._settled(submission, begun.future))
         except ApiError as error:
             refused = error
         except CoordinatorError as error:
@@ -220,15 +218,10 @@ class Transactions:
             self._require_not_ahead(submission.plan.id)
         return submission
 
-    async def _finish(
-        self, submission: Submission, future: Waiting, waited: float = 0.0
-    ) -> Transaction:
-        """The transaction once what is waited for is there, or as it is when the wait ran out."""
-        settled = await self._patience.settled(future, _bound_s(submission) - waited)
-        return settled or self._as_it_is(submission)
-
-    def _as_it_is(self, submission: Submission) -> Transaction:
-        """What is on record when the wait ran out; raises `outcome_unknown` if nothing is."""
+    def _settled(self, submission: Submission, future: Waiting) -> Transaction:
+        """What was waited for, or, where the wait ran out, the transaction as it is."""
+        if not future.cancelled():
+            return future.result()
         present = self._machine.get(submission.plan.id)
         if present is None or present.fingerprint != submission.plan.fingerprint:
             raise outcome_unknown(submission.plan.id)

@@ -15,7 +15,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from coordinator.admission import WayIn
@@ -41,22 +41,22 @@ Element = Submission | ApiError
 
 
 class Begun(NamedTuple):
-    """An element of a batch, begun at `since`, a time of the event loop."""
+    """An element of a batch, and until when it is waited for, a time of the event loop."""
 
     submission: Submission
     future: Waiting
-    since: float
+    until_s: float
 
 
 class Batches:
-    """`begin` begins an element; `answer` shows its end as JSON."""
+    """`begin` begins an element; `answer` shows as JSON what is known when the wait is over."""
 
     def __init__(
         self,
         driver: Driver,
         limits: Limits,
         begin: Callable[[Submission], Begun],
-        answer: Callable[[Begun], Awaitable[str]],
+        answer: Callable[[Begun], str],
     ) -> None:
         self._driver = driver
         self._limits = limits
@@ -134,12 +134,20 @@ class Batches:
                 answers.append(encode(each.body()))
                 shown += 1
             else:
-                answers.append(await self._answer(each))
+                if not each.future.done():
+                    await self._wait(each)
+                answers.append(self._answer(each))
                 shown += len(each.submission.plan.branches)
             if shown >= BRANCHES_SHOWN:
                 shown = 0
                 await asyncio.sleep(0)
         return answers
+
+    async def _wait(self, begun: Begun) -> None:
+        """Until its future is done; it is cancelled when its time is over."""
+        left_s = begun.until_s - asyncio.get_running_loop().time()
+        self._patience.bound(begun.future, left_s)
+        await asyncio.wait((begun.future,))
 
 
 def pieces(elements: Sequence[Element]) -> Iterator[Sequence[Element]]:

@@ -356,14 +356,14 @@ def batch_body(messages: Iterable[tuple[Operation, bytes, str | None]]) -> bytes
     what would be its header `traceparent` (W3C) if it came alone; None: nothing.
     """
     parts = [
-        _OPENINGS[operation] + _traced(traceparent) + body[1:]
+        _OPENINGS[operation] + (_traced(traceparent) if traceparent else b"") + body[1:]
         for operation, body, traceparent in messages
     ]
     return b'{"messages":[%s]}' % b",".join(parts)
 
 
-def _traced(traceparent: str | None) -> bytes:
-    return b'"traceparent":"%s",' % traceparent.encode("ascii") if traceparent else b""
+def _traced(traceparent: str) -> bytes:
+    return b'"traceparent":"%s",' % traceparent.encode("ascii")
 
 
 _OPENINGS = {each: b'{"operation":"%s",' % each.value.encode("ascii") for each in Operation}

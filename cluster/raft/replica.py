@@ -229,7 +229,7 @@ class Replica:
     def propose(self, command: bytes, epoch: int, done: Done, *, patience_s: float = 0.0) -> None:
         """See `coordinator.log.ReplicatedLog`."""
         core = self._core
-        if core is None or self._is_over or epoch != self._epoch or not core.leads(epoch):
+        if core is None or epoch != self._epoch or not core.leads(epoch):
             refusal = NotLeader(f"{self.node} does not lead epoch {epoch}")
             asyncio.get_running_loop().call_soon(self._tell, done, refusal)
             return
