@@ -69,7 +69,7 @@ _PARTICIPANT_FIELDS: Known = dict.fromkeys(
 _USUAL_FIELDS: Known = dict.fromkeys(("name", "url", "payload"))
 _RESOLVE_FIELDS: Known = dict.fromkeys(("outcome", "branch_id", "effect", "actor", "reason"))
 _EXPLICIT = ("prepare", "commit", "rollback")
-_quoted = json.JSONEncoder().encode
+_quoted = json.encoder.encode_basestring_ascii
 _SAID = (Vote.YES, Vote.NO, Vote.READ_ONLY)
 _ONE_SHOT = Mode.ONE_SHOT.value  # looked up once
 
@@ -192,7 +192,9 @@ def _read_participants(
         raise bad_field(
             "participants", f"has {len(values)} elements, at most {limits.branches} are taken"
         )
-    branches = tuple([_read_place(v, i) for i, v in enumerate(values)])
+    branches = tuple(
+        [_usual_place(v) or _any_place(v, f"participants[{i}]") for i, v in enumerate(values)]
+    )
     seen: dict[str, int] = {}
     for position, branch in enumerate(branches):
         first = seen.setdefault(branch.name, position)
@@ -213,10 +215,6 @@ def _read_payload(value: Mapping[str, Any], position: int) -> bytes:
         what = f"is nested more than {MAX_PAYLOAD_DEPTH} deep"
         raise bad_field(f"participants[{position}].payload", what)
     return encoded
-
-
-def _read_place(value: Any, position: int) -> Planned:
-    return _usual_place(value) or _any_place(value, f"participants[{position}]")
 
 
 def _usual_place(value: Any) -> Planned | None:

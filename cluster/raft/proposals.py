@@ -92,12 +92,10 @@ class Proposals:
             return None
         commands: list[bytes] = []
         dones: list[Done] = []
-        size = 0
-        while (
-            self._waiting
-            and len(commands) < self.limits.group_commands
-            and size < self.limits.group_bytes
-        ):
+        size, most_bytes = 0, self.limits.group_bytes
+        for _ in range(min(len(self._waiting), self.limits.group_commands)):
+            if size >= most_bytes:
+                break
             command, done = self._waiting.popleft()
             commands.append(command)
             dones.append(done)
