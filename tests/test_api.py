@@ -16,7 +16,7 @@ from coordinator import api_transactions, errors, ids
 from coordinator.admission import Admission, Line
 from coordinator.api import Check
 from coordinator.api_requests import Request
-from coordinator.api_shapes import MAX_AHEAD_MS
+from coordinator.api_shapes import MAX_AHEAD_MS, read_submission
 from coordinator.commands import Epoch, encode
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from coordinator.settings import Limits, Timings
@@ -244,6 +244,28 @@ def test_a_batch_answers_each_element_in_order() -> None:
                 "bad_request",
             ]
             assert error_of(answers[7])["details"] == {"field": "id"}
+
+    run(test())
+
+
+def test_an_element_whose_wait_runs_out_is_shown_as_it_is_or_said_to_be_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(api_transactions, "WAIT_MARGIN_MS", 1)
+
+    async def test() -> None:
+        driver = ScriptedDriver()  # which never answers
+        short = Timings(min_timeout_ms=1)
+        async with api_node(scripted=driver, timings=short) as node:
+            elements = [node.body(id=one, timeout_ms=1) for one in ("t-1", "t-2")]
+            known = read_submission(elements[1], limits=Limits(), timings=short, make_id=str).plan
+            node.machine.apply(encode(Epoch(1, 1, "n1")))
+            node.machine.apply(encode(begin("t-2", fingerprint=known.fingerprint, epoch=1)))
+            status, answer = await node.post(PATH, {"transactions": elements})
+            first, second = answer["transactions"]
+            assert (status, error_of(first)["code"]) == (200, "outcome_unknown")
+            assert (second["id"], second["state"]) == ("t-2", "preparing")
+            assert all(future.cancelled() for future in driver.futures)
 
     run(test())
 
