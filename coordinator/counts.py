@@ -61,21 +61,22 @@ class Durations(Collector):
         self._name, self._meaning, self._labels = name, meaning, tuple(labels)
         self._bounds = tuple(bounds)
         self._shown_bounds = [*(str(bound) for bound in bounds), "+Inf"]
-        self._counts = {one: [0] * len(self._shown_bounds) for one in series}
-        self._sums = dict.fromkeys(series, 0.0)
+        self._rows = {one: [*(0 for _ in self._shown_bounds), 0.0] for one in series}
+        """The counts, and behind them the sum."""
         registry.register(self)
 
     def observe(self, seconds: float, series: Labels = (), count: int = 1) -> None:
         """It took so long, `count` times."""
-        self._counts[series][bisect_left(self._bounds, seconds)] += count
-        self._sums[series] += seconds * count
+        row = self._rows[series]
+        row[bisect_left(self._bounds, seconds)] += count
+        row[-1] += seconds * count
 
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self._name, self._meaning, labels=self._labels)
-        for series, counts in self._counts.items():
-            below, buckets = 0, []
+        for series, (*counts, total) in self._rows.items():
+            below, buckets = 0.0, []
             for bound, count in zip(self._shown_bounds, counts, strict=True):
                 below += count
-                buckets.append((bound, float(below)))
-            family.add_metric(series, buckets, self._sums[series])
+                buckets.append((bound, below))
+            family.add_metric(series, buckets, total)
         yield family

@@ -137,17 +137,9 @@ def prepare_body(
     coordinators: bytes,
 ) -> bytes:
     """The body of a prepare. `payload` and `coordinators` (a list of URLs) are JSON already."""
-    return (
-        b'{"transaction_id":"%s","branch_id":"%s","payload":%s,'
-        b'"fingerprint":"%s","expires_at":"%s","coordinators":%s}'
-    ) % (
-        transaction_id.encode("ascii"),
-        branch_id.encode("ascii"),
-        payload,
-        fingerprint.encode("ascii"),
-        expires_at.encode("ascii"),
-        coordinators,
-    )
+    before = f'{{"transaction_id":"{transaction_id}","branch_id":"{branch_id}","payload":'
+    after = f',"fingerprint":"{fingerprint}","expires_at":"{expires_at}","coordinators":'
+    return b"".join((before.encode("ascii"), payload, after.encode("ascii"), coordinators, b"}"))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -166,10 +158,7 @@ def _to_the_second(unix_s: int) -> str:
 
 def end_body(transaction_id: str, branch_id: str) -> bytes:
     """The body of a commit or a rollback. Both ids hold nothing that JSON would have to escape."""
-    return b'{"transaction_id":"%s","branch_id":"%s"}' % (
-        transaction_id.encode("ascii"),
-        branch_id.encode("ascii"),
-    )
+    return f'{{"transaction_id":"{transaction_id}","branch_id":"{branch_id}"}}'.encode("ascii")
 
 
 def read_traceparent(value: object) -> str | None:
