@@ -24,8 +24,7 @@ import asyncio
 import logging
 import resource
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from coordinator.lane import Impression
 from coordinator.participant_connection import (
@@ -65,6 +64,8 @@ share takes 25 ms at worst. A longer one is no answer, and the messages go one b
 _MANY_FILES = 10_000
 """Connections where the system sets no limit of open files."""
 
+_new = tuple.__new__  # a third of the time, for the delivery of every request
+
 _PREPARE, _SERVED = Operation.PREPARE, Impression.SERVED  # looked up once: 90 ns each time
 
 Answer = PrepareAnswer | EndAnswer
@@ -83,8 +84,7 @@ class Message(Protocol):
     traceparent: str | None
 
 
-@dataclass(slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """What became of a request: an answer to each of its messages, and what it says of the
     participant.
 
@@ -325,7 +325,7 @@ def _understood(
         answers = (answer,)
         impressions = (_SERVED if isinstance(answer, _SERVES) else otherwise,)
     heard = 200 <= status < 300
-    return Delivery(answers, impressions, heard, declaration, own, refused_batch)
+    return _new(Delivery, (answers, impressions, heard, declaration, own, refused_batch, False))
 
 
 def _batch_answers(errand: _Errand, status: int, body: bytes | None) -> list[Answer] | Failed:
@@ -364,7 +364,7 @@ def _lost(errand: _Errand, what: str, impression: Impression, *, broken: bool = 
 
 def _too_late(errand: _Errand) -> Delivery:
     what = "no answer in time" if errand.left else "no connection in time"
-    return replace(_lost(errand, what, Impression.UNREACHED), gave_up=True)
+    return _lost(errand, what, Impression.UNREACHED)._replace(gave_up=True)
 
 
 def _unforeseen(errand: _Errand, error: Exception) -> Delivery:

@@ -315,7 +315,7 @@ class Gateway:
                 failed.append(call)
         door.lane.put_back(again)
         impressions = [delivery.impressions[0]] * len(failed)
-        return failed, replace(delivery, answers=[failure] * len(failed), impressions=impressions)
+        return failed, delivery._replace(answers=[failure] * len(failed), impressions=impressions)
 
     def _came_too_late(self, door: _Door, calls: list[Call]) -> None:
         late = _too_late(len(calls))

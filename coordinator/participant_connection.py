@@ -173,7 +173,8 @@ class Connection(BaseProtocol):
     @property
     def is_open(self) -> bool:
         """Whether the next message may go over it, as far as is known here."""
-        return self.transport is not None and not self.transport.is_closing() and not self._spent
+        transport = self.transport
+        return not (self._spent or transport is None or transport.is_closing())
 
     def is_quiet(self) -> bool:
         """Whether it is open and brings nothing that nobody asked for: of what the event loop has

@@ -64,7 +64,7 @@ def broken_never_arrived(original: Any, *lost: Any, broken: bool = False) -> Del
     if not broken:
         return delivery
     failed = [replace(a, arrived=False) for a in delivery.answers if isinstance(a, Failed)]
-    return replace(delivery, answers=failed)
+    return delivery._replace(answers=failed)
 
 
 # --- operators ------------------------------------------------------------------------------------
