@@ -9,6 +9,7 @@ from unittest.mock import patch
 from cluster.raft.snapshots import Snapshots
 from coordinator.gateway import Gateway
 from coordinator.participant_connections import Connections
+from coordinator.places import Places
 from coordinator.retries import Retries
 from coordinator.sweep import Sweep
 from coordinator.talks import Talks
@@ -31,6 +32,13 @@ def swept_once(original: Any, connections: Connections) -> None:
     original(connections)
     if connections._sweep is not None:
         connections._sweep.cancel()
+
+
+def origin_kept(original: Any, places: Places[Any, Any], origin: Any) -> Any:
+    """An origin that has no place any more is counted, with none."""
+    waiter = original(places, origin)
+    places._taken_by.setdefault(origin, 0)
+    return waiter
 
 
 def shipment_left_open(original: Any, snapshots: Snapshots, peer: str) -> None:

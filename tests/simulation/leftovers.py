@@ -73,6 +73,7 @@ def _of_calls(node: Node) -> _Part:
     for connections in (courier._to_prepare, courier._to_end):
         yield "places of connections", _taken_by_nobody(connections)
         yield "connections that nobody uses", connections._idle
+        yield "origins without a connection", connections._places._taken_by
 
 
 def _taken_by_nobody(connections: Connections) -> bool:

@@ -49,6 +49,7 @@ from coordinator.gateway import Gateway
 from coordinator.ids import IdMaker
 from coordinator.machine import Restoring
 from coordinator.participant_connections import Connections
+from coordinator.places import Places
 from coordinator.sweep import Sweep
 from coordinator.table import Table
 from participants.inquiry import Inquirer
@@ -663,6 +664,11 @@ MUTANTS = {
             "swept-once",
             "a connection that nobody uses is closed",
             replaced(Connections, "_close_idle", left.swept_once),
+        ),
+        Mutant(
+            "origin-kept",
+            "nothing is kept of an origin without a connection",
+            replaced(Places, "leave", left.origin_kept),
         ),
         Mutant(
             "shipment-left-open",
