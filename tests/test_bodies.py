@@ -13,7 +13,7 @@ import pytest
 
 from coordinator import api_fields, api_shapes, http_connection
 from coordinator.api_requests import Later, Request
-from coordinator.bodies import LARGE_BYTES
+from coordinator.bodies import LARGE_BYTES, Bodies
 from tests.api_rig import answered, api_node
 from tests.connection_rig import BODIES, LIMIT, Rig, read, run
 from tests.test_http_connection import GZIP, post
@@ -51,6 +51,20 @@ def test_all_bodies_together_have_a_bound() -> None:
         assert rig.answers()[-1].status == 200
 
     run(test)
+
+
+def test_who_goes_before_its_turn_holds_up_nobody() -> None:
+    async def scenario() -> None:
+        bodies = Bodies(1)
+        turns = [bodies.turn() for _ in range(4)]
+        turns[0].cancel()
+        turns[2].cancel()
+        async with asyncio.timeout(10):
+            await turns[1]
+            await turns[3]
+            await bodies.turn()
+
+    asyncio.run(scenario())
 
 
 def test_a_packed_body_counts_as_what_it_is_unpacked() -> None:

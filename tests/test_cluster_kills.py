@@ -247,6 +247,27 @@ def test_a_leader_that_is_told_to_end_does_not_wait_for_a_dead_service(shared: S
     shared.run(scenario)
 
 
+def test_a_leader_that_is_told_to_end_does_not_wait_long_for_votes(shared: Shared) -> None:
+    """A transaction may last an hour; the next leader asks for its votes again."""
+    local = shared.local
+
+    async def scenario(history: Recording) -> None:
+        async with Client(local.node_urls) as client:
+            id, leader = new_id(), await local.wait_leader()
+            history.begun(id)
+            local.stop("inventory")
+            participants = order(local.url, f"user-{id}", "A-1", 1)
+            await client.submit(participants, id=id, timeout_ms=60_000, wait="none")
+            assert await local.terminate(leader) == 0
+            assert "waited in vain" in local.log(leader).read_text()
+            local.cont("inventory")
+            ended = await client.get(id, wait_ms=30_000)
+            assert ended.state == "committed"
+            history.told(id, ended.outcome)
+
+    shared.run(scenario)
+
+
 async def holds(local: LocalCluster, service: str, id: str) -> bool:
     """Whether the service holds a branch of this transaction prepared."""
     branches = await local.ask(service, "/branches")

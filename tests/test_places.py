@@ -71,5 +71,6 @@ def test_nobody_waits_for_a_place_that_is_free() -> None:
                 waiting[step] = origin
         assert places.taken == len(held) <= 12
         assert all(held.count(origin) <= 3 for origin in "abcdef")
+        assert set(places._taken_by) == set(held), "nothing is kept of an origin that has none"
         for origin in waiting.values():
             assert len(held) == 12 or held.count(origin) == 3
