@@ -203,3 +203,22 @@ def test_a_figure_of_the_pages_is_that_of_the_code(page: str, says: str, value: 
     if isinstance(value, float):
         value = int(value) if value == int(value) else round(value, 6)
     assert says.format(value) in " ".join(text_of(page).split())
+
+
+def test_what_the_campaign_did_in_all_is_the_sum_of_its_rows() -> None:
+    page = " ".join(text_of("docs/reliability.md").split("\n"))
+    said = re.search(
+        r"All rows together: ([\d,]+) seeds, ([\d,]+) s simulated, ([\d,]+) answers committed and"
+        r" ([\d,]+) aborted, ([\d,]+) processes ended\.",
+        page,
+    )
+    assert said is not None
+    rows = re.findall(
+        r"\| (\d+)-(\d+) \([^|]*\| ([\d,]+) s \|[^|]*\| ([\d,]+) committed, ([\d,]+) aborted,[^|]*"
+        r"\| ([\d,]+) \(",
+        page,
+    )
+    assert len(rows) == page.count(" unknown | ") > 30
+    whole = [[int(figure.replace(",", "")) for figure in row] for row in rows]
+    sums = [last - first + 1 for first, last, *_ in whole], *list(zip(*whole, strict=True))[2:]
+    assert said.groups() == tuple(f"{sum(column):,}" for column in sums)
