@@ -53,6 +53,7 @@ PURE = {
     "participants/retry_after.py",
     "cluster/raft/founding.py",
     "cluster/raft/wire.py",
+    "cluster/storage/journal_format.py",
 }
 OUTSIDE_WORLD = {
     "aiohttp",
