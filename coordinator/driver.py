@@ -22,7 +22,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from coordinator.admission import Admission, Line, WayIn
+from coordinator.admission import Admission, WaitingLine, WayIn
 from coordinator.allowance import Allowance
 from coordinator.capacity import Capacity
 from coordinator.commands import Begin, Refuse, Resolve, encode
@@ -113,7 +113,7 @@ class Driver:
         )
         self._capacity = Capacity(limits)
         self._admission = Admission()
-        self.line = Line(self._admission)
+        self.line = WaitingLine(self._admission)
         """Where batches and crowds wait for their turn to begin."""
         self._refusals = Allowance(REFUSES_PER_S)
         self._taking_up: asyncio.Handle | None = None
