@@ -327,7 +327,7 @@ class Driver:
         epoch = self._leading()
         now_s = self._loop.time()
         live = Live(transaction.id, transaction.fingerprint, epoch, now_s)
-        self._talks.lives[transaction.id] = live
+        self._talks.adopt(live)
         self._talks.begin(live, transaction, took_over=True)
         return live
 
@@ -343,26 +343,23 @@ class Driver:
         epoch = self._leading()
         live = self._talks.lives.get(plan.id)
         transaction = self._machine.get(plan.id)
-        if live is None and transaction is None:
-            live = self._begin(plan, wait, epoch)
-        if transaction is not None and transaction.is_refusal:
-            future.set_result(transaction)
-            return
-        standing = live.fingerprint if live is not None else transaction and transaction.fingerprint
-        if standing != plan.fingerprint:
-            if live is not None and transaction is None:
+        if transaction is None:
+            if live is None:
+                self._begin(plan, wait, epoch).wait(wait, future)
+            elif live.fingerprint == plan.fingerprint:
+                live.wait(wait, future)
+            else:
                 # That `Begin` may be lost, and this content have been begun by a node that was
                 # asked before; "conflict" says that nothing was done.
                 live.when_begun(functools.partial(self._submit_again, plan, wait, future))
-                return
-            raise Conflict(f"id {plan.id} was begun with other content: use a new id", id=plan.id)
-        if transaction is not None and is_reached(transaction, wait):
+        elif transaction.is_refusal:
             future.set_result(transaction)
-            return
-        if live is None:
-            assert transaction is not None
-            live = self._take_up(transaction)
-        live.wait(wait, future)
+        elif transaction.fingerprint != plan.fingerprint:
+            raise Conflict(f"id {plan.id} was begun with other content: use a new id", id=plan.id)
+        elif is_reached(transaction, wait):
+            future.set_result(transaction)
+        else:
+            (live or self._take_up(transaction)).wait(wait, future)
 
     def _submit_again(self, plan: Plan, wait: Wait, future: Waiting) -> None:
         if not future.done():
@@ -387,7 +384,7 @@ class Driver:
         encoded = encode(command)
         live = Live(plan.id, plan.fingerprint, epoch, self._loop.time())
         live.traceparent = plan.traceparent
-        self._talks.lives[plan.id] = live
+        self._talks.adopt(live)
         self._capacity.beginning(participants)
         self._admission.beginning(plan.address)
         # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
