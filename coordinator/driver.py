@@ -38,7 +38,7 @@ from coordinator.errors import (
 from coordinator.facts import Effect, Outcome, Transaction, resolution_of
 from coordinator.gateway import Gateway
 from coordinator.ids import is_valid_id
-from coordinator.inquiry import Decision, answer_inquiry
+from coordinator.inquiry import answer_inquiry
 from coordinator.live import Live, Progress, Waiting, is_reached
 from coordinator.log import FateUnknown, LogError, NotLeader, ReplicatedLog, proposed
 from coordinator.machine import Applied, Machine
@@ -48,6 +48,7 @@ from coordinator.records import record_of
 from coordinator.settings import Limits, Timings
 from coordinator.steps import Steps
 from coordinator.talks import Talks
+from participants.contract import Decision
 
 LOG = logging.getLogger("assent.driver")
 
