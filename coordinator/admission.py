@@ -10,10 +10,10 @@ Rules
   long, and transactions that wait for one do not take the room of others.
 - `LEAST` may wait in any case, so that a node that was idle takes a burst, and one whose log does
   not move at the moment (an election, a slow disk) is not closed altogether.
-- A batch is many clients that wait as one, so it can be made to wait (`Line`). While others come
-  alone, its elements begin piece by piece, and only while less waits before them than is applied
-  within `IN_TURN_S`: who comes alone finds no more than that before it. Batches take turns, a
-  piece each, so that one of a thousand elements holds up no other.
+- A batch is many clients that wait as one, so it can be made to wait (`WaitingLine`). While others
+  come alone, its elements begin piece by piece, and only while less waits before them than is
+  applied within `IN_TURN_S`: who comes alone finds no more than that before it. Batches take turns,
+  a piece each, so that one of a thousand elements holds up no other.
 - One client with many connections is a crowd: while other addresses come too, one that asked for
   more than as many at a time stands in the same line, where addresses take turns. A client is an
   address, for nothing else tells who asks; all behind one proxy are one.
@@ -205,7 +205,7 @@ class Queued:
     tell: Callable[[], None]
 
 
-class Line:
+class WaitingLine:
     """Who waits for room: addresses take turns; what came from one address goes in its order.
 
     A batch waits for its next piece. When it has begun that, it stands at the end again, so batches

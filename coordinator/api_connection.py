@@ -62,7 +62,7 @@ second whoever asks is to know that there is no room."""
 LOG = logging.getLogger("assent.api")
 
 
-class Phase(enum.Enum):
+class Stage(enum.Enum):
     IDLE = "between two requests"
     HEAD = "a part of a head has come"
     BODY = "the body is being read"
@@ -76,8 +76,8 @@ class Phase(enum.Enum):
 
 
 # Looked up once: 90 ns each time.
-_IDLE, _HEAD, _BODY, _DROPS = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.DROPS
-_ANSWER, _HELD, _RESTS, _FULL = Phase.ANSWER, Phase.HELD, Phase.RESTS, Phase.FULL
+_IDLE, _HEAD, _BODY, _DROPS = Stage.IDLE, Stage.HEAD, Stage.BODY, Stage.DROPS
+_ANSWER, _HELD, _RESTS, _FULL = Stage.ANSWER, Stage.HELD, Stage.RESTS, Stage.FULL
 READING = (_IDLE, _HEAD, _BODY, _DROPS)
 _NOT_YET = (_ANSWER, _HELD, _RESTS, _FULL)
 """What comes has to wait."""
@@ -104,9 +104,9 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._address = ""
-        self._phase = _IDLE
+        self._stage = _IDLE
         self._until_s = math.inf
-        """When the phase has lasted too long."""
+        """When the stage has lasted too long."""
         self._alarm_s = math.inf
         """When an alarm rings: not later than `_until_s`, perhaps earlier."""
         self._ahead = b""
@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
-        self._phase = Phase.CLOSED
+        self._stage = Stage.CLOSED
         self._common.bell.clear(self)
         self._common.connections.pop(self, None)
         self._let_go()
@@ -171,9 +171,9 @@ class Connection(asyncio.Protocol):
             self._lost.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        if self._phase in READING:
+        if self._stage in READING:
             self._read_on(data)
-        elif self._phase in _NOT_YET:
+        elif self._stage in _NOT_YET:
             self._ahead += data
             if not self._is_paused:
                 self._is_paused = True
@@ -182,11 +182,11 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Whether the connection stays open."""
         self._has_ended = True
-        if self._phase is _BODY:
+        if self._stage is _BODY:
             self._refuse(unreadable())
-        elif self._phase is _ANSWER:
+        elif self._stage is _ANSWER:
             self._enter(_ANSWER, HALF_CLOSED_S)
-        if self._phase in _NOT_YET:
+        if self._stage in _NOT_YET:
             return True
         self.close()
         return False
@@ -197,7 +197,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_full = False
-        if self._phase is _FULL:
+        if self._stage is _FULL:
             self._go_on()
 
     def _make_room(self) -> bool:
@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
         connections = self._common.connections
         since_s = self._loop.time() - IDLE_S
         for other in list(islice(connections, LOOKED_AT)):
-            if other._phase is _IDLE and other._until_s - KEEP_S <= since_s:
+            if other._stage is _IDLE and other._until_s - KEEP_S <= since_s:
                 other.close()
                 return True
             connections[other] = connections.pop(other)  # looked at again after all others
@@ -216,9 +216,9 @@ class Connection(asyncio.Protocol):
     def end(self) -> asyncio.Future[None]:
         """Close, after the answer to the request that is under way; done when that has happened."""
         self._lost = self._loop.create_future()
-        if self._phase in (_BODY, _ANSWER):
+        if self._stage in (_BODY, _ANSWER):
             self._closes = True
-        elif self._phase is _HELD:
+        elif self._stage is _HELD:
             self._closes = True
             self._give_refusal()
         else:
@@ -227,35 +227,35 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """What has been written is still sent."""
-        if self._phase is not Phase.CLOSED:
+        if self._stage is not Stage.CLOSED:
             self._let_go()
             self._transport.close()
-            self._enter(Phase.CLOSED, SEND_TIMEOUT_S)
+            self._enter(Stage.CLOSED, SEND_TIMEOUT_S)
 
     def abort(self) -> None:
         self._let_go()
         self._transport.abort()
 
     def woken(self) -> None:
-        """Perhaps too early: the alarm of an earlier phase is not cleared."""
+        """Perhaps too early: the alarm of an earlier stage is not cleared."""
         self._alarm_s = math.inf
         if self._loop.time() < self._until_s:
             self._set_alarm()
             return
-        if self._transport.is_closing() and self._phase is not Phase.CLOSED:
+        if self._transport.is_closing() and self._stage is not Stage.CLOSED:
             return  # it broke: `connection_lost` is to follow
-        match self._phase:
-            case Phase.HEAD:
+        match self._stage:
+            case Stage.HEAD:
                 what = f"The head did not arrive within {HEAD_TIMEOUT_S:.0f} s; send it again."
                 self._refuse(ApiError(408, "head_timeout", what))
-            case Phase.BODY:
+            case Stage.BODY:
                 what = f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s; send it again."
                 self._refuse(ApiError(408, "body_timeout", what))
-            case Phase.HELD:
+            case Stage.HELD:
                 self._give_refusal()
-            case Phase.RESTS:
+            case Stage.RESTS:
                 self._go_on()
-            case Phase.FULL | Phase.CLOSED:
+            case Stage.FULL | Stage.CLOSED:
                 self._abort_if_stuck()
             case _:
                 self.close()
@@ -265,7 +265,7 @@ class Connection(asyncio.Protocol):
         unsent = self._transport.get_write_buffer_size()
         if unsent < self._unsent:
             self._unsent = unsent
-            self._enter(self._phase, SEND_TIMEOUT_S)
+            self._enter(self._stage, SEND_TIMEOUT_S)
         else:
             self.abort()
 
@@ -338,7 +338,7 @@ class Connection(asyncio.Protocol):
     def _free(self) -> None:
         """The answer has left, and the whole request has come."""
         if self._transport.is_closing():
-            self._phase = Phase.CLOSED  # it broke: `connection_lost` is to follow
+            self._stage = Stage.CLOSED  # it broke: `connection_lost` is to follow
         elif self._rest_s:
             rest_s, self._rest_s = self._rest_s, 0.0
             self._enter(_RESTS, rest_s)
@@ -354,13 +354,13 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Nothing hinders the next request any more."""
-        if self._phase in (_RESTS, _FULL):
+        if self._stage in (_RESTS, _FULL):
             self._free()
             self._read_ahead()
 
     def _read_ahead(self) -> None:
         """A wait has ended: begin what has come meanwhile, if nothing hinders the next request."""
-        if self._phase is _IDLE:
+        if self._stage is _IDLE:
             self._read_on(b"")
 
     def _await_bytes(self) -> None:
@@ -387,13 +387,13 @@ class Connection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Nothing more is answered; what still comes is thrown away."""
-        self._enter(Phase.LEAVES, LINGER_S)
+        self._enter(Stage.LEAVES, LINGER_S)
         self._transport.write_eof()
         self._await_bytes()
 
-    def _enter(self, phase: Phase, seconds: float) -> None:
-        """Be in this phase, for no longer than this."""
-        self._phase = phase
+    def _enter(self, stage: Stage, seconds: float) -> None:
+        """Be in this stage, for no longer than this."""
+        self._stage = stage
         self._until_s = self._loop.time() + seconds
         if self._until_s < self._alarm_s:
             self._set_alarm()

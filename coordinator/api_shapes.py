@@ -35,6 +35,7 @@ from coordinator.facts import (
     State,
     Transaction,
     branch_state,
+    participant_of,
     state_of,
 )
 from coordinator.packed import SHORT_BYTES
@@ -260,7 +261,7 @@ def _any_place(value: Any, path: str) -> Planned:
     if "name" in fields:
         name = text_field(fields, "name", MAX_NAME_CHARS, prefix)
     else:
-        name = place_of(url or prepare_url)
+        name = place_of(participant_of(url, prepare_url))
     return Planned(name, url, prepare_url, commit_url, rollback_url)
 
 

@@ -1,8 +1,8 @@
 """Many transactions in one request: begun piece by piece, so that others have their turn between.
 
 Rules
-- A batch stands in line (`admission.Line`) for each piece, and batches take turns. Within one the
-  elements begin in their order, without waiting for each other's ends.
+- A batch stands in line (`admission.WaitingLine`) for each piece, and batches take turns. Within
+  one the elements begin in their order, without waiting for each other's ends.
 - One that finds the line too long, or for which there is no room for `ROOM_WITHIN_S`, is refused
   what is left of it, each element by itself; repeats of known transactions are let in all the same.
 - No piece, and nothing else that is done for a batch in one turn of the event loop, takes longer

@@ -361,16 +361,17 @@ class Conversation:
         """What an answer without a vote, or one that came too late, tells of the prepares sent."""
         match answer:
             case Voted(vote=Vote.NO):
-                leg.fate = Fate.NOTHING_HELD
+                leg.fate = _NOTHING_HELD
             case Voted():
-                leg.fate = Fate.KNOWN
+                leg.fate = _FATE_KNOWN
             case Failed(answered=True) if not leg.working:
-                leg.fate = Fate.KNOWN
+                leg.fate = _FATE_KNOWN
             case Failed(arrived=False) if self._is_only_prepare(leg):
-                leg.fate = Fate.NOTHING_HELD
+                leg.fate = _NOTHING_HELD
             case _:
-                return  # once "still working", only a vote ends it: an error says nothing of the
-                # work begun before, and what that reserves may come after a rollback
+                # Once "still working", only a vote ends it: an error says nothing of the work begun
+                # before, and what that reserves may come after a rollback.
+                return
         leg.too_early = leg.ending
 
     def _decide(self, reason: str | None) -> list[Action]:
@@ -439,11 +440,11 @@ class Conversation:
     ) -> list[Action]:
         """A vote that comes after the decision: too late to count, but the prepare is over now."""
         self._learn_fate(leg, answer)
-        if leg.fate is Fate.UNKNOWN or leg.branch.repeatable:
+        if leg.fate is _FATE_UNKNOWN or leg.branch.repeatable:
             return []  # of the SDK's branches a tombstone makes the order harmless
         if leg.acknowledged or not self._outstanding >> position & 1:
             return []  # or the decision is not applied yet: phase two will see the fate
-        if leg.fate is Fate.NOTHING_HELD:
+        if leg.fate is _NOTHING_HELD:
             self._heard(position)
             return self._acknowledge(now_s)
         leg.called_again_s = None
@@ -456,12 +457,12 @@ class Conversation:
         leg = self.legs[position]
         if leg.branch.repeatable or self.transaction.votes[position] is not Vote.UNKNOWN:
             return True
-        if leg.fate is not Fate.UNKNOWN and not leg.too_early:
+        if leg.fate is not _FATE_UNKNOWN and not leg.too_early:
             return True  # not told by times: in a millisecond many things happen in some order
         return sent_s >= self.expires_s + self._timings.grace_ms / 1000
 
     def _when_it_counts(self, leg: Leg, now_s: float) -> float:
-        if leg.fate is not Fate.UNKNOWN:
+        if leg.fate is not _FATE_UNKNOWN:
             return now_s
         return max(now_s, self.expires_s + self._timings.grace_ms / 1000)
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from coordinator.admission import Admission, Line, WayIn
+from coordinator.admission import Admission, WaitingLine, WayIn
 from coordinator.allowance import Allowance
 from coordinator.capacity import Capacity
 from coordinator.commands import Begin, Refuse, Resolve, encode
@@ -38,7 +38,7 @@ from coordinator.errors import (
 from coordinator.facts import Effect, Outcome, Transaction, resolution_of
 from coordinator.gateway import Gateway
 from coordinator.ids import is_valid_id
-from coordinator.inquiry import Decision, answer_inquiry
+from coordinator.inquiry import answer_inquiry
 from coordinator.live import Live, Progress, Waiting, is_reached
 from coordinator.log import FateUnknown, LogError, NotLeader, ReplicatedLog, proposed
 from coordinator.machine import Applied, Machine
@@ -48,6 +48,7 @@ from coordinator.records import record_of
 from coordinator.settings import Limits, Timings
 from coordinator.steps import Steps
 from coordinator.talks import Talks
+from participants.contract import Decision
 
 LOG = logging.getLogger("assent.driver")
 
@@ -113,7 +114,7 @@ class Driver:
         )
         self._capacity = Capacity(limits)
         self._admission = Admission()
-        self.line = Line(self._admission)
+        self.line = WaitingLine(self._admission)
         """Where batches and crowds wait for their turn to begin."""
         self._refusals = Allowance(REFUSES_PER_S)
         self._taking_up: asyncio.Handle | None = None
@@ -327,7 +328,7 @@ class Driver:
         epoch = self._leading()
         now_s = self._loop.time()
         live = Live(transaction.id, transaction.fingerprint, epoch, now_s)
-        self._talks.lives[transaction.id] = live
+        self._talks.adopt(live)
         self._talks.begin(live, transaction, took_over=True)
         return live
 
@@ -343,26 +344,23 @@ class Driver:
         epoch = self._leading()
         live = self._talks.lives.get(plan.id)
         transaction = self._machine.get(plan.id)
-        if live is None and transaction is None:
-            live = self._begin(plan, wait, epoch)
-        if transaction is not None and transaction.is_refusal:
-            future.set_result(transaction)
-            return
-        standing = live.fingerprint if live is not None else transaction and transaction.fingerprint
-        if standing != plan.fingerprint:
-            if live is not None and transaction is None:
+        if transaction is None:
+            if live is None:
+                self._begin(plan, wait, epoch).wait(wait, future)
+            elif live.fingerprint == plan.fingerprint:
+                live.wait(wait, future)
+            else:
                 # That `Begin` may be lost, and this content have been begun by a node that was
                 # asked before; "conflict" says that nothing was done.
                 live.when_begun(functools.partial(self._submit_again, plan, wait, future))
-                return
-            raise Conflict(f"id {plan.id} was begun with other content: use a new id", id=plan.id)
-        if transaction is not None and is_reached(transaction, wait):
+        elif transaction.is_refusal:
             future.set_result(transaction)
-            return
-        if live is None:
-            assert transaction is not None
-            live = self._take_up(transaction)
-        live.wait(wait, future)
+        elif transaction.fingerprint != plan.fingerprint:
+            raise Conflict(f"id {plan.id} was begun with other content: use a new id", id=plan.id)
+        elif is_reached(transaction, wait):
+            future.set_result(transaction)
+        else:
+            (live or self._take_up(transaction)).wait(wait, future)
 
     def _submit_again(self, plan: Plan, wait: Wait, future: Waiting) -> None:
         if not future.done():
@@ -387,7 +385,7 @@ class Driver:
         encoded = encode(command)
         live = Live(plan.id, plan.fingerprint, epoch, self._loop.time())
         live.traceparent = plan.traceparent
-        self._talks.lives[plan.id] = live
+        self._talks.adopt(live)
         self._capacity.beginning(participants)
         self._admission.beginning(plan.address)
         # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires

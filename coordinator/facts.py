@@ -69,6 +69,11 @@ class BranchState(enum.StrEnum):
 _PREPARE, _COMMIT = Operation.PREPARE, Operation.COMMIT
 
 
+def participant_of(url: str | None, prepare_url: str) -> str:
+    """The URL by which calls, limits and backlog of a branch there are counted."""
+    return url or prepare_url
+
+
 class Branch(NamedTuple):
     """A transaction's part at one participant.
 
@@ -105,8 +110,8 @@ class Branches(tuple[Branch, ...]):
 
     @functools.cached_property
     def participants(self) -> tuple[str, ...]:
-        """The URL of each, by which calls, limits and backlog are counted."""
-        return tuple([branch.url or branch.prepare_url for branch in self])
+        """See `participant_of`; in the order of the branches."""
+        return tuple([participant_of(branch.url, branch.prepare_url) for branch in self])
 
     @functools.cached_property
     def names(self) -> str:

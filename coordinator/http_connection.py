@@ -26,7 +26,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessage
 
 from coordinator import api_connection
-from coordinator.api_connection import LOG, READING, Common, Connection, Phase
+from coordinator.api_connection import LOG, READING, Common, Connection, Stage
 from coordinator.api_errors import ApiError, overloaded, too_large
 from coordinator.api_requests import REQUEST_HEADER, Answer, Later, Request, error_answer
 from coordinator.bodies import LARGE_BYTES
@@ -40,7 +40,7 @@ HEADERS = 128
 BATCH_BYTES = 1024 * 1024
 """Larger is only a batch, which is decoded piece by piece, after those that came before it."""
 
-_IDLE, _BODY, _DROPS = Phase.IDLE, Phase.BODY, Phase.DROPS  # looked up once
+_IDLE, _BODY, _DROPS = Stage.IDLE, Stage.BODY, Stage.DROPS  # looked up once
 _NEVER_FULL = 1 << 30
 
 
@@ -94,15 +94,15 @@ class HttpConnection(Connection):
                 return
             if messages:
                 self._begin(*messages[0])
-            elif self._phase in (_BODY, _DROPS):
+            elif self._stage in (_BODY, _DROPS):
                 self._read_body()
             elif (
-                data and self._phase is _IDLE
+                data and self._stage is _IDLE
             ):  # one that began behind a request: with its next byte
-                self._enter(Phase.HEAD, api_connection.HEAD_TIMEOUT_S)
-            if self._phase not in READING:
+                self._enter(Stage.HEAD, api_connection.HEAD_TIMEOUT_S)
+            if self._stage not in READING:
                 return
-            if self._phase is _IDLE and (data or messages):  # the parser may have another
+            if self._stage is _IDLE and (data or messages):  # the parser may have another
                 data = b""
                 left -= 1
                 if not left:
@@ -170,7 +170,7 @@ class HttpConnection(Connection):
     def _read_body(self) -> None:
         """Take what has come of it out of the parser."""
         piece = self._payload.read_nowait()
-        if self._phase is _DROPS:
+        if self._stage is _DROPS:
             if self._has_come():
                 self._free()
             return
@@ -254,7 +254,7 @@ class HttpConnection(Connection):
 
     def _refuse_bytes(self, error: HttpProcessingError) -> None:
         """What came is no HTTP. Anybody who reaches the port can send that: it fills no log."""
-        if self._phase is _DROPS:
+        if self._stage is _DROPS:
             self._linger()  # its request has been answered
             return
         LOG.debug("%s sent what is no HTTP: %r", self._transport.get_extra_info("peername"), error)

@@ -6,15 +6,8 @@ only after a `Refuse` of it has been applied: both are the driver's part.
 
 from __future__ import annotations
 
-import enum
-
 from coordinator.facts import Outcome, Transaction, is_ended_by_hand, outstanding
-
-
-class Decision(enum.StrEnum):
-    COMMIT = "commit"
-    ABORT = "abort"
-    PENDING = "pending"
+from participants.contract import Decision
 
 
 def answer_inquiry(transaction: Transaction, branch_id: str, fingerprint: str) -> Decision:

@@ -19,6 +19,11 @@ Waiting = asyncio.Future[Transaction]
 _NONE, _DECISION, _COMPLETION = Wait.NONE, Wait.DECISION, Wait.COMPLETION
 
 
+LOOK_AT = 16
+"""When so many wait for one transaction, those of them that gave up are let go of: usually one or
+two wait and nothing is looked at, and sixteen futures are little to keep."""
+
+
 class Progress(NamedTuple):
     """What the present leader knows of a branch beyond the record."""
 
@@ -60,7 +65,7 @@ class Live:
         self.prepares: dict[int, Call] = {}
         self.ends: dict[int, Call] = {}
         self._waiting: list[tuple[Wait, Waiting]] = []
-        self._look_at = 16  # when so many wait
+        self._look_at = LOOK_AT  # when so many wait
 
     @property
     def is_undecided(self) -> bool:
@@ -79,7 +84,7 @@ class Live:
         """
         if len(self._waiting) >= self._look_at:
             self._waiting = [each for each in self._waiting if not each[1].done()]
-            self._look_at = 16 + 2 * len(self._waiting)
+            self._look_at = LOOK_AT + 2 * len(self._waiting)
         self._waiting.append((wait, future))
 
     def when_begun(self, then: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import msgpack
@@ -40,6 +40,7 @@ from coordinator.facts import (
     Branches,
     State,
     Transaction,
+    is_ended_by_hand,
     outstanding,
     state_of,
 )
@@ -82,8 +83,8 @@ class Applied(NamedTuple):
     changed: bool
 
 
-class Epochs(NamedTuple):
-    """The answer to Epoch: the epoch in force."""
+class EpochInForce(NamedTuple):
+    """The answer to Epoch."""
 
     epoch: int
 
@@ -95,7 +96,7 @@ class Forgot(NamedTuple):
     forgotten: int
 
 
-Result = Applied | Epochs | Forgot | Refusal
+Result = Applied | EpochInForce | Forgot | Refusal
 
 
 class Page(NamedTuple):
@@ -142,17 +143,17 @@ class Machine:
             self.founding = self.founding or f"{command.node}-{command.now_ms}"
             if command.epoch > self.epoch:
                 self.epoch, self.leader = command.epoch, command.node
-            return Epochs(self.epoch)
+            return EpochInForce(self.epoch)
         if command.epoch != self.epoch:
             return Refusal.STALE_EPOCH
         if isinstance(command, Forget):
             return self._forget(command)
         standing = self.get(command.id)
-        expired = standing is None and self._is_expired(command.id)
+        expired = standing is None and self._lies_before_horizon(command.id)
         move = MOVES[type(command)][phase_of(standing, expired=expired)]
         return move if isinstance(move, Refusal) else _MOVES[move](self, command, standing)
 
-    def _is_expired(self, transaction_id: str) -> bool:
+    def _lies_before_horizon(self, transaction_id: str) -> bool:
         time_ms = time_of(transaction_id)
         return time_ms is not None and time_ms < self.horizon_ms
 
@@ -218,9 +219,8 @@ class Machine:
     def _resolve_branch(self, command: Resolve, standing: Transaction) -> Result:
         if command.branch_id is None:
             return Applied(standing, changed=False)
-        for resolution in standing.resolutions:
-            if resolution.branch_id == command.branch_id:
-                return Applied(standing, changed=False)
+        if is_ended_by_hand(standing, command.branch_id):
+            return Applied(standing, changed=False)
         positions = [i for i, b in enumerate(standing.branches) if b.branch_id == command.branch_id]
         if not positions:
             return Refusal.NO_SUCH_BRANCH
@@ -244,7 +244,7 @@ class Machine:
 
     def is_expired(self, transaction_id: str) -> bool:
         """Whether the id is not remembered and its time lies before the horizon."""
-        return self._is_expired(transaction_id) and self.get(transaction_id) is None
+        return self._lies_before_horizon(transaction_id) and self.get(transaction_id) is None
 
     def unfinished(self) -> Iterator[Transaction]:
         """In the order in which they began."""
@@ -339,12 +339,6 @@ class Machine:
     def restoring(self) -> Restoring:
         return Restoring(self)
 
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        restoring = self.restoring()
-        for chunk in chunks:
-            restoring.feed(chunk)
-        restoring.finish()
-
 
 class Restoring:
     """Implements `log.Restoring`: a second machine, which takes the first one's place when it is
@@ -381,10 +375,7 @@ class Restoring:
             self._built._finished.load(number, part)
             return
         for fields in part:
-            transaction = unpack_unfinished(fields)
-            self._built._unfinished[transaction.id] = transaction
-            self._built._backlog.changed(None, transaction)
-            self._built._payloads.changed(None, transaction)
+            self._built._store(None, unpack_unfinished(fields))
 
     def finish(self) -> None:
         built = self._built

@@ -24,6 +24,7 @@ from coordinator.courier import Answer
 from coordinator.driver import Figures
 from coordinator.facts import Outcome
 from coordinator.gateway import Call
+from coordinator.steps import Observer
 from participants.contract import Acknowledged, Failed, Operation, Voted, Working
 
 BACKLOG_PARTICIPANTS = 50
@@ -47,7 +48,7 @@ class LogFigures(NamedTuple):
     journal_syncs: int
 
 
-class Metrics:
+class Metrics(Observer):
     """The Observer of a node's driver."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -182,6 +183,8 @@ class LoopLag:
 
 
 class _Watched(Collector):
+    """What has a value at any time and is not counted: read anew whenever /metrics is."""
+
     def __init__(self, figures: Callable[[], Figures], log: Callable[[], LogFigures]) -> None:
         self._figures = figures
         self._log = log

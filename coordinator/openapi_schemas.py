@@ -16,9 +16,9 @@ from coordinator.api_shapes import (
     MAX_RESOLVE_REASON_CHARS,
 )
 from coordinator.facts import BranchState, Effect, Mode, State
-from coordinator.inquiry import Decision
 from coordinator.plan import Wait
 from coordinator.settings import Limits, Timings
+from participants.contract import Decision
 
 Schema = dict[str, Any]
 

@@ -6,7 +6,7 @@ import enum
 import functools
 from typing import NamedTuple
 
-from coordinator.facts import Branch, Branches, Mode
+from coordinator.facts import Branch, Branches, Mode, participant_of
 from coordinator.packed import REMEMBERED_SHAPES, SHORT_BYTES
 
 
@@ -66,4 +66,4 @@ class Plan(NamedTuple):
     @property
     def participants(self) -> list[str]:
         """See `Branches.participants`."""
-        return [url or prepare_url for _, url, prepare_url, _, _ in self.branches]
+        return [participant_of(url, prepare_url) for _, url, prepare_url, _, _ in self.branches]

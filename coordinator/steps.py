@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from coordinator.conversation import Leg
 from coordinator.facts import Outcome, Transaction
@@ -42,19 +42,8 @@ class Lines(tuple[Line, ...]):
         return "\n".join(f"{id_} {text}" for _, id_, text in self)
 
 
-class Observer(Protocol):
-    """Counts the steps; `coordinator/metrics.py` implements it. Durations are in seconds."""
-
-    def turned_away(self) -> None: ...
-    def began(self) -> None: ...
-    def decided(self, outcome: Outcome, seconds: float) -> None: ...
-    def finished(self, outcome: Outcome, seconds: float) -> None: ...
-    def retried(self, operation: Operation) -> None: ...
-    def took_over(self, count: int) -> None: ...
-
-
-class NoObserver:
-    """Counts nothing."""
+class Observer:
+    """What may be counted of the steps; this one counts nothing. Durations are in seconds."""
 
     def turned_away(self) -> None:
         pass
@@ -79,7 +68,7 @@ class Steps:
     """Says and counts what happens to transactions, on the event loop."""
 
     def __init__(self, observer: Observer | None = None) -> None:
-        self.observer: Observer = observer or NoObserver()
+        self.observer = observer or Observer()
         self._unwritten: list[Line] = []
 
     def began(self, transaction: Transaction) -> None:

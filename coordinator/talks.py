@@ -69,7 +69,7 @@ _PREPARE = Operation.PREPARE  # looked up once: 90 ns each time
 
 
 class Talks:
-    """`lives`: the transactions in this leader's hands, by id. The driver puts them in."""
+    """`lives`: the transactions in this leader's hands, by id."""
 
     def __init__(
         self,
@@ -93,6 +93,10 @@ class Talks:
         self._bell = Bell(self._wake)
         self._retries: Retries[Leg, Live] = Retries()
         self._loop = asyncio.get_running_loop()
+
+    def adopt(self, live: Live) -> None:
+        """Have it in hand from now on."""
+        self.lives[live.id] = live
 
     def drop_all(self, error: Callable[[str], Exception]) -> None:
         """Leadership has ended: forget all at once; withdraw what has not left, and tell those who

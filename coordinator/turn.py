@@ -1,4 +1,4 @@
-"""A place in the line of those that wait for room (`admission.Line`), and a future for its turn."""
+"""A place in the line of those that wait for room, and a future for its turn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 
-from coordinator.admission import Line, Queued
+from coordinator.admission import Queued, WaitingLine
 from coordinator.api_errors import at_capacity
 from coordinator.live import Waiting
 from coordinator.patience import Patience
@@ -23,7 +23,7 @@ class Turn:
     left, the room that it was promised counts as taken only by what it has begun.
     """
 
-    def __init__(self, line: Line, address: str, piece: int = 1, left: int = 1) -> None:
+    def __init__(self, line: WaitingLine, address: str, piece: int = 1, left: int = 1) -> None:
         self._loop = asyncio.get_running_loop()
         self.has_come: asyncio.Future[bool] = self._loop.create_future()
         self._line = line
@@ -39,7 +39,7 @@ class Turn:
 
 
 def begun_in_turn(
-    line: Line, address: str, patience: Patience, begin: Callable[[Waiting], object]
+    line: WaitingLine, address: str, patience: Patience, begin: Callable[[Waiting], object]
 ) -> Waiting:
     """A future that `begin` is given when its turn in the line has come; if that takes too long, it
     ends as a refusal."""

@@ -34,6 +34,14 @@ MAX_REASON_CHARS = 500
 """A participant's reason is kept in the replicated record; longer ones are cut."""
 
 
+class Decision(enum.StrEnum):
+    """What a participant in doubt is answered."""
+
+    COMMIT = "commit"
+    ABORT = "abort"
+    PENDING = "pending"
+
+
 class Vote(enum.StrEnum):
     """What is known of a branch's promise. A participant says the first three.
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -30,7 +29,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from participants.contract import BranchKey
+from participants.contract import BranchKey, Decision
 from participants.store import BranchRecord, StoreError
 from participants.streams import read_within
 
@@ -42,16 +41,8 @@ MAX_ANSWER_BYTES = 64 * 1024
 MAX_NODES_ASKED = 16
 MAX_SILENT_NODES = 1_000
 
-AskNode = Callable[[str, BranchRecord], Awaitable["Decision | None"]]
+AskNode = Callable[[str, BranchRecord], Awaitable[Decision | None]]
 """Ask one node (its base URL) about a branch. None: it said nothing that counts."""
-
-
-class Decision(enum.StrEnum):
-    """A coordinator's answer."""
-
-    COMMIT = "commit"
-    ABORT = "abort"
-    PENDING = "pending"
 
 
 @dataclass(frozen=True, slots=True)

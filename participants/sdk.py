@@ -44,12 +44,13 @@ from participants.clock import wall_clock_ms
 from participants.contract import (
     MAX_REASON_CHARS,
     BadMessage,
+    Decision,
     Declaration,
     Vote,
     encode_json,
 )
 from participants.endpoints import Reply, error_body, protocol_application
-from participants.inquiry import AskNode, Decision, Inquirer, InquirySettings
+from participants.inquiry import AskNode, Inquirer, InquirySettings
 from participants.logs import Gathered
 from participants.messages import (
     EndBranch,

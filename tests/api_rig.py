@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from coordinator import api_http
-from coordinator.admission import Admission, Line, WayIn
+from coordinator.admission import Admission, WaitingLine, WayIn
 from coordinator.api import Api, Check
 from coordinator.api_requests import Answer, Later
 from coordinator.api_shapes import read_submission
@@ -117,7 +117,7 @@ class ScriptedDriver:
         self.submitted: list[tuple[Plan, Wait]] = []
         self.futures: list[asyncio.Future[Transaction]] = []
         self.asked = asyncio.Event()
-        self.line = Line(Admission())
+        self.line = WaitingLine(Admission())
 
     def way_in(self, _transaction_id: object, address: str | None) -> WayIn:
         return WayIn.REFUSED if address is None else WayIn.AT_ONCE

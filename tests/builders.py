@@ -5,6 +5,7 @@ Nothing here decides anything: a rule that a test relies on is in the test.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from random import Random
 
 from coordinator.commands import (
@@ -116,6 +117,13 @@ def applied(machine: Machine, command: Command) -> Transaction:
 
 def snapshot(machine: Machine) -> list[bytes]:
     return list(machine.chunks(machine.view()))
+
+
+def restore(machine: Machine, chunks: Iterable[bytes]) -> None:
+    restoring = machine.restoring()
+    for chunk in chunks:
+        restoring.feed(chunk)
+    restoring.finish()
 
 
 def plan(

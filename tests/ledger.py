@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -54,12 +54,6 @@ class Ledger:
         yield msgpack.packb({"epoch": epoch, "founding": founding})
         for at in range(0, len(lines), 100):
             yield msgpack.packb(lines[at : at + 100])
-
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        restoring = self.restoring()
-        for chunk in chunks:
-            restoring.feed(chunk)
-        restoring.finish()
 
     def restoring(self) -> LedgerRestoring:
         return LedgerRestoring(self)

@@ -21,7 +21,6 @@ from cluster.raft.state import CoreLimits, Role
 from cluster.raft.wire import (
     MAX_FRAME_BYTES,
     Append,
-    Entry,
     Frames,
     PreVote,
     RaftMessage,
@@ -30,7 +29,7 @@ from cluster.raft.wire import (
 )
 from cluster.settings import RaftTimings
 from cluster.storage.disk import PosixDisk
-from cluster.storage.journal import Journal
+from cluster.storage.journal import Entry, Journal
 from cluster.storage.snapshots import SnapshotStore
 from tests.ledger import Ledger, put
 

@@ -13,7 +13,7 @@ import pytest
 from multidict import CIMultiDict
 
 from coordinator import api_transactions, errors, ids
-from coordinator.admission import Admission, Line
+from coordinator.admission import Admission, WaitingLine
 from coordinator.api import Check
 from coordinator.api_requests import Request
 from coordinator.api_shapes import MAX_AHEAD_MS, read_submission
@@ -940,7 +940,7 @@ def test_while_too_many_wait_to_begin_only_repeats_are_let_in() -> None:
     async def test() -> None:
         async with api_node() as node:
             await node.post(PATH, node.body("yes", id="t-1"))
-            node.driver.line = Line(Admission(target_s=1e-9, least=0))  # nobody may wait
+            node.driver.line = WaitingLine(Admission(target_s=1e-9, least=0))  # nobody may wait
             for body in (node.body("yes", id="t-2"), node.body("yes"), {"id": "\ud800"}):
                 raw = json.dumps(body).encode()
                 status, answer, headers = await node.request("POST", PATH, body=raw)

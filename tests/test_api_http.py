@@ -19,7 +19,7 @@ import pytest
 import uvloop
 
 from coordinator import api_connection, api_http, courier
-from coordinator.admission import Admission, Line, Rests
+from coordinator.admission import Admission, Rests, WaitingLine
 from coordinator.api import Api
 from coordinator.api_connection import Common
 from coordinator.api_http import Server
@@ -78,7 +78,7 @@ def test_a_connection_that_was_refused_for_load_rests_before_it_is_read_again(
     async def test() -> None:
         async with connected() as (node, reader, writer):
             loop = asyncio.get_running_loop()
-            node.driver.line = Line(Admission(target_s=1e-9, least=0))
+            node.driver.line = WaitingLine(Admission(target_s=1e-9, least=0))
             body = json.dumps(node.body()).encode()
             head = f"POST /v1/transactions HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}"
             began_s = loop.time()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator import batches, errors, turn
-from coordinator.admission import LEAST, Admission, Line, Queued
+from coordinator.admission import LEAST, Admission, Queued, WaitingLine
 from coordinator.api_errors import bad_field
 from coordinator.api_requests import Answer, Later, Request
 from coordinator.api_shapes import Submission, read_submission
@@ -40,7 +40,7 @@ class Door(Admission):
 def shut(node: ApiNode) -> Door:
     """From now on a batch of this node begins nothing."""
     door = Door()
-    node.driver.line = Line(door)
+    node.driver.line = WaitingLine(door)
     return door
 
 
@@ -95,7 +95,7 @@ def test_batches_take_turns_a_piece_each() -> None:
         driver.outcome = lambda _plan: errors.AtCapacity("full")
         async with api_node(scripted=driver) as node:
             door = Door()
-            driver.line = Line(door)
+            driver.line = WaitingLine(door)
             piece = BRANCHES_BEGUN // 3
             first = ask(node, [f"a-{n}" for n in range(2 * piece)])
             await until(lambda: len(driver.line) == 1)
@@ -202,7 +202,7 @@ def test_a_large_batch_lets_others_have_their_turn(*, is_full: bool) -> None:
         driver.outcome = lambda _plan: errors.AtCapacity("full")
         async with api_node(scripted=driver) as node:
             if is_full:
-                driver.line = Line(Door())
+                driver.line = WaitingLine(Door())
                 driver.line.wait(Queued(ADDRESS, 1, LEAST, lambda: None), 0.0)
             answering = ask(node, [f"t-{n}" for n in range(1_000)])
             turns, most, before = 0, 0, 0

@@ -28,11 +28,12 @@ from coordinator.conversation import (
     WithdrawPrepare,
 )
 from coordinator.facts import Outcome, outstanding
-from coordinator.inquiry import Decision, answer_inquiry
+from coordinator.inquiry import answer_inquiry
 from coordinator.machine import Applied
 from coordinator.settings import Timings
 from participants.contract import (
     Acknowledged,
+    Decision,
     Failed,
     Operation,
     PrepareAnswer,

@@ -39,11 +39,10 @@ from coordinator.errors import (
 )
 from coordinator.facts import Effect, Outcome, Transaction
 from coordinator.gateway import Call
-from coordinator.inquiry import Decision
 from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
 from coordinator.plan import Wait
 from coordinator.settings import Limits
-from participants.contract import PLAIN, Acknowledged, Failed, Operation, Vote, Voted
+from participants.contract import PLAIN, Acknowledged, Decision, Failed, Operation, Vote, Voted
 from tests.builders import BEGAN_MS, begin, branch, plan, uuid7
 from tests.driver_rig import SDK, Rig, down, play, silence, yes_to_all
 from tests.skipped_time import CLOCK_STARTS_S

@@ -14,9 +14,9 @@ from aiohttp import web
 
 from participants import inquiry
 from participants.branch import Branch, State
+from participants.contract import Decision
 from participants.inquiry import (
     MAX_NODES_ASKED,
-    Decision,
     Inquirer,
     InquirySettings,
     _Asked,

@@ -9,8 +9,8 @@ import pytest
 
 from coordinator.commands import Command, Refuse
 from coordinator.facts import Effect, Mode
-from coordinator.inquiry import Decision, answer_inquiry
-from participants.contract import Vote
+from coordinator.inquiry import answer_inquiry
+from participants.contract import Decision, Vote
 from tests.builders import (
     BEGAN_MS,
     EPOCH,

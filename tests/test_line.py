@@ -15,8 +15,8 @@ from coordinator.admission import (
     LEAST,
     TURN,
     Admission,
-    Line,
     Queued,
+    WaitingLine,
     WayIn,
 )
 
@@ -28,7 +28,7 @@ class Told:
     """Those in a line, by name, and in which order they were told."""
 
     def __init__(self, admission: Admission) -> None:
-        self.line = Line(admission)
+        self.line = WaitingLine(admission)
         self.names: list[str] = []
 
     def wait(

@@ -32,6 +32,7 @@ from tests.builders import (
     led_machine,
     record,
     resolve,
+    restore,
     snapshot,
     uuid7,
 )
@@ -53,7 +54,7 @@ def derived(machine: Machine) -> tuple[object, ...]:
 
 def derived_anew(machine: Machine) -> tuple[object, ...]:
     again = Machine()
-    again.restore(snapshot(machine))
+    restore(again, snapshot(machine))
     return derived(again)
 
 
@@ -87,7 +88,7 @@ def test_a_node_restored_at_random_points_comes_to_the_same_bytes(seed: int) -> 
             another = Machine()
             another.step(Epoch(99, 1, "what was there before must not shine through"))
             another.step(begin("old", epoch=99))
-            another.restore(snapshot(restored))
+            restore(another, snapshot(restored))
             restored = another
     assert snapshot(steady) == snapshot(restored)
     assert derived(steady) == derived(restored)
@@ -151,7 +152,7 @@ def test_no_command_in_any_state_raises_or_breaks_an_invariant(seed: int) -> Non
     watched.run(commands, 4_000)
     assert Outcome.COMMIT in watched.outcomes.values()
     assert Outcome.ABORT in watched.outcomes.values()
-    met = {"Applied", "Forgot", "Epochs", *(refusal.name for refusal in Refusal)}
+    met = {"Applied", "Forgot", "EpochInForce", *(refusal.name for refusal in Refusal)}
     assert watched.kinds == met, "the stream of commands is too tame to prove anything"
 
 
@@ -167,7 +168,7 @@ def test_the_watch_notices_a_machine_that_commits_without_every_vote(
 def test_the_watch_notices_a_machine_that_runs_an_expired_id_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Machine, "_is_expired", lambda _machine, _id: False)
+    monkeypatch.setattr(Machine, "_lies_before_horizon", lambda _machine, _id: False)
     watched = Watched()
     old = uuid7(BEGAN_MS, Random(1))
     watched.step(Epoch(EPOCH, 1, "n1"))
@@ -185,7 +186,7 @@ def test_the_first_epoch_is_the_founding_for_ever_also_through_a_snapshot() -> N
     assert machine.founding == "n2-1700000000000"
     another = Machine()
     another.step(Epoch(9, 1, "n3"))
-    another.restore(snapshot(machine))
+    restore(another, snapshot(machine))
     assert another.founding == "n2-1700000000000"
 
 
@@ -221,7 +222,7 @@ def test_the_unfinished_come_in_the_order_in_which_they_began_also_after_a_resto
     machine.step(acknowledge(0b11, "t3"))  # undecided: refused
     machine.step(resolve(None, "t9"))
     again = Machine()
-    again.restore(snapshot(machine))
+    restore(again, snapshot(machine))
     order = ["t5", "t3", "t9", "t1"]
     assert [t.id for t in machine.unfinished()] == [t.id for t in again.unfinished()] == order
 
@@ -232,7 +233,7 @@ def test_of_the_unfinished_all_come_back_however_many_chunks_they_fill() -> None
     chunks = snapshot(machine)
     assert len(chunks) == 1 + 3, "the header, two full chunks and the rest"
     again = Machine()
-    again.restore(chunks)
+    restore(again, chunks)
     assert list(again.unfinished()) == list(machine.unfinished())
 
 
@@ -280,7 +281,7 @@ def test_an_expired_id_is_refused_for_ever_whatever_comes() -> None:
         assert machine.get(old) is None
         assert snapshot(machine) == before
         again = Machine()
-        again.restore(before)
+        restore(again, before)
         machine = again
         machine.step(Epoch(EPOCH + 1, 1, "n2"))
         machine.step(Epoch(EPOCH, 1, "n2"))
@@ -313,7 +314,7 @@ def test_what_is_unfinished_or_was_resolved_by_hand_is_never_forgotten() -> None
     assert record(machine, "whole").finished_ms is not None
     assert machine.step(forget(1 << 47)) == Forgot(1 << 47, 0)
     again = Machine()
-    again.restore(snapshot(machine))
+    restore(again, snapshot(machine))
     assert again.step(forget(1 << 47)) == Forgot(1 << 47, 0)
     assert len(again.page().transactions) == 3
 
@@ -430,7 +431,7 @@ def test_records_left_behind_by_forgetting_are_listed_after_a_long_gap() -> None
     machine.step(forget(501))
     assert flat(pages(machine, 1)) == ["last", "second", "first"]
     again = Machine()
-    again.restore(snapshot(machine))
+    restore(again, snapshot(machine))
     assert flat(pages(again, 1)) == ["last", "second", "first"]
 
 

@@ -18,6 +18,7 @@ from tests.builders import (
     led_machine,
     record,
     resolve,
+    restore,
     snapshot,
 )
 
@@ -26,7 +27,7 @@ YES = Vote.YES
 
 def again(machine: Machine) -> Machine:
     restored = Machine()
-    restored.restore(snapshot(machine))
+    restore(restored, snapshot(machine))
     return restored
 
 

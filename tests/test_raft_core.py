@@ -14,10 +14,11 @@ from pysyncobj import SyncObj
 from cluster.errors import FailStop
 from cluster.raft import core as raft_core
 from cluster.raft import snapshots as raft_snapshots
+from cluster.raft.barriers import Barriers
 from cluster.raft.core import check_library
 from cluster.raft.entries import MEMBERS, decode_group, encode_group
 from cluster.raft.members import Configurations, decode_members, encode_members, is_one_change
-from cluster.raft.proposals import Barriers, ProposalLimits, Proposals
+from cluster.raft.proposals import ProposalLimits, Proposals
 from cluster.raft.state import CoreLimits, Role
 from cluster.raft.wire import (
     Append,

@@ -24,6 +24,7 @@ from tests.builders import (
     led_machine,
     record,
     resolve,
+    restore,
     snapshot,
 )
 from tests.test_machine import derived
@@ -55,7 +56,7 @@ def test_an_empty_machine_and_a_large_one_come_back_from_their_bytes() -> None:
     large = led_machine(*(begin(f"t{n}", of=1) for n in range(1_000)))
     for machine in (Machine(), large):
         again = Machine()
-        again.restore(iter(snapshot(machine)))
+        restore(again, iter(snapshot(machine)))
         assert snapshot(again) == snapshot(machine)
     assert len(snapshot(large)) > 2, "not all in one piece"
 
@@ -64,7 +65,7 @@ def test_a_restored_machine_gives_the_next_transaction_a_new_sequence_number() -
     gone = (begin("a"), decide((Vote.NO, Vote.UNSENT), "a", now_ms=500), Forget(EPOCH, 1, 501))
     machine = led_machine(*gone)
     again = Machine()
-    again.restore(snapshot(machine))
+    restore(again, snapshot(machine))
     assert applied(again, begin("b")) == applied(machine, begin("b"))
     assert record(again, "b").sequence == 2
 
@@ -156,14 +157,14 @@ def test_damaged_or_foreign_bytes_raise_value_error_and_leave_the_state(name: st
     machine = led_machine(begin("mine"))
     before, indexed = snapshot(machine), derived(machine)
     with pytest.raises(ValueError):  # noqa: PT011
-        machine.restore(iter(DAMAGED[name]))
+        restore(machine, iter(DAMAGED[name]))
     assert (snapshot(machine), derived(machine)) == (before, indexed)
 
 
 def test_a_snapshot_of_another_version_says_which_and_what_to_do() -> None:
     said = f"snapshot version 9, and this program knows {SNAPSHOT_VERSION}: start the program that"
     with pytest.raises(ValueError, match=said):
-        Machine().restore(iter(_header(GOOD, version=9)))
+        restore(Machine(), iter(_header(GOOD, version=9)))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -179,7 +180,7 @@ def test_random_damage_is_refused_as_a_value_error_or_not_noticed_but_nothing_el
         machine = led_machine(begin("mine"))
         before = snapshot(machine)
         try:
-            machine.restore(iter([bytes(chunk) for chunk in chunks]))
+            restore(machine, iter([bytes(chunk) for chunk in chunks]))
         except ValueError:
             refused += 1
             assert snapshot(machine) == before

@@ -92,9 +92,15 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add(
         "--clients",
         type=at_least_one,
+        metavar="N",
         help=f"each with one request under way; default {default.clients}",
     )
-    add("--rate", type=not_negative, help="requests per second, whatever is answered (open loop)")
+    add(
+        "--rate",
+        type=not_negative,
+        metavar="R",
+        help="requests per second, whatever is answered (open loop)",
+    )
     add("--seconds", type=seconds, help=f"of measuring; default {default.seconds:g}")
     add("--warm-up", type=not_negative, metavar="SECONDS", help=f"default {default.warm_up:g}")
     add("--participants-per-transaction", type=at_least_one, metavar="N", help="default 3")

@@ -39,9 +39,9 @@ from cluster.raft.members import encode_members, is_one_change
 from cluster.raft.ports import JournalPort, NoPoller, SerializerPort, TransportPort
 from cluster.raft.snapshots import Background, Snapshots, reconcile
 from cluster.raft.state import NEVER, CoreLimits, Role
-from cluster.raft.wire import Entry, RaftMessage
+from cluster.raft.wire import RaftMessage
 from cluster.settings import RaftTimings
-from cluster.storage.journal import Journal
+from cluster.storage.journal import Entry, Journal
 from cluster.storage.snapshots import SnapshotStore
 from coordinator.log import StateMachine
 

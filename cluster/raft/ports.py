@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from cluster.raft.wire import Entry
-from cluster.storage.journal import Journal
+from cluster.storage.journal import Entry, Journal
 
 
 class JournalPort:

@@ -28,9 +28,10 @@ from typing import Any, Final
 
 from cluster.errors import FailStop, Foreign, StorageError, TakenAway, in_words
 from cluster.raft import wire
+from cluster.raft.barriers import Barriers, fail_future
 from cluster.raft.core import RaftCore, Surroundings
 from cluster.raft.entries import encode_group
-from cluster.raft.proposals import Barriers, ProposalLimits, Proposals, Told, fail_future
+from cluster.raft.proposals import ProposalLimits, Proposals, Told
 from cluster.raft.snapshots import feeding
 from cluster.raft.state import CoreLimits, Role
 from cluster.raft.status import ReplicaStats, ReplicaStatus, peer_status, unknown_status

@@ -18,7 +18,8 @@ from typing import Final
 
 from cluster.errors import FailStop
 from cluster.raft.state import RaftState, Role
-from cluster.raft.wire import MAX_ENTRIES, Append, AppendReply, Entry, RaftMessage
+from cluster.raft.wire import MAX_ENTRIES, Append, AppendReply, RaftMessage
+from cluster.storage.journal import Entry
 
 log = logging.getLogger(__name__)
 

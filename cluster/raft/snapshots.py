@@ -23,8 +23,8 @@ from typing import Any, Final, TypeAlias
 from cluster.errors import Damaged, FailStop, Foreign
 from cluster.raft.replication import Replication
 from cluster.raft.state import Role
-from cluster.raft.wire import Append, AppendReply, Entry, SnapshotPiece, SnapshotReply
-from cluster.storage.journal import Journal
+from cluster.raft.wire import Append, AppendReply, SnapshotPiece, SnapshotReply
+from cluster.storage.journal import Entry, Journal
 from cluster.storage.snapshots import (
     Receiving,
     Sending,

@@ -26,6 +26,8 @@ from typing import Any, Final, TypeAlias
 
 import msgpack
 
+from cluster.storage.journal_format import Entry
+
 WIRE_VERSION: Final = 3
 """The first byte of every frame. A peer of another version is refused, and the log says which."""
 
@@ -49,9 +51,6 @@ _CHECK = struct.Struct(">I")
 _HEADER_BYTES: Final = _HEADER.size + _CHECK.size
 _ENTRY = struct.Struct(">QI")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-Entry: TypeAlias = tuple[bytes, int, int]
-"""One entry of the log: command, index, term."""
 
 
 class BadFrame(ValueError):

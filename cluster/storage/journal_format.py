@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import msgpack
 
 Entry = tuple[bytes, int, int]
-"""(command, index, term): the order that PySyncObj uses."""
+"""An entry of the log: (command, index, term), the order that PySyncObj uses."""
 
 Position = tuple[int, int]
 """(segment number, offset in it). Positions compare as places in the journal."""

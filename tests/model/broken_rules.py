@@ -24,14 +24,13 @@ from coordinator.conversation import Conversation, Fate, Leg
 from coordinator.driver import Driver
 from coordinator.facts import Outcome, Transaction
 from coordinator.indexes import _SEQUENCE, Timeline
-from coordinator.inquiry import Decision
 from coordinator.live import Live
 from coordinator.machine import _MOVES, Applied, Machine, Result
 from coordinator.moves import MOVES, Move, Phase
 from coordinator.plan import Plan, Wait
 from coordinator.talks import Talks
 from participants.branch import Branch, Cell, DoPrepare, Message, Row, State
-from participants.contract import Failed, PrepareAnswer, Vote, Working
+from participants.contract import Decision, Failed, PrepareAnswer, Vote, Working
 from participants.sdk import ParticipantSettings
 from participants.store import LocalTransaction
 from tests.model.services import CrashingStore

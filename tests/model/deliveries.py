@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from participants.branch import State as BranchState
-from participants.contract import Failed, Operation
-from participants.inquiry import Decision
+from participants.contract import Decision, Failed, Operation
 from tests.model.cases import PLAIN
 from tests.model.parts import Message, Parts
 from tests.model.services import (

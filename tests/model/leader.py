@@ -40,7 +40,6 @@ from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError
 from coordinator.facts import Outcome, Transaction
 from coordinator.gateway import Gateway as RealGateway
-from coordinator.inquiry import Decision
 from coordinator.live import Live as DriverLive
 from coordinator.log import LogError
 from coordinator.machine import Machine, Result
@@ -49,6 +48,7 @@ from coordinator.settings import Limits, Timings
 from coordinator.talks import Talks
 from participants.contract import (
     Acknowledged,
+    Decision,
     Failed,
     Operation,
     PrepareAnswer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from coordinator.commands import Acknowledge, Command, Decide, Epoch, Forget
 from coordinator.machine import Machine
 from coordinator.moves import Refusal
+from tests.builders import restore
 from tests.model.leader import BEGUN_MS, ID
 from tests.model.parts import Frozen, Parts
 
@@ -19,7 +20,7 @@ class Machines(Parts):
 
     def _thaw(self, number: int) -> Machine:
         machine = Machine()
-        machine.restore(iter(self._machines[number].chunks))
+        restore(machine, iter(self._machines[number].chunks))
         return machine
 
     def _stepped(self, machine: int, command: Command) -> tuple[int, int]:

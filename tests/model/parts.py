@@ -9,9 +9,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from coordinator.commands import Command
 from coordinator.facts import Outcome, Transaction
-from coordinator.inquiry import Decision
 from coordinator.machine import Result
-from participants.contract import Vote
+from participants.contract import Decision, Vote
 from tests.model.cases import Case
 from tests.model.leader import Live
 from tests.model.services import FRESH, Answer, Service

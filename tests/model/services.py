@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from participants.branch import Branch, End, State
 from participants.contract import (
+    Decision,
     EndAnswer,
     Operation,
     PrepareAnswer,
@@ -23,7 +24,6 @@ from participants.contract import (
     read_prepare_answer,
 )
 from participants.endpoints import Reply
-from participants.inquiry import Decision
 from participants.memory_store import MemoryStore, MemoryTable
 from participants.messages import EndBranch, Received, read_end, read_prepare
 from participants.sdk import Participant, ParticipantSettings, Resource, Work

@@ -25,11 +25,10 @@ Every step of a component is computed once for each input of it; the rest is num
 from __future__ import annotations
 
 from coordinator.commands import Epoch
-from coordinator.inquiry import Decision
 from coordinator.machine import Machine
 from participants.branch import ENDED
 from participants.branch import State as BranchState
-from participants.contract import Vote
+from participants.contract import Decision, Vote
 from participants.sdk import ParticipantSettings
 from tests.model.cases import PLAIN, Case
 from tests.model.checks import Checks

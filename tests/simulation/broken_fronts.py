@@ -11,8 +11,8 @@ from unittest.mock import patch
 import coordinator.courier
 import participants.contract
 from cluster.errors import DiskFailed
+from cluster.raft.barriers import _Asked
 from cluster.raft.core import RaftCore
-from cluster.raft.proposals import _Asked
 from cluster.raft.replica import Replica
 from cluster.raft.state import Role
 from cluster.raft.wire import VoteReply

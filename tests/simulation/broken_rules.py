@@ -28,14 +28,13 @@ from coordinator.commands import Acknowledge, Command, Epoch
 from coordinator.conversation import Conversation
 from coordinator.driver import Driver
 from coordinator.facts import Outcome
-from coordinator.inquiry import Decision, answer_inquiry
+from coordinator.inquiry import answer_inquiry
 from coordinator.machine import Machine, Result
 from coordinator.plan import Plan
 from coordinator.sweep import Sweep
 from coordinator.table import Table
-from participants import inquiry
 from participants.branch import ENDED, End, State
-from participants.contract import Acknowledged, Vote
+from participants.contract import Acknowledged, Decision, Vote
 from participants.inquiry import Inquirer
 from participants.messages import EndBranch, Prepare, read_time_ms
 from participants.store import BranchRecord
@@ -342,7 +341,7 @@ def prepared_expires(original: Any, participant: Any, message: Prepare, local: A
 
 async def silence_is_abort(original: Any, inquirer: Inquirer, *arguments: Any) -> Any:
     """A participant in doubt that gets no answer takes that for one."""
-    return await original(inquirer, *arguments) or inquiry.Decision.ABORT
+    return await original(inquirer, *arguments) or Decision.ABORT
 
 
 async def answer_before_sync(original: Any, store: SimStore, works: Any) -> list[Any]:

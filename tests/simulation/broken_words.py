@@ -19,7 +19,6 @@ from cluster.client.calls import HttpAnswer
 from cluster.raft.core import RaftCore
 from cluster.storage.journal import Journal
 from cluster.storage.journal_segments import Segments
-from coordinator import inquiry
 from coordinator.commands import Resolve
 from coordinator.conversation import Conversation, Leg, ProposeDecision
 from coordinator.courier import Delivery
@@ -28,8 +27,8 @@ from coordinator.facts import Transaction
 from coordinator.machine import _MOVES, Machine, Restoring, Result
 from coordinator.moves import Move, Refusal
 from coordinator.records import branch_ended_by_hand
-from participants.contract import Failed
-from participants.inquiry import MAX_ANSWER_BYTES, Decision, read_decision
+from participants.contract import Decision, Failed
+from participants.inquiry import MAX_ANSWER_BYTES, read_decision
 from participants.store import BranchRecord
 from participants.streams import read_within
 
@@ -174,14 +173,14 @@ def never_too_early(original: Any, talk: Conversation, leg: Leg, answer: Any) ->
 def other_work_waits(original: Any, transaction: Transaction, branch: str, fingerprint: str) -> Any:
     """Whose id stands for other work is told to wait for that."""
     if transaction.fingerprint != fingerprint:
-        return inquiry.Decision.PENDING
+        return Decision.PENDING
     return original(transaction, branch, fingerprint)
 
 
 async def expired_waits(original: Any, driver: Driver, id: str, *branch: str) -> Any:
     """Whose id is too old is told to wait."""
     if driver._machine.is_expired(id):
-        return inquiry.Decision.PENDING
+        return Decision.PENDING
     return await original(driver, id, *branch)
 
 

@@ -23,7 +23,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from coordinator import api_requests
-from coordinator.api_connection import Common, Connection, Phase
+from coordinator.api_connection import Common, Connection, Stage
 from coordinator.api_requests import REQUEST_HEADER
 from coordinator.http_connection import HttpConnection
 from tests.simulation.astray import is_struck, lost_its_way, passed_no_answer_on
@@ -77,12 +77,12 @@ class _ApiConnection(Connection):
 
     def message_received(self, request: Request) -> None:
         self._waiting.append(request)
-        if self._phase is Phase.IDLE:
+        if self._stage is Stage.IDLE:
             self._read_on(b"")
 
     def _read_on(self, data: bytes) -> None:
         assert not data
-        while self._phase is Phase.IDLE and self._waiting:
+        while self._stage is Stage.IDLE and self._waiting:
             method, target, headers, body = self._waiting.popleft()
             endpoint = cast("Endpoint", self._transport)
             if is_struck(endpoint):

@@ -2,6 +2,10 @@
 
 A checker is believed when it has caught these. `hunt` runs seeds, the same for every mutant, until
 one of them shows a violation, and says which invariant noticed it.
+
+Many replace private methods, in strings here and in `broken_*.py`, which no type checker follows:
+who renames one looks for its name there, and `test_every_planted_bug_fits_what_it_replaces` says
+what was left behind.
 """
 
 from __future__ import annotations
