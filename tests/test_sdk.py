@@ -393,6 +393,39 @@ def test_no_tombstone_is_dropped_by_a_clock_that_was_just_set(
     run(scenario, tmp_path, settings=settings, now_ms=lambda: next(a_day_later_each_time))
 
 
+def test_no_tombstone_is_dropped_by_a_clock_that_messages_saw_otherwise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a day ahead at each look, and right while messages are received."""
+    day_ms = 86_400_000
+    settings = ParticipantSettings(
+        tombstones_kept_ms=60_000, sweep_every_s=0.2, inquiry=QUIET.inquiry
+    )
+    now = [2 * day_ms]
+    receives = Participant.receive
+
+    async def receive(participant: Participant[Any], messages: Any) -> Any:
+        now[0] = day_ms
+        try:
+            return await receives(participant, messages)
+        finally:
+            now[0] = 2 * day_ms
+
+    monkeypatch.setattr(Participant, "receive", receive)
+
+    async def scenario(r: Rig) -> None:
+        async def asked_again_until_looked_at() -> bool:
+            await r.call.rollback("t2")
+            return caplog.text.count("the clock was set") > 1
+
+        await r.call.rollback("t1")
+        caplog.clear()
+        await until(asked_again_until_looked_at)
+        assert await r.states() == {"rolled_back": 2}
+
+    run(scenario, tmp_path, settings=settings, now_ms=lambda: now[0])
+
+
 def test_a_sweep_of_tombstones_that_fails_in_any_way_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

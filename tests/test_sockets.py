@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
 
 import pytest
@@ -32,3 +34,18 @@ def test_a_system_that_lacks_the_options_does_without(monkeypatch: pytest.Monkey
     with socket.socket() as sock:
         told(sock)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_a_connection_that_is_accepted_while_its_server_closes_is_nobodys_failure() -> None:
+    """Of the tests' own (tests/conftest.py): this one fails without it, in 3.11."""
+
+    async def closing() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        with socket.create_connection(server.sockets[0].getsockname()):
+            loop.call_soon(loop.call_soon, server.close)  # accepted, and not yet served
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+    asyncio.run(closing())
+    gc.collect()
