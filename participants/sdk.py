@@ -226,7 +226,8 @@ class Participant(Generic[T]):
 
     async def receive(self, messages: Sequence[Received]) -> list[Reply]:
         """Carry out independent messages; the replies are in order, and true after any crash."""
-        self._least_clock_ms = min(self._least_clock_ms, self._clock_ms())
+        if self._sweeping is not None:
+            self._least_clock_ms = min(self._least_clock_ms, self._clock_ms())
         works = [
             partial(self._prepare, message)
             if isinstance(message, Prepare)
