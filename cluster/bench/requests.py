@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
+
+from participants.clock import wall_clock_ms
 
 KINDS = 256
 
@@ -76,7 +77,7 @@ class RequestMaker:
         self._salt = f"8{random.getrandbits(12):03x}"
 
     def __call__(self, started: float, batch: int) -> Request:
-        millisecond = f"{time.time_ns() // 1_000_000:012x}"
+        millisecond = f"{wall_clock_ms():012x}"
         prefix = f"{millisecond[:8]}-{millisecond[8:]}-7000-{self._salt}-"
         ids, parts, commits = [], [], 0
         for _ in range(batch):
