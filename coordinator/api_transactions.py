@@ -165,6 +165,9 @@ class Transactions:
         if way is WayIn.AT_ONCE:
             submission = self._read(value, traceparent, request.address)
             future = self._driver.submit(submission.plan, submission.wait)
+        elif way is WayIn.IN_ORDER:
+            submission = self._read(value, traceparent, request.address)
+            future = self._driver.submit_in_order(submission.plan, submission.wait)
         else:
             submission = self._read(value, traceparent)
             begin = functools.partial(self._driver.submit, submission.plan, submission.wait)

@@ -20,6 +20,7 @@ import functools
 import logging
 from collections.abc import Callable
 from random import Random
+from time import thread_time
 from typing import NamedTuple
 
 from coordinator.admission import Admission, WaitingLine, WayIn
@@ -113,9 +114,9 @@ class Driver:
             steps=self._steps,
         )
         self._capacity = Capacity(limits)
-        self._admission = Admission()
+        self._admission = Admission(spent_s=thread_time)
         self.line = WaitingLine(self._admission)
-        """Where batches and crowds wait for their turn to begin."""
+        """Where those wait that find no room to begin."""
         self._refusals = Allowance(REFUSES_PER_S)
         self._taking_up: asyncio.Handle | None = None
         self._draining = False
@@ -139,15 +140,19 @@ class Driver:
             future.exception()  # who asked may have gone: not an error of ours
         return future
 
+    def submit_in_order(self, plan: Plan, wait: Wait) -> Waiting:
+        """Like `submit`, as soon as there is room for it."""
+        future: Waiting = self._loop.create_future()
+        self.line.wait_alone(functools.partial(self._submit_again, plan, wait, future))
+        return future
+
     def way_in(self, transaction_id: object, address: str | None) -> WayIn:
         """How a submission from there comes in; `transaction_id`: what it gives as its id.
 
         Asked before the rest of it is read, for a refusal must be cheap. `address` is None for an
         element of a batch of which no more are let in; but repeats of what is known always are.
         """
-        way = _REFUSED
-        if address is not None:
-            way = self.line.way_in(self._loop.time(), address)
+        way = _REFUSED if address is None else self.line.way_in(self._loop.time(), address)
         if way is _AT_ONCE or (is_valid_id(transaction_id) and self.knows(transaction_id)):
             return _AT_ONCE
         if way is _REFUSED:

@@ -109,6 +109,16 @@ class SwitchedLog(MemoryLog):
         self.leader = leader
 
 
+class Closed(Admission):
+    """Nobody begins, and nobody may wait for it."""
+
+    def has_room(self) -> bool:
+        return False
+
+    def may_wait(self, others: int, now_s: float) -> bool:  # noqa: ARG002
+        return False
+
+
 class ScriptedDriver:
     """Says what it is told to: `outcome` is a transaction, an error, or None for no answer ever."""
 

@@ -5,6 +5,7 @@ The log is played by a queue that applies so many a second, in groups, each afte
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections import deque
 from typing import NamedTuple
@@ -14,9 +15,13 @@ import pytest
 from coordinator.admission import (
     LEAST,
     LONGEST_REST_S,
+    ROOM_LEAST,
+    ROOM_MOST,
     TARGET_S,
     Admission,
     Rests,
+    WaitingLine,
+    WayIn,
 )
 
 GROUP_S = 0.01
@@ -33,15 +38,31 @@ class Played(NamedTuple):
 
 
 class Everyone(Admission):
-    """The rule broken: everybody is let in."""
+    """The rule broken: whoever comes waits."""
 
-    def admits(self, now_s: float) -> bool:  # noqa: ARG002
+    def may_wait(self, others: int, now_s: float) -> bool:  # noqa: ARG002
         return True
 
 
+class Spent:
+    """The processor's time of a thread, as it is told."""
+
+    def __init__(self) -> None:
+        self.s = 0.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
 def play(admission: Admission, *, capacity: float, offered: float) -> Played:
-    """`offered` a second, evenly; what waits is applied in order, every `GROUP_S`."""
+    """`offered` a second, evenly; what began is applied in order, every `GROUP_S`."""
+    line = WaitingLine(admission)
     waiting: deque[float] = deque()
+
+    def begin(came_s: float) -> None:
+        admission.beginning(ADDRESS)
+        waiting.append(came_s)
+
     due = done = 0.0
     asked = refused = applied = 0
     longest_s = 0.0
@@ -52,18 +73,21 @@ def play(admission: Admission, *, capacity: float, offered: float) -> Played:
         for _ in range(int(due)):
             due -= 1
             asked += counted
-            if admission.admits(now):
-                admission.beginning(ADDRESS)
-                waiting.append(now)
-            else:
-                refused += counted
-        done = min(done + capacity * GROUP_S, len(waiting) + 1)
+            match line.way_in(now, ADDRESS):
+                case WayIn.AT_ONCE:
+                    begin(now)
+                case WayIn.IN_ORDER:
+                    line.wait_alone(functools.partial(begin, now))
+                case _:
+                    refused += counted
+        done = min(done + capacity * GROUP_S, admission.waiting + 1)
         for _ in range(min(int(done), len(waiting))):
             done -= 1
-            began = waiting.popleft()
+            came_s = waiting.popleft()
             admission.begun(ADDRESS, now + GROUP_S)
             applied += counted
-            longest_s = max(longest_s, (now + GROUP_S - began) if counted else 0.0)
+            longest_s = max(longest_s, (now + GROUP_S - came_s) if counted else 0.0)
+        line.call(now + GROUP_S)
     return Played(applied / (SECONDS * 0.75), refused / max(1, asked), longest_s)
 
 
@@ -74,7 +98,7 @@ def test_over_capacity_as_much_is_done_and_nobody_waits_long(
 ) -> None:
     played = play(Admission(), capacity=capacity, offered=factor * capacity)
     assert played.per_s >= 0.98 * capacity
-    assert played.longest_s <= max(1.5 * TARGET_S, LEAST / capacity) + 2 * GROUP_S
+    assert played.longest_s <= max(1.5 * TARGET_S, (LEAST + ROOM_MOST) / capacity) + 2 * GROUP_S
     assert played.refused == pytest.approx(1 - 1 / factor, abs=0.02)
 
 
@@ -94,17 +118,22 @@ def test_a_slow_log_is_no_reason_to_close() -> None:
     """As many as `LEAST` may wait, however slow it is."""
     played = play(Admission(), capacity=100.0, offered=1_000.0)
     assert played.per_s == pytest.approx(100.0, rel=0.02)
-    assert played.longest_s <= LEAST / 100.0 + 0.1
+    assert played.longest_s <= (LEAST + ROOM_MOST) / 100.0 + 0.1
 
 
 def test_an_idle_node_takes_a_burst_and_no_more() -> None:
     admission = Admission(least=10)
-    for _ in range(10):
-        assert admission.admits(1_000.0)
+    line = WaitingLine(admission)
+    for _ in range(ROOM_LEAST):
+        assert line.way_in(0.0, ADDRESS) is WayIn.AT_ONCE
         admission.beginning(ADDRESS)
-    assert not admission.admits(1_000.0)
-    admission.begun(ADDRESS, 1_000.0)
-    assert admission.admits(1_000.0)
+    for _ in range(10):
+        assert line.way_in(0.0, ADDRESS) is WayIn.IN_ORDER
+        line.wait_alone(functools.partial(admission.beginning, ADDRESS))
+    assert line.way_in(0.0, ADDRESS) is WayIn.REFUSED
+    admission.begun(ADDRESS, 0.0)
+    line.call(0.0)
+    assert line.way_in(0.0, ADDRESS) is WayIn.IN_ORDER
 
 
 def test_while_the_log_stands_still_what_it_did_before_counts_no_more() -> None:
@@ -112,28 +141,8 @@ def test_while_the_log_stands_still_what_it_did_before_counts_no_more() -> None:
     for _ in range(100):
         admission.beginning(ADDRESS)
         admission.begun(ADDRESS, 5.0)
-    for _ in range(50):
-        admission.beginning(ADDRESS)
-    assert admission.admits(5.5)  # a hundred were applied within the last second
-    assert not admission.admits(7.5)  # and none within this one
-    assert admission.waiting == 50
-
-
-def test_a_faster_log_makes_room_for_more() -> None:
-    admission = Admission(target_s=1.0, least=10)
-    allowed = []
-    for second in range(1, 5):
-        while admission.admits(float(second)):
-            admission.beginning(ADDRESS)
-        allowed.append(admission.waiting)
-        for _ in range(admission.waiting):
-            admission.begun(ADDRESS, second + 0.5)
-            if admission.admits(second + 0.5):
-                admission.beginning(ADDRESS)
-        for _ in range(admission.waiting):
-            admission.begun(ADDRESS, second + 0.6)
-    assert allowed == sorted(allowed)
-    assert allowed[-1] > allowed[0]
+    assert admission.may_wait(50, 5.5)  # a hundred were applied within the last second
+    assert not admission.may_wait(50, 7.5)  # and none within this one
 
 
 def test_what_the_log_would_not_take_is_no_sign_of_its_speed() -> None:
@@ -141,9 +150,53 @@ def test_what_the_log_would_not_take_is_no_sign_of_its_speed() -> None:
     for _ in range(100):
         admission.beginning(ADDRESS)
         admission.begun(ADDRESS, 5.0, applied=False)
-    for _ in range(10):
-        admission.beginning(ADDRESS)
-    assert not admission.admits(5.5)
+    assert not admission.may_wait(10, 5.5)
+
+
+# --- how much room there is -----------------------------------------------------------------------
+
+
+def spans(admission: Admission, spent: Spent, busy: float, *, full: bool) -> int:
+    """How much room there is after ten spans in which the thread was that busy."""
+    began_s = admission._span_began_s
+    for span in range(1, 11):
+        spent.s += busy * TARGET_S
+        for _ in range(admission._room if full else admission._room // 2):
+            admission.beginning(ADDRESS)
+        for _ in range(admission.waiting):
+            admission.begun(ADDRESS, began_s + span * TARGET_S)
+    return admission._room
+
+
+def test_there_is_more_room_where_the_node_has_time_left_and_it_is_used() -> None:
+    spent = Spent()
+    admission = Admission(spent_s=spent)
+    assert spans(admission, spent, 0.3, full=False) == ROOM_LEAST
+    assert spans(admission, spent, 0.3, full=True) == ROOM_MOST
+    assert spans(admission, spent, 0.9, full=True) == ROOM_LEAST
+
+
+def test_a_log_that_takes_long_is_kept_busy() -> None:
+    """Each entry takes a fifth of a second, whatever is in it: with the least room at a time, no
+    more than that came of it.
+    """
+    admission = Admission()
+    line, waiting, applied = WaitingLine(admission), 0, 0
+    for turn in range(50):
+        now_s = turn * 0.2
+        for _ in range(2_000):
+            match line.way_in(now_s, ADDRESS):
+                case WayIn.AT_ONCE:
+                    admission.beginning(ADDRESS)
+                case WayIn.IN_ORDER:
+                    line.wait_alone(functools.partial(admission.beginning, ADDRESS))
+        waiting = admission.waiting
+        for _ in range(waiting):
+            admission.begun(ADDRESS, now_s + 0.2)
+        applied += waiting
+        line.call(now_s + 0.2)
+    assert waiting == ROOM_MOST
+    assert applied > 40 * ROOM_MOST
 
 
 def test_of_an_address_of_which_nothing_waits_nothing_is_kept() -> None:
@@ -156,12 +209,12 @@ def test_of_an_address_of_which_nothing_waits_nothing_is_kept() -> None:
 
 
 def test_what_a_leadership_left_waiting_is_forgotten() -> None:
-    admission = Admission(least=3)
-    for _ in range(3):
+    admission = Admission()
+    for _ in range(ROOM_LEAST):
         admission.beginning(ADDRESS)
-    assert not admission.admits(1.0)
+    assert not admission.has_room()
     admission.forget()
-    assert admission.admits(1.0)
+    assert admission.has_room()
     assert admission.waiting == 0
 
 

@@ -13,14 +13,22 @@ import pytest
 from multidict import CIMultiDict
 
 from coordinator import api_transactions, errors, ids
-from coordinator.admission import Admission, WaitingLine
+from coordinator.admission import WaitingLine
 from coordinator.api import Check
 from coordinator.api_requests import Request
 from coordinator.api_shapes import MAX_AHEAD_MS, read_submission
 from coordinator.commands import Epoch, encode
 from coordinator.log import FateUnknown, NotApplied, NotLeader, Overloaded
 from coordinator.settings import Limits, Timings
-from tests.api_rig import ScriptedDriver, answered, api_node, error_of, now_ms, run
+from tests.api_rig import (
+    Closed,
+    ScriptedDriver,
+    answered,
+    api_node,
+    error_of,
+    now_ms,
+    run,
+)
 from tests.builders import begin, uuid7
 
 PATH = "/v1/transactions"
@@ -940,7 +948,7 @@ def test_while_too_many_wait_to_begin_only_repeats_are_let_in() -> None:
     async def test() -> None:
         async with api_node() as node:
             await node.post(PATH, node.body("yes", id="t-1"))
-            node.driver.line = WaitingLine(Admission(target_s=1e-9, least=0))  # nobody may wait
+            node.driver.line = WaitingLine(Closed())
             for body in (node.body("yes", id="t-2"), node.body("yes"), {"id": "\ud800"}):
                 raw = json.dumps(body).encode()
                 status, answer, headers = await node.request("POST", PATH, body=raw)

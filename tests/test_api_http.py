@@ -19,13 +19,13 @@ import pytest
 import uvloop
 
 from coordinator import api_connection, api_http, courier
-from coordinator.admission import Admission, Rests, WaitingLine
+from coordinator.admission import Rests, WaitingLine
 from coordinator.api import Api
 from coordinator.api_connection import Common
 from coordinator.api_http import Server
 from coordinator.http_connection import HttpConnection
 from coordinator.settings import Limits
-from tests.api_rig import PATIENCE_S, ApiNode, api_node, error_of, run
+from tests.api_rig import PATIENCE_S, ApiNode, Closed, api_node, error_of, run
 from tests.connection_rig import LARGE, FakeApi, Wire, read
 from tests.test_http_connection import get
 
@@ -78,7 +78,7 @@ def test_a_connection_that_was_refused_for_load_rests_before_it_is_read_again(
     async def test() -> None:
         async with connected() as (node, reader, writer):
             loop = asyncio.get_running_loop()
-            node.driver.line = WaitingLine(Admission(target_s=1e-9, least=0))
+            node.driver.line = WaitingLine(Closed())
             body = json.dumps(node.body()).encode()
             head = f"POST /v1/transactions HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}"
             began_s = loop.time()

@@ -405,3 +405,74 @@ def test_one_of_a_crowd_is_told_when_leadership_ends() -> None:
             assert (answer.status, error_of(json.loads(answer.body))["code"]) == (503, "no_leader")
 
     run(test())
+
+
+# --- who comes alone, and finds no room -----------------------------------------------------------
+
+
+class Full(Admission):
+    """There is room for as many as it is told."""
+
+    room = 0
+
+    def has_room(self) -> bool:
+        self.room -= 1
+        return self.room >= 0
+
+
+def full(node: ApiNode) -> Full:
+    """From now on nobody finds room."""
+    admission = Full()
+    node.driver.line = WaitingLine(admission)
+    return admission
+
+
+def test_who_finds_no_room_begins_when_there_is_some() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            admission = full(node)
+            first, second = (
+                asyncio.ensure_future(answered(ask_alone(node, name))) for name in ("a-1", "a-2")
+            )
+            await asyncio.sleep(0)
+            assert (len(node.driver.line), node.driver.live_count) == (2, 0)
+            admission.room = 1
+            node.driver.line.call(0.0)
+            assert json.loads((await first).body)["outcome"] == "committed"
+            assert node.machine.get("a-2") is None
+            admission.room = 1
+            node.driver.line.call(0.0)
+            assert json.loads((await second).body)["outcome"] == "committed"
+            assert len(node.driver.line) == 0
+
+    run(test())
+
+
+def test_who_has_gone_before_there_was_room_is_not_begun() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            admission = full(node)
+            gone = ask_alone(node, "a-1")
+            assert isinstance(gone, Later)
+            gone.future.cancel()
+            admission.room = 1
+            node.driver.line.call(0.0)
+            await asyncio.sleep(0)
+            assert (len(node.driver.line), node.driver.live_count) == (0, 0)
+            assert node.machine.get("a-1") is None
+
+    run(test())
+
+
+def test_who_waits_for_room_is_told_when_leadership_ends() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            admission = full(node)
+            asking = asyncio.ensure_future(answered(ask_alone(node, "a-1")))
+            await asyncio.sleep(0)
+            admission.room = 1
+            node.log.stop_leading()
+            answer = await asking
+            assert (answer.status, error_of(json.loads(answer.body))["code"]) == (503, "no_leader")
+
+    run(test())

@@ -5,6 +5,7 @@ The log is played by a queue that applies so many in each group.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 
 import pytest
@@ -13,6 +14,7 @@ from coordinator.admission import (
     ALONE_S,
     IN_TURN_LEAST,
     LEAST,
+    ROOM_LEAST,
     TURN,
     Admission,
     Queued,
@@ -187,6 +189,24 @@ def test_who_asks_for_little_does_not_wait_for_all_that_another_address_has_wait
     assert told.names.index("x") <= TURN
 
 
+def test_those_that_came_alone_begin_in_their_order_and_before_the_line() -> None:
+    admission = Admission()
+    told = Told(admission)
+    fill(admission, ROOM_LEAST)
+    told.wait("batch")
+    for name in "abc":
+        assert told.line.way_in(0.0, A) is WayIn.IN_ORDER
+        told.line.wait_alone(functools.partial(told.names.append, name))
+    told.line.call(0.0)
+    assert told.names == []
+    assert len(told.line) == 4
+    admission.begun(None, 0.0)
+    assert told.line.way_in(0.0, A) is WayIn.IN_ORDER  # others came before
+    told.line.call(0.0)
+    assert "".join(told.names) == "abc"
+    assert told.line.way_in(0.0, A) is WayIn.AT_ONCE
+
+
 # --- how long the line may be ---------------------------------------------------------------------
 
 
@@ -223,7 +243,7 @@ def test_beside_those_that_come_alone_few_begin_at_a_time_and_else_as_many_as_an
     assert admission.has_room_in_turn(10.0 + ALONE_S)
     asked(admission, C, 30.0)
     assert not admission.has_room_in_turn(30.0)
-    assert admission.admits(30.0)
+    assert admission.has_room()
 
 
 def test_many_that_come_alone_do_not_keep_those_in_line_from_beginning() -> None:
@@ -320,8 +340,8 @@ def test_crowds_among_themselves_begin_as_much_as_any() -> None:
 class Unlined(Admission):
     """The rule broken: what stands in line begins like any other."""
 
-    def has_room_in_turn(self, now_s: float, promised: int = 0) -> bool:
-        return self.admits(now_s) and not promised
+    def has_room_in_turn(self, now_s: float, promised: int = 0) -> bool:  # noqa: ARG002
+        return self.has_room() and not promised
 
 
 class Untold(Admission):
@@ -343,11 +363,17 @@ def longest_wait_s(admission: Admission, *, clients: int) -> float:
     waits_s = []
 
     def ask(name: str, address: str, now_s: float) -> None:
-        if told.line.way_in(now_s, address) is WayIn.IN_TURN:
-            places[name] = told.wait(name, address=address, piece=1, left=1, now_s=now_s)
-        else:
-            admission.beginning(address)
-            queue.append((name, address, now_s))
+        match told.line.way_in(now_s, address):
+            case WayIn.IN_TURN:
+                places[name] = told.wait(name, address=address, piece=1, left=1, now_s=now_s)
+            case WayIn.IN_ORDER:
+                told.line.wait_alone(functools.partial(begin, name, address, now_s))
+            case _:
+                begin(name, address, now_s)
+
+    def begin(name: str, address: str, now_s: float) -> None:
+        admission.beginning(address)
+        queue.append((name, address, now_s))
 
     for turn in range(1_000):
         now_s = turn * GROUP_S
@@ -396,7 +422,7 @@ def test_who_comes_alone_does_not_wait_for_whole_batches(
         now_s = turn * GROUP_S
         if turn % 10 == 0:
             assert not asked(admission, C, now_s)
-            assert admission.admits(now_s)
+            assert admission.has_room()
             admission.beginning(C)
             queue.append(("alone", now_s))
         while told.names:

@@ -10,6 +10,7 @@ from random import Random
 from types import ModuleType
 
 import cluster.raft.replication
+import coordinator.admission
 import coordinator.api_transactions
 import coordinator.batches
 import coordinator.conversation
@@ -28,6 +29,7 @@ SHARE = 1 / 4
 Bound = tuple[ModuleType, str, tuple[float, ...]]
 
 BOUNDS: tuple[Bound, ...] = (
+    (coordinator.admission, "ROOM_LEAST", (1, 2)),
     (coordinator.driver, "TAKE_UP_AT_ONCE", (1, 2, 4)),
     (coordinator.conversation, "CALLS_AT_ONCE", (1, 2)),
     (coordinator.conversation, "CALLS_PER_TURN", (1,)),

@@ -14,6 +14,7 @@
 | `Journal` appending, syncing | the same, noted | what a quorum has is checked (I4) |
 | `Driver` looking for the lost | the same, and what it found | there is none (I5) |
 | `RaftCore` speaking, standing for election | the same, and the nemesis is told | its moments |
+| the processor's time of the driver | none | what is simulated takes none |
 | bounds of what is done in a turn | small ones, in some seeds (`BOUNDS`) | they are never reached |
 
 Nothing of the project's own logic is among them.
@@ -34,6 +35,7 @@ import aiohttp
 
 import cluster.raft.core
 import cluster.raft.snapshots
+import coordinator.driver
 import coordinator.participant_connection
 import coordinator.participant_connections
 import coordinator.table
@@ -137,6 +139,7 @@ def patched(network: SimNetwork, environment: Environment) -> Iterator[None]:
             patch.object(aiohttp.connector, "monotonic", network.loop.time),
             patch.object(cluster.raft.snapshots, "time", types.SimpleNamespace(sleep=_nothing)),
             patch.object(aiohappyeyeballs, "start_connection", start_connection),
+            patch.object(coordinator.driver, "thread_time", lambda: 0.0),
             patch.object(coordinator.participant_connection, "select", _Select(network)),
             patch.object(RaftCore, "_SyncObj__doApplyCommand", applied),
             patch.object(RaftCore, "_SyncObj__setState", state_set),
