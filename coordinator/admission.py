@@ -47,8 +47,8 @@ batch of the largest size is less."""
 ROOM_LEAST = 64
 ROOM_MOST = 1_024
 """The leader's CPU time for a transaction, of that with 1,024 at a time: 0.94 with 256 clients,
-0.92 with 1,024, 0.9 with 2,000 connections that ask for three times what can be done (in turn). With 32,
-fewer share a sync than could: 1.07."""
+0.92 with 1,024, 0.9 with 2,000 connections that ask for three times what can be done (in turn).
+With 32, fewer share a sync than could: 1.07."""
 
 BUSY = 0.6
 """The part of a processor that the node's thread has where there is no time left: the rest of it go
