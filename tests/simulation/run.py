@@ -263,6 +263,8 @@ async def _probe(world: World, load: Load) -> None:
                 took_s = round(world.loop.now - began, 3)
                 outcome = None if answer is None else answer.outcome
                 world.record("probe", id=body["id"], outcome=outcome, took_s=took_s)
+                if outcome != "committed":  # what it left prepared would make the next one fail
+                    await _settle(world)
             for id in list(load.bodies)[-12:]:
                 await user.ask(id)
             for id in list(load.bodies)[-4:]:
