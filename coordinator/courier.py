@@ -141,9 +141,9 @@ class Courier:
         await self._to_end.close()
         await self._resolver.close()
 
-    def carry(self, message: Message, until: float, told: Callable[[Delivery], None]) -> None:
+    def carry(self, message: Message, until_s: float, told: Callable[[Delivery], None]) -> None:
         """Send it, and wait until then; `told` gets what became of it."""
-        errand = _Errand(self, (message,), message.body, self._answer_bytes, until, told)
+        errand = _Errand(self, (message,), message.body, self._answer_bytes, until_s, told)
         errand.traceparent = message.traceparent
         self._set_out(errand, message.url)
 
@@ -151,7 +151,7 @@ class Courier:
         self,
         url: str,
         messages: Sequence[Message],
-        until: float,
+        until_s: float,
         told: Callable[[Delivery], None],
     ) -> None:
         """Send all in one request to `url`; all are prepares, or none is. `told` gets what became
@@ -159,7 +159,7 @@ class Courier:
         """
         body = batch_body([(m.operation, m.body, m.traceparent) for m in messages])
         limit = self._answer_bytes + _BATCH_ANSWER_BYTES * len(messages)
-        errand = _Errand(self, messages, body, limit, until, told)
+        errand = _Errand(self, messages, body, limit, until_s, told)
         errand.is_batch = True
         self._set_out(errand, url)
 
@@ -186,7 +186,7 @@ class Courier:
 
     async def _dialed(self, errand: _Errand) -> None:
         try:
-            async with asyncio.timeout_at(errand.until):
+            async with asyncio.timeout_at(errand.until_s):
                 connection = await errand.connections.made(errand.target.origin)
         except NoConnection as error:
             self.end(errand, _lost(errand, str(error), Impression.UNREACHED))
@@ -256,7 +256,7 @@ class _Errand:
         "target",
         "told",
         "traceparent",
-        "until",
+        "until_s",
     )
 
     target: Target
@@ -268,14 +268,14 @@ class _Errand:
         messages: Sequence[Message],
         body: bytes,
         limit: int,
-        until: float,
+        until_s: float,
         told: Callable[[Delivery], None],
     ) -> None:
         self._courier = courier
         self.messages = messages
         self.body = body
         self.limit = limit
-        self.until = until
+        self.until_s = until_s
         self.told = told
         self.traceparent: str | None = None
         self.connection: Connection | None = None
@@ -287,7 +287,7 @@ class _Errand:
         self.connection = connection
         self.left = True
         self.over_used = connection.used
-        connection.ask(self.target, self.traceparent, self.body, self.limit, self.until, self)
+        connection.ask(self.target, self.traceparent, self.body, self.limit, self.until_s, self)
 
     def replied(self, status: int, headers: Mapping[str, str], body: bytes | None) -> None:
         """The participant, or something in its place, has answered."""

@@ -83,12 +83,12 @@ answers the second as it would have the first."""
 class Call:
     """One message (`courier.Message`) to a participant, and whom to tell what became of it.
 
-    `participant` is what lanes, limits and failures are counted by. `end_at` is a prepare's
+    `participant` is what lanes, limits and failures are counted by. `end_s` is a prepare's
     deadline; a commit or rollback has `Timings.call_timeout_ms` from when it is sent, whatever it
     says before. `repeatable`: it may be sent again though it may have arrived, as all may but the
     prepare of a plain branch, and what was withdrawn. `shares`: it may go to the participant's
     batch call instead of `url`, for that is no more than its place with the operation's name.
-    `sent_at` is set when the call leaves, before the first byte of it does; `perhaps_arrived` when
+    `sent_s` is set when the call leaves, before the first byte of it does; `perhaps_arrived` when
     it is to leave once more.
     """
 
@@ -98,12 +98,12 @@ class Call:
     transaction_id: str
     branch_id: str
     body: bytes
-    end_at: float
+    end_s: float
     done: Callable[[Answer], None]
     traceparent: str | None = None
     repeatable: bool = True
     shares: bool = True
-    sent_at: float | None = None
+    sent_s: float | None = None
     perhaps_arrived: bool = False
 
 
@@ -118,7 +118,7 @@ class Gateway:
     def __init__(self, *, limits: Limits, timings: Timings, random: Random | None = None) -> None:
         self.on_answers = lambda _calls, _answers, _seconds: None
         self._room = limits.calls_per_participant
-        self._timeout = timings.call_timeout_ms / 1000
+        self._timeout_s = timings.call_timeout_ms / 1000
         self._backoff = Backoff(timings.retry_initial_ms / 1000, timings.retry_max_ms / 1000)
         self._random = random or Random()
         self._courier = Courier(answer_bytes=limits.answer_bytes)
@@ -156,16 +156,16 @@ class Gateway:
         door.lane.put(call)
         if door.gathering:
             return  # it is pumped in a moment
-        now = self._loop.time()
-        if self._batch_url(door, now) is not None:
+        now_s = self._loop.time()
+        if self._batch_url(door, now_s) is not None:
             door.gather(self._loop, self._pump)  # who decides at the deadline withdraws it, too
             return
         if not door.is_prepare:
             door.pump_soon(self._loop, self._pump)  # who waits for the decision is answered first
             return
-        self._send(door, None, now)
-        if call.sent_at is None and call in door.lane:
-            self._expiries[call] = self._loop.call_at(call.end_at, self._expire, door, call)
+        self._send(door, None, now_s)
+        if call.sent_s is None and call in door.lane:
+            self._expiries[call] = self._loop.call_at(call.end_s, self._expire, door, call)
 
     def withdraw(self, call: Call) -> bool:
         """Whether the call was still waiting: then it will never be sent, and never be answered.
@@ -210,105 +210,107 @@ class Gateway:
         """Send whoever may go."""
         door.gathering = False
         if self._open:
-            now = self._loop.time()
-            self._send(door, self._batch_url(door, now), now)
+            now_s = self._loop.time()
+            self._send(door, self._batch_url(door, now_s), now_s)
 
-    def _send(self, door: _Door, batch_url: str | None, now: float) -> None:
+    def _send(self, door: _Door, batch_url: str | None, now_s: float) -> None:
         """The same, over the participant's batch call if it has one. The one place where calls
         leave a queue.
         """
         patience_s: float | None = None  # None: all go that there is room for
         if batch_url is not None:
             patience_s = _BATCH_PATIENCE_S
-            if door.may_send(now, patience_s) and (calls := _take_batch(door.lane, now)):
-                self._go(door, calls, batch_url, now)
+            if door.may_send(now_s, patience_s) and (calls := _take_batch(door.lane, now_s)):
+                self._go(door, calls, batch_url, now_s)
         elif door.participant not in self.declarations:
             patience_s = _STRANGER_PATIENCE_S
-            if door.may_send(now, patience_s) and (call := door.lane.take(now)) is not None:
-                self._go(door, [call], None, now)
+            if door.may_send(now_s, patience_s) and (call := door.lane.take(now_s)) is not None:
+                self._go(door, [call], None, now_s)
         else:
-            while (call := door.lane.take(now)) is not None:
-                self._go(door, [call], None, now)
+            while (call := door.lane.take(now_s)) is not None:
+                self._go(door, [call], None, now_s)
         if door.lane or door.timer is not None or not door.requests:
-            self._look_again(door, now, patience_s)  # else an answer will
+            self._look_again(door, now_s, patience_s)  # else an answer will
 
-    def _look_again(self, door: _Door, now: float, patience_s: float | None) -> None:
+    def _look_again(self, door: _Door, now_s: float, patience_s: float | None) -> None:
         """Forget a lane that is not in use; else see to it that it is pumped when time allows."""
-        forget_at = door.lane.forget_at()
-        if forget_at is not None and forget_at <= now:
+        forget_at_s = door.lane.forget_at()
+        if forget_at_s is not None and forget_at_s <= now_s:
             door.set_timer(None)
             if self._doors.get(door.key) is door:
                 del self._doors[door.key]
             return
-        look_at = door.lane.next_at() if forget_at is None else forget_at
+        look_at_s = door.lane.next_at() if forget_at_s is None else forget_at_s
         if patience_s is not None and door.lane:
-            may_at = door.may_send_at(patience_s)
-            if may_at is None:
-                look_at = None  # an answer pumps
-            elif now < may_at:  # else what waits, waits for room, and an answer pumps
-                look_at = max(look_at or 0.0, may_at)
-        door.set_timer(None if look_at is None else self._loop.call_at(look_at, self._pump, door))
+            may_at_s = door.may_send_at(patience_s)
+            if may_at_s is None:
+                look_at_s = None  # an answer pumps
+            elif now_s < may_at_s:  # else what waits, waits for room, and an answer pumps
+                look_at_s = max(look_at_s or 0.0, may_at_s)
+        door.set_timer(
+            None if look_at_s is None else self._loop.call_at(look_at_s, self._pump, door)
+        )
 
-    def _go(self, door: _Door, calls: list[Call], batch_url: str | None, now: float) -> None:
+    def _go(self, door: _Door, calls: list[Call], batch_url: str | None, now_s: float) -> None:
         """Send the calls, in one request if there are several; they are answered one by one."""
         if self._expiries:
             for call in calls:
                 self._drop_expiry(call)
         if door.is_prepare:
-            ends = [call.end_at for call in calls]
-            until = max(ends)
-            if now >= min(ends):
-                late = [call for call in calls if now >= call.end_at]
-                calls = [call for call in calls if now < call.end_at]
+            ends = [call.end_s for call in calls]
+            until_s = max(ends)
+            if now_s >= min(ends):
+                late = [call for call in calls if now_s >= call.end_s]
+                calls = [call for call in calls if now_s < call.end_s]
                 self._loop.call_soon(self._came_too_late, door, late)
                 if not calls:
                     return
-            if until > now + _TRY_S and all(call.repeatable for call in calls):
-                until = now + _TRY_S
+            if until_s > now_s + _TRY_S and all(call.repeatable for call in calls):
+                until_s = now_s + _TRY_S
         else:
-            until = now + self._timeout
+            until_s = now_s + self._timeout_s
             for call in calls:
-                call.end_at = until
+                call.end_s = until_s
         for call in calls:
-            call.sent_at = now
+            call.sent_s = now_s
         door.requests += 1
-        door.last_sent = now
+        door.last_sent_s = now_s
         told = functools.partial(self._answered, door, calls)
         if batch_url is None or len(calls) == 1:
-            self._courier.carry(calls[0], until, told)
+            self._courier.carry(calls[0], until_s, told)
         else:
-            self._courier.carry_batch(batch_url, calls, until, told)
+            self._courier.carry_batch(batch_url, calls, until_s, told)
 
     def _answered(self, door: _Door, calls: list[Call], delivery: Delivery) -> None:
-        participant, now = door.participant, self._loop.time()
+        participant, now_s = door.participant, self._loop.time()
         if delivery.heard or (delivery.answered and participant not in self.declarations):
             self.declarations.heard(participant, delivery.declaration)
         if delivery.refused_batch:
-            self.declarations.refused_batch(participant, now)
-            calls, delivery = self._put_back(door, calls, delivery, now)
+            self.declarations.refused_batch(participant, now_s)
+            calls, delivery = self._put_back(door, calls, delivery, now_s)
         elif delivery.gave_up and door.is_prepare:
-            calls, delivery = self._put_back(door, calls, delivery, now)
+            calls, delivery = self._put_back(door, calls, delivery, now_s)
         if calls:
-            door.lane.finished(delivery.impressions, now)
+            door.lane.finished(delivery.impressions, now_s)
             self._tell(calls, delivery.answers)
         door.requests -= 1
         if not door.lane:
             if not door.requests:
-                self._look_again(door, now, None)
-        elif self._batch_url(door, now) is not None:
+                self._look_again(door, now_s, None)
+        elif self._batch_url(door, now_s) is not None:
             door.pump_soon(self._loop, self._pump)
         elif self._open:
-            self._send(door, None, now)
+            self._send(door, None, now_s)
 
     def _put_back(
-        self, door: _Door, calls: list[Call], delivery: Delivery, now: float
+        self, door: _Door, calls: list[Call], delivery: Delivery, now_s: float
     ) -> tuple[list[Call], Delivery]:
         """What may go again, and has time, waits again; the others have failed, all alike."""
         failure = delivery.answers[0]
         assert isinstance(failure, Failed)
         again, failed = [], []
         for call in calls:
-            if call.repeatable and (now < call.end_at or not door.is_prepare):
+            if call.repeatable and (now_s < call.end_s or not door.is_prepare):
                 call.perhaps_arrived |= failure.arrived
                 again.append(call)
             else:
@@ -323,14 +325,14 @@ class Gateway:
         self._tell(calls, late.answers)
         self._pump(door)
 
-    def _batch_url(self, door: _Door, now: float) -> str | None:
+    def _batch_url(self, door: _Door, now_s: float) -> str | None:
         """Where the participant takes many messages at once; None if it does not, or not these."""
-        return self.declarations.batch_url(door.participant, now) if door.shares else None
+        return self.declarations.batch_url(door.participant, now_s) if door.shares else None
 
     def _tell(self, calls: Sequence[Call], answers: Sequence[Answer]) -> None:
         """What became of each. A callback that raises must not keep the others from theirs."""
-        sent_at = calls[0].sent_at
-        seconds = 0.0 if sent_at is None else self._loop.time() - sent_at
+        sent_s = calls[0].sent_s
+        seconds = 0.0 if sent_s is None else self._loop.time() - sent_s
         try:
             self.on_answers(calls, answers, seconds)
         except Exception:
@@ -371,7 +373,7 @@ class _Door:
     lane: Lane[Call]
     timer: asyncio.TimerHandle | None = field(default=None)
     requests: int = 0  # under way
-    last_sent: float = 0.0
+    last_sent_s: float = 0.0
     gathering: bool = False
 
     @property
@@ -383,7 +385,7 @@ class _Door:
         if not self.requests:
             self.pump_soon(loop, pump)
         elif self.timer is None:
-            self.timer = loop.call_at(self.last_sent + _BATCH_PATIENCE_S, pump, self)
+            self.timer = loop.call_at(self.last_sent_s + _BATCH_PATIENCE_S, pump, self)
 
     def pump_soon(self, loop: asyncio.AbstractEventLoop, pump: Callable[[_Door], None]) -> None:
         """Pump when this turn of the loop is over: what else it brings goes in the same request."""
@@ -391,16 +393,16 @@ class _Door:
             self.gathering = True
             loop.call_soon(pump, self)
 
-    def may_send(self, now: float, patience_s: float) -> bool:
-        may_at = self.may_send_at(patience_s)
-        return may_at is not None and now >= may_at
+    def may_send(self, now_s: float, patience_s: float) -> bool:
+        may_at_s = self.may_send_at(patience_s)
+        return may_at_s is not None and now_s >= may_at_s
 
     def may_send_at(self, patience_s: float) -> float | None:
         """One is under way at a time, and the next gathers meanwhile; one that takes long does not
         hold up the others. None: when an answer has come."""
         if self.requests == 0:
             return 0.0
-        return self.last_sent + patience_s if self.requests < _MOST_BESIDE else None
+        return self.last_sent_s + patience_s if self.requests < _MOST_BESIDE else None
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         if self.timer is not None:
@@ -408,9 +410,9 @@ class _Door:
         self.timer = timer
 
 
-def _take_batch(lane: Lane[Call], now: float) -> list[Call]:
+def _take_batch(lane: Lane[Call], now_s: float) -> list[Call]:
     """Those that share the next request; the first of them, at least, whatever its size."""
-    calls = lane.take_all(now, _BATCH_CALLS)
+    calls = lane.take_all(now_s, _BATCH_CALLS)
     sizes = [len(call.body) for call in calls]
     if sum(sizes) > _BATCH_BYTES:
         within = bisect.bisect_right(list(itertools.accumulate(sizes)), _BATCH_BYTES)

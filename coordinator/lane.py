@@ -55,8 +55,8 @@ _SERVED = Impression.SERVED  # looked up once: 90 ns each time
 class Backoff:
     """The pause between two probes, in seconds: the first, and the longest."""
 
-    initial: float
-    maximum: float
+    initial_s: float
+    maximum_s: float
 
 
 class Lane(Generic[Item]):
@@ -64,8 +64,8 @@ class Lane(Generic[Item]):
 
     __slots__ = (
         "_backoff",
-        "_pause",
-        "_probe_at",
+        "_pause_s",
+        "_probe_at_s",
         "_random",
         "_refusals",
         "_room",
@@ -82,8 +82,8 @@ class Lane(Generic[Item]):
         self._random = random
         self._waiting: OrderedDict[Item, None] = OrderedDict()
         self._refusals = 0
-        self._pause = 0.0
-        self._probe_at = 0.0
+        self._pause_s = 0.0
+        self._probe_at_s = 0.0
 
     def __len__(self) -> int:
         """How many wait."""
@@ -107,21 +107,21 @@ class Lane(Generic[Item]):
         del self._waiting[item]
         return True
 
-    def take(self, now: float) -> Item | None:
+    def take(self, now_s: float) -> Item | None:
         """The next one to be sent now, which is then under way; None when nobody may go."""
         if not self._waiting or self.under_way >= self._room:
             return None
         if self.closed:
-            if now < self._probe_at:
+            if now_s < self._probe_at_s:
                 return None
-            self._plan_probe(now, self._pause * 2)
+            self._plan_probe(now_s, self._pause_s * 2)
         self.under_way += 1
         return self._waiting.popitem(last=False)[0]
 
-    def take_all(self, now: float, most: int) -> list[Item]:
+    def take_all(self, now_s: float, most: int) -> list[Item]:
         """Those to be sent now in one request, at most `most`; only a probe if it is closed."""
         if self.closed:
-            probe = self.take(now)
+            probe = self.take(now_s)
             return [] if probe is None else [probe]
         if len(self._waiting) <= most:
             items = list(self._waiting)
@@ -131,7 +131,7 @@ class Lane(Generic[Item]):
         self.under_way += len(items)
         return items
 
-    def finished(self, impressions: Sequence[Impression], now: float) -> None:
+    def finished(self, impressions: Sequence[Impression], now_s: float) -> None:
         """Those that were under way have ended, one after the other; what each says."""
         self.under_way -= len(impressions)
         assert self.under_way >= 0
@@ -140,7 +140,7 @@ class Lane(Generic[Item]):
                 self.closed = False
                 self._refusals = 0
             elif self._backoff is not None:
-                self._not_served(impression, self._backoff, now)
+                self._not_served(impression, self._backoff, now_s)
 
     def put_back(self, items: Sequence[Item]) -> None:
         """Those were under way, and wait again, before all others: it was not their turn."""
@@ -149,14 +149,14 @@ class Lane(Generic[Item]):
             self._waiting[item] = None
             self._waiting.move_to_end(item, last=False)
 
-    def wake(self, now: float) -> None:
+    def wake(self, now_s: float) -> None:
         """Let the next probe go at once."""
-        self._probe_at = now
+        self._probe_at_s = now_s
 
     def next_at(self) -> float | None:
         """When to look again though nothing ends before: the next probe's time, or None."""
         if self.closed and self._waiting and self.under_way < self._room:
-            return self._probe_at
+            return self._probe_at_s
         return None
 
     def forget_at(self) -> float | None:
@@ -168,24 +168,26 @@ class Lane(Generic[Item]):
         if self._waiting or self.under_way:
             return None
         if self.closed and self._backoff is not None:
-            return self._probe_at + 2 * self._backoff.maximum
+            return self._probe_at_s + 2 * self._backoff.maximum_s
         return 0.0
 
-    def _not_served(self, impression: Impression, backoff: Backoff, now: float) -> None:
+    def _not_served(self, impression: Impression, backoff: Backoff, now_s: float) -> None:
         if impression is Impression.REFUSED:
             self._refusals += 1
             if self.closed:  # it answers, so the pauses become short again
-                self._pause = backoff.initial
-                self._probe_at = min(self._probe_at, now + self._random.uniform(0, self._pause))
+                self._pause_s = backoff.initial_s
+                self._probe_at_s = min(
+                    self._probe_at_s, now_s + self._random.uniform(0, self._pause_s)
+                )
                 return
             if self._refusals < _REFUSALS_IN_A_ROW:
                 return
         if not self.closed:
             self.closed = True
-            self._plan_probe(now, backoff.initial)
+            self._plan_probe(now_s, backoff.initial_s)
 
-    def _plan_probe(self, now: float, pause: float) -> None:
+    def _plan_probe(self, now_s: float, pause_s: float) -> None:
         """Counted from when a probe is sent, not from its end: one that hangs holds up nobody."""
         assert self._backoff is not None
-        self._pause = min(pause, self._backoff.maximum)
-        self._probe_at = now + self._random.uniform(0, self._pause)
+        self._pause_s = min(pause_s, self._backoff.maximum_s)
+        self._probe_at_s = now_s + self._random.uniform(0, self._pause_s)

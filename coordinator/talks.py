@@ -273,7 +273,7 @@ class Talks:
             self._steps.end_failed(live.id, call.operation, leg, answer)
             least_s = self._retries.failed(leg, live)
         now_s = self._loop.time()
-        sent_s = now_s if call.sent_at is None else call.sent_at
+        sent_s = now_s if call.sent_s is None else call.sent_s
         jitter = self._random.random()
         actions = conversation.end_answered(position, answer, sent_s, now_s, jitter, least_s)
         self._go_on(live, leg, actions, now_s)

@@ -64,7 +64,7 @@ def call_for(
         transaction_id=transaction_id,
         branch_id="1",
         body=body,
-        end_at=loop.time() + within,
+        end_s=loop.time() + within,
         done=answered.set_result,
     )
     return call, answered

@@ -113,7 +113,7 @@ class PlayedGateway:
         if self.queueing:
             self.queued.append(call)
             return
-        call.sent_at = asyncio.get_running_loop().time()
+        call.sent_s = asyncio.get_running_loop().time()
         self.under_way.append(call)
         answer = self.script(call)
         if answer is not None:

@@ -207,9 +207,9 @@ def test_a_request_is_json_and_carries_the_trace() -> None:
             call, answered = call_for(stub.url)
             call.traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
             gateway.begin(call)
-            sent_at = call.sent_at
+            sent_s = call.sent_s
             await answered
-            assert call.sent_at == sent_at is not None
+            assert call.sent_s == sent_s is not None
             await ask(gateway, stub.url)
             first, second = stub.received
             assert first.path == "/prepare"
@@ -285,7 +285,7 @@ def test_an_end_goes_again_once_though_the_next_connection_has_been_used_too() -
         told: list[Delivery] = []
         courier = gateway._courier
         call, _ = call_for("http://127.0.0.1:1", COMMIT)
-        errand = _Errand(courier, (call,), call.body, 1_000, call.end_at, told.append)
+        errand = _Errand(courier, (call,), call.body, 1_000, call.end_s, told.append)
         courier._errands[errand] = None
         errand.left = errand.over_used = errand.again = True
         courier.failed(errand, Broken(begun=False))

@@ -212,7 +212,7 @@ def test_a_prepare_carries_all_that_the_contract_asks_for() -> None:
             b'"expires_at":"1970-01-01T00:16:50.000Z","coordinators":["http://n1"]}'
         )
         assert prepare.url == "http://participant-1/prepare"
-        assert prepare.end_at == CLOCK_STARTS_S + 10
+        assert prepare.end_s == CLOCK_STARTS_S + 10
         commit = rig.gateway.calls[1]
         assert (commit.url, commit.body) == (
             "http://participant-1/commit",
@@ -319,7 +319,7 @@ def test_a_rollback_sent_before_the_grace_is_over_does_not_count_when_it_is_answ
         rig.gateway.script = slow
         await rig.driver.submit(plan(), Wait.COMPLETION)
         assert rig.gateway.sent(ROLLBACK) == ["1", "1"]
-        assert rig.gateway.calls[-1].sent_at == pytest.approx(CLOCK_STARTS_S + 20)
+        assert rig.gateway.calls[-1].sent_s == pytest.approx(CLOCK_STARTS_S + 20)
 
     play(scene, plain=True)
 
@@ -337,7 +337,7 @@ def test_a_prepare_still_in_its_queue_at_the_decision_never_leaves_and_leaves_no
         two.done(Voted(Vote.NO, "sold out"))
         assert (await waits).outcome is Outcome.ABORT
         assert rig.gateway.queued == []
-        assert one.sent_at is None
+        assert one.sent_s is None
         assert asyncio.get_running_loop().time() < CLOCK_STARTS_S + 1, "no grace to be waited for"
 
     play(scene, plain=True)

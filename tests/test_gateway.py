@@ -114,7 +114,7 @@ def test_no_more_calls_are_under_way_than_the_limit_and_all_are_made_in_order() 
             assert set(answers) == {Voted(Vote.YES)}
             assert stub.most_under_way <= 5
             assert stub.connections <= 100
-            sent = [call.sent_at for call, _ in pairs]
+            sent = [call.sent_s for call, _ in pairs]
             assert sent == sorted(sent, key=lambda at: at or 0.0)
 
     run(scenario, limits=Limits(calls_per_participant=5))
@@ -129,7 +129,7 @@ def test_a_prepare_that_still_waits_at_its_deadline_is_answered_unsent() -> None
             second, answered = call_for(stub.url, transaction_id="t2", within=0.1)
             gateway.begin(second)
             assert not failed(await answered).arrived
-            assert second.sent_at is None
+            assert second.sent_s is None
             assert [received.body["transaction_id"] for received in stub.received] in ([], ["t1"])
             assert gateway.waiting() == {}
             assert gateway._expiries == {}
@@ -151,12 +151,12 @@ def test_a_prepare_has_until_its_own_deadline_and_a_commit_the_time_of_a_try() -
         async with Stub(YES) as stub:
             for operation in (PREPARE, COMMIT):
                 call, answered = call_for(stub.url, operation, within=20.0)
-                deadline = call.end_at
+                deadline = call.end_s
                 gateway.begin(call)
                 await answered
-                assert call.sent_at is not None
-                until = deadline if operation is PREPARE else call.sent_at + 3.0
-                assert call.end_at == pytest.approx(until)
+                assert call.sent_s is not None
+                until = deadline if operation is PREPARE else call.sent_s + 3.0
+                assert call.end_s == pytest.approx(until)
 
     run(scenario, timings=Timings(call_timeout_ms=3_000))
 
@@ -184,11 +184,11 @@ def test_only_a_prepare_that_may_go_twice_is_given_up_before_its_time(
         monkeypatch.setattr(gateway._courier, "carry", lambda _, until, __: untils.append(until))
         call, _ = call_for("http://p", operation, within=within)
         call.repeatable = repeatable
-        deadline = call.end_at
+        deadline = call.end_s
         gateway.begin(call)
         await asyncio.sleep(0)
-        assert call.sent_at is not None
-        assert untils == [deadline if waited_s is None else call.sent_at + waited_s]
+        assert call.sent_s is not None
+        assert untils == [deadline if waited_s is None else call.sent_s + waited_s]
 
     run(scenario, timings=Timings(call_timeout_ms=15_000))
 
@@ -462,7 +462,7 @@ def test_every_prepare_for_a_participant_that_is_down_is_tried_and_fails_fast() 
                 gateway.begin(call)
             for call, answered in pairs:
                 assert not failed(await answered).arrived
-                assert call.sent_at is not None
+                assert call.sent_s is not None
 
     run(scenario, limits=Limits(calls_per_participant=1))
 

@@ -151,7 +151,7 @@ def test_a_batch_has_as_long_as_the_most_patient_of_its_calls(
             for call in calls:
                 gateway.begin(call)
             await asyncio.sleep(0)
-            assert untils == [calls[1].end_at]
+            assert untils == [calls[1].end_s]
 
     run(scenario)
 

@@ -43,7 +43,7 @@ def call_of(operation: Operation) -> Call:
         transaction_id="t-1",
         branch_id="1",
         body=b"{}",
-        end_at=0.0,
+        end_s=0.0,
         done=lambda _answer: None,
     )
 

@@ -289,7 +289,7 @@ class Node:
                 self.talks._send_end(live, conversation, position, operation)
                 call = live.ends[position]
                 self.gateway.thawed(call, waits=False)
-                call.sent_at = LATE_S if state.sent_late else SENT_S
+                call.sent_s = LATE_S if state.sent_late else SENT_S
             if leg.called_again_s is not None:
                 conversation._call_again(leg, leg.called_again_s)
         conversation._votes_missing = sum(leg.vote is None for leg in conversation.legs)
@@ -350,7 +350,7 @@ class Node:
         assert leg.preparing == (prepare is not None)
         assert leg.ending == (end is not None)
         assert leg.called_again_s in (None, DEADLINE_S + GRACE_MS / 1000), leg.called_again_s
-        sent_s = 0.0 if end is None or end.sent_at is None else end.sent_at
+        sent_s = 0.0 if end is None or end.sent_s is None else end.sent_s
         return LegState(
             vote=leg.vote,
             perhaps_sent=leg.perhaps_sent,

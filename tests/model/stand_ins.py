@@ -186,7 +186,7 @@ class Gateway:
         self._leaves(call)
 
     def _leaves(self, call: Call) -> None:
-        call.sent_at = self._loop.now_s
+        call.sent_s = self._loop.now_s
         self.left.append(call)
 
     def withdraw(self, call: Call) -> bool:
