@@ -136,13 +136,30 @@ def test_an_idle_node_takes_a_burst_and_no_more() -> None:
     assert line.way_in(0.0, ADDRESS) is WayIn.IN_ORDER
 
 
-def test_while_the_log_stands_still_what_it_did_before_counts_no_more() -> None:
+def most(admission: Admission, now_s: float) -> int:
+    """How many may wait outside."""
+    return next(count for count in range(10_000) if not admission.may_wait(count, now_s))
+
+
+def test_as_many_may_wait_outside_as_were_applied_lately() -> None:
+    """Of the span before the present one the part that is still within the time."""
+    admission = Admission(target_s=2.0, least=10)
+    for began_s, applied in ((10.0, 100), (12.0, 40)):
+        for _ in range(applied):
+            admission.beginning(ADDRESS)
+            admission.begun(ADDRESS, began_s)
+    assert [most(admission, now_s) for now_s in (12.0, 13.0, 13.5)] == [140, 90, 65]
+    assert [most(admission, now_s) for now_s in (14.0, 15.0)] == [40, 20]
+    assert most(admission, 19.0) == 10  # in any case
+
+
+def test_after_a_pause_only_what_has_come_since_counts() -> None:
     admission = Admission(target_s=1.0, least=10)
-    for _ in range(100):
-        admission.beginning(ADDRESS)
-        admission.begun(ADDRESS, 5.0)
-    assert admission.may_wait(50, 5.5)  # a hundred were applied within the last second
-    assert not admission.may_wait(50, 7.5)  # and none within this one
+    for began_s in (5.0, 9.0):
+        for _ in range(50):
+            admission.beginning(ADDRESS)
+            admission.begun(ADDRESS, began_s)
+    assert most(admission, 9.5) == 50
 
 
 def test_what_the_log_would_not_take_is_no_sign_of_its_speed() -> None:
@@ -174,6 +191,7 @@ def test_there_is_more_room_where_the_node_has_time_left_and_it_is_used() -> Non
     assert spans(admission, spent, 0.3, full=False) == ROOM_LEAST
     assert spans(admission, spent, 0.3, full=True) == ROOM_MOST
     assert spans(admission, spent, 0.9, full=True) == ROOM_LEAST
+    assert spans(admission, spent, 0.3, full=False) == ROOM_LEAST
 
 
 def test_a_log_that_takes_long_is_kept_busy() -> None:
