@@ -30,7 +30,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import math
 import random as randomness
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +40,7 @@ from aiohttp import web
 
 from participants import branch
 from participants.branch import Action, Answer, Branch, DoPrepare, End, State
-from participants.clock import wall_clock_ms
+from participants.clock import LeastClock, wall_clock_ms
 from participants.contract import (
     MAX_REASON_CHARS,
     BadMessage,
@@ -75,6 +74,11 @@ log = logging.getLogger("assent.participant")
 # Looked up once: Python 3.11 takes 90 ns to find a member of an enum.
 _PREPARE, _DISCARD, _COMMIT = Action.PREPARE, Action.DISCARD, Action.COMMIT
 _NOTHING, _YES, _DONE = Action.NOTHING, Vote.YES, Answer.DONE
+
+
+_LOOKS = 4
+"""At the clock, for each sweep, beside those of messages. Of what had ended before this process
+began nothing else is known than what the clock says now."""
 
 
 class Refused(Exception):
@@ -131,9 +135,9 @@ class ParticipantSettings:
     """`grace_ms`: how far clocks may be apart; a prepare is accepted so long after `expires_at`.
 
     `tombstones_kept_ms`: longer than the coordinator remembers (a day) and than any message can be
-    under way. `sweep_every_s`: how often older ones are dropped, if the wall clock was not set in
-    between. `batches`: offer the call that carries many messages. It is answered as a whole: a
-    resource that takes long for each (it waits for somebody else) is better without it.
+    under way. `sweep_every_s`: how often older ones are dropped. `batches`: offer the call that
+    carries many messages. It is answered as a whole: a resource that takes long for each (it waits
+    for somebody else) is better without it.
     """
 
     grace_ms: int = 5_000
@@ -185,7 +189,8 @@ class Participant(Generic[T]):
             ask=ask,
         )
         self._sweeping: asyncio.Task[None] | None = None
-        self._least_clock_ms = math.inf  # since the last sweep, as far as messages came
+        kept_ms = self._settings.tombstones_kept_ms
+        self._clock = LeastClock(window_ms=kept_ms + self._settings.grace_ms)
         self._lines = Gathered(log)
 
     def application(self) -> web.Application:
@@ -227,7 +232,7 @@ class Participant(Generic[T]):
     async def receive(self, messages: Sequence[Received]) -> list[Reply]:
         """Carry out independent messages; the replies are in order, and true after any crash."""
         if self._sweeping is not None:
-            self._least_clock_ms = min(self._least_clock_ms, self._clock_ms())
+            self._look()
         works = [
             partial(self._prepare, message)
             if isinstance(message, Prepare)
@@ -321,19 +326,21 @@ class Participant(Generic[T]):
             raise StoreUnavailable(reply.body["error"]["message"])
 
     async def _sweep(self) -> None:
-        """Drop old tombstones now and then, but not by a clock that was set just before: a day
-        ahead for a moment, it would take away what repeated messages are answered from. One that is
-        set again and again may be ahead at each look: messages in between saw it otherwise."""
-        ahead_ms = self._clock_ms()
+        """Drop old tombstones now and then, by the least that the clock has said: one that is a day
+        ahead for a moment would take away what repeated messages are answered from.
+        """
+        was_set = False
+        self._look()
         while True:
-            await asyncio.sleep(self._settings.sweep_every_s)
-            ahead_ms, before = self._clock_ms(), ahead_ms
-            least, self._least_clock_ms = self._least_clock_ms, math.inf
-            if max(abs(ahead_ms - before), ahead_ms - least) > self._settings.grace_ms:
-                log.warning("the clock was set: tombstones are dropped when it has been steady")
-                continue
+            for _ in range(_LOOKS):
+                await asyncio.sleep(self._settings.sweep_every_s / _LOOKS)
+                now_ms = self._look()
+            is_set = self._now_ms() - now_ms > self._settings.grace_ms
+            if is_set and not was_set:
+                log.warning("the clock was set ahead: tombstones are kept for longer")
+            was_set = is_set
             try:
-                before_ms = self._now_ms() - self._settings.tombstones_kept_ms
+                before_ms = now_ms - self._settings.tombstones_kept_ms
                 dropped = await self.store.drop_tombstones(before_ms)
                 log.debug("dropped %d tombstones", dropped)
             except StoreError as error:
@@ -341,9 +348,11 @@ class Participant(Generic[T]):
             except Exception:
                 log.exception("tombstones were not dropped, they will be later")
 
-    def _clock_ms(self) -> float:
-        """The wall clock less the loop's, which nobody sets: it changes if the former is set."""
-        return self._now_ms() - asyncio.get_running_loop().time() * 1000
+    def _look(self) -> int:
+        """Look at the clock; how late it is at least."""
+        grown_ms = asyncio.get_running_loop().time() * 1000
+        self._clock.look(self._now_ms(), grown_ms)
+        return self._clock.now_ms(grown_ms)
 
 
 def _require_done(returned: object) -> None:

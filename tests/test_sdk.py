@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from participants.branch import State
+from participants.clock import LeastClock
 from participants.contract import MAX_REASON_CHARS, Vote
 from participants.memory_store import MemoryStore, MemoryTable
 from participants.sdk import Participant, ParticipantSettings, Refused, Resource, Work
@@ -346,84 +346,108 @@ def test_prepared_and_ended_branches_outlive_a_restart(tmp_path: Path) -> None:
     run(after, tmp_path)
 
 
-def test_tombstones_are_dropped_when_they_are_old_and_not_before(tmp_path: Path) -> None:
-    now = [1_000_000]
-    settings = ParticipantSettings(
-        tombstones_kept_ms=60_000, sweep_every_s=0.02, inquiry=QUIET.inquiry
-    )
+TOMBSTONES = ParticipantSettings(
+    tombstones_kept_ms=60_000, sweep_every_s=0.02, inquiry=QUIET.inquiry
+)
+
+
+class Grown:
+    """What a loop's clock is patched with: time passes as it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ms = 1_000_000
+        self._looks = 0
+        look = LeastClock.look
+
+        def looked(clock: LeastClock, wall_ms: float, _grown_ms: float) -> None:
+            look(clock, wall_ms, self.ms)
+            self._looks += 1
+
+        now_ms = LeastClock.now_ms
+        monkeypatch.setattr(LeastClock, "look", looked)
+        monkeypatch.setattr(LeastClock, "now_ms", lambda clock, _: now_ms(clock, self.ms))
+
+    async def two_sweeps(self) -> None:
+        """After what was set before."""
+        seen = self._looks
+
+        async def looked_often() -> bool:
+            return self._looks > seen + 12
+
+        await until(looked_often)
+
+
+def test_tombstones_are_dropped_when_they_are_old_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = Grown(monkeypatch)
 
     async def scenario(r: Rig) -> None:
         await r.call.rollback("young")
-        now[0] += 60_000
+        grown.ms += 60_000
         await r.call.rollback("younger")
-
-        async def swept() -> bool:
-            return (await r.states()).get("rolled_back") == 1
-
+        await grown.two_sweeps()
         assert await r.states() == {"rolled_back": 2}
-        now[0] += 1
-        await until(swept)
+        grown.ms += 1_001
+        await grown.two_sweeps()
         (kept,) = await r.store.ended(0, 10)
         assert kept.transaction_id == "younger"
 
-    run(scenario, tmp_path, settings=settings, now_ms=lambda: now[0])
+    run(scenario, tmp_path, settings=TOMBSTONES, now_ms=lambda: grown.ms)
 
 
-def test_no_tombstone_is_dropped_by_a_clock_that_was_just_set(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_no_tombstone_is_dropped_by_a_clock_that_was_set_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Else what is repeated finds nothing: a commit is answered 404, and its transaction never
-    ends."""
-    a_day_later_each_time = itertools.count(1_000_000, 86_400_000)
-    settings = ParticipantSettings(
-        tombstones_kept_ms=60_000, sweep_every_s=0.01, inquiry=QUIET.inquiry
-    )
+    """Else what is repeated finds nothing: its work is done twice, or a commit is answered 404, and
+    its transaction never ends.
+    """
+    grown, ahead_ms = Grown(monkeypatch), [0]
 
     async def scenario(r: Rig) -> None:
         await r.call.rollback("t1")
-        await r.call.rollback("t2")
-
-        async def swept_twice() -> bool:
-            return caplog.text.count("the clock was set") > 1
-
-        caplog.clear()
-        await until(swept_twice)
+        await r.call.rollback("t2")  # the newest is never dropped
+        for _ in range(3):  # at each look, and nobody sees that it is right in between
+            ahead_ms[0] += 86_400_000
+            grown.ms += 10_000
+            await grown.two_sweeps()
         assert await r.states() == {"rolled_back": 2}
+        assert caplog.text.count("the clock was set ahead") == 1
+        grown.ms += 60_000
+        await grown.two_sweeps()
+        assert await r.states() == {"rolled_back": 1}
 
-    run(scenario, tmp_path, settings=settings, now_ms=lambda: next(a_day_later_each_time))
+    run(scenario, tmp_path, settings=TOMBSTONES, now_ms=lambda: grown.ms + ahead_ms[0])
 
 
-def test_no_tombstone_is_dropped_by_a_clock_that_messages_saw_otherwise(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_what_had_ended_before_the_start_is_not_dropped_by_a_clock_that_was_right_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is a day ahead at each look, and right while messages are received."""
-    day_ms = 86_400_000
-    settings = ParticipantSettings(
-        tombstones_kept_ms=60_000, sweep_every_s=0.2, inquiry=QUIET.inquiry
-    )
-    now = [2 * day_ms]
+    """It is a day ahead at the start and at each sweep, and right while a message is received."""
+    grown, ahead_ms = Grown(monkeypatch), [0]
     receives = Participant.receive
 
     async def receive(participant: Participant[Any], messages: Any) -> Any:
-        now[0] = day_ms
+        before, ahead_ms[0] = ahead_ms[0], 0
         try:
             return await receives(participant, messages)
         finally:
-            now[0] = 2 * day_ms
+            ahead_ms[0] = before
 
     monkeypatch.setattr(Participant, "receive", receive)
 
-    async def scenario(r: Rig) -> None:
-        async def asked_again_until_looked_at() -> bool:
-            await r.call.rollback("t2")
-            return caplog.text.count("the clock was set") > 1
-
+    async def before(r: Rig) -> None:
         await r.call.rollback("t1")
-        caplog.clear()
-        await until(asked_again_until_looked_at)
+
+    async def after(r: Rig) -> None:
+        await r.call.rollback("t2")
+        await grown.two_sweeps()
         assert await r.states() == {"rolled_back": 2}
 
-    run(scenario, tmp_path, settings=settings, now_ms=lambda: now[0])
+    run(before, tmp_path, settings=TOMBSTONES, now_ms=lambda: grown.ms)
+    ahead_ms[0] = 86_400_000
+    slow = replace(TOMBSTONES, sweep_every_s=0.2)  # not before the message has come
+    run(after, tmp_path, settings=slow, now_ms=lambda: grown.ms + ahead_ms[0])
 
 
 def test_a_sweep_of_tombstones_that_fails_in_any_way_is_repeated(

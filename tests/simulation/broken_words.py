@@ -27,6 +27,7 @@ from coordinator.facts import Transaction
 from coordinator.machine import _MOVES, Machine, Restoring, Result
 from coordinator.moves import Move, Refusal
 from coordinator.records import branch_ended_by_hand
+from participants.clock import LeastClock
 from participants.contract import Decision, Failed
 from participants.inquiry import MAX_ANSWER_BYTES, read_decision
 from participants.store import BranchRecord
@@ -125,9 +126,10 @@ def silent_stands_still(taken: ExitStack) -> None:
     taken.enter_context(patch.object(RaftCore, "clock_offsets_ms", property(offsets_ms)))
 
 
-def never_set(_original: Any, _participant: Any) -> float:
-    """Nobody sees that a service's clock was set."""
-    return 0.0
+def believed(original: Any, clock: LeastClock, wall_ms: float, grown_ms: float) -> None:
+    """A service's clock is right, whatever it said before."""
+    clock._leads.clear()
+    original(clock, wall_ms, grown_ms)
 
 
 # --- the leader -----------------------------------------------------------------------------------

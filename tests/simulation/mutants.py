@@ -56,6 +56,7 @@ from coordinator.participant_connections import Connections
 from coordinator.places import Places
 from coordinator.sweep import Sweep
 from coordinator.table import Table
+from participants.clock import LeastClock
 from participants.inquiry import Inquirer
 from participants.sdk import Participant
 from tests.model import mutants as model
@@ -606,7 +607,7 @@ MUTANTS = {
         Mutant(
             "tombstones-by-a-set-clock",
             "a clock that was set drops no tombstones",
-            replaced(Participant, "_clock_ms", words.never_set),
+            replaced(LeastClock, "look", words.believed),
         ),
         Mutant(
             "decided-not-taken-up",
