@@ -51,8 +51,8 @@ ROOM_MOST = 1_024
 With 32, fewer share a sync than could: 1.07."""
 
 BUSY = 0.6
-"""The part of a processor that the node's thread has where there is no time left: the rest of it go
-to other processes of the machine. A leader that waits for disks or networks has less to do."""
+"""The part of a processor that the node's thread has where there is no time left: the rest goes to
+other processes of the machine. A leader that waits for disks or networks has less to do."""
 
 IN_TURN_S = 0.0025
 IN_TURN_LEAST = 32
@@ -229,11 +229,8 @@ class WayIn(enum.Enum):
     REFUSED = "not now: more is asked for than the node can do"
 
 
-_AT_ONCE, _IN_ORDER, _REFUSED = (
-    WayIn.AT_ONCE,
-    WayIn.IN_ORDER,
-    WayIn.REFUSED,
-)  # looked up once: 90 ns each time
+# Looked up once: 90 ns each time.
+_AT_ONCE, _IN_ORDER, _REFUSED = WayIn.AT_ONCE, WayIn.IN_ORDER, WayIn.REFUSED
 
 
 @dataclass(frozen=True, slots=True, eq=False)

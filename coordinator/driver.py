@@ -30,7 +30,6 @@ from coordinator.commands import Begin, Refuse, Resolve, encode
 from coordinator.errors import (
     AtCapacity,
     Conflict,
-    CoordinatorError,
     Draining,
     NotAllowed,
     expired,
@@ -135,7 +134,7 @@ class Driver:
         future = future or self._loop.create_future()
         try:
             self._submit(plan, wait, future)
-        except (CoordinatorError, LogError) as error:
+        except Exception as error:  # also a bug's: it may be called for another one's sake
             future.set_exception(error)
             future.exception()  # who asked may have gone: not an error of ours
         return future

@@ -13,6 +13,7 @@ from random import Random
 import pytest
 
 from coordinator.admission import IN_TURN_LEAST, Queued, WayIn
+from coordinator.capacity import Capacity
 from coordinator.commands import (
     Acknowledge,
     Begin,
@@ -619,6 +620,25 @@ def test_who_stands_in_line_is_told_of_room_when_what_they_began_is_applied() ->
         await told.wait()
         await rig.settle()
         assert (admission.waiting, admission._waiting_in_turn, admission._waiting_of) == (0, 0, {})
+
+    play(scene)
+
+
+def test_what_nobody_foresaw_is_told_to_whoever_asked_and_to_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A transaction that waited for room begins when another one has begun, in its callback."""
+
+    def checked(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    async def scene(rig: Rig) -> None:
+        first = rig.driver.submit(plan("first"), Wait.DECISION)
+        waiting = rig.driver.submit_in_order(plan("second"), Wait.DECISION)
+        monkeypatch.setattr(Capacity, "check", checked)
+        assert (await first).outcome is Outcome.COMMIT
+        with pytest.raises(ZeroDivisionError):
+            await waiting
 
     play(scene)
 
