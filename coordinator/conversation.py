@@ -147,13 +147,21 @@ class Conversation:
     """One transaction, one leadership. Every method returns the actions to take, in order."""
 
     def __init__(
-        self, transaction: Transaction, timings: Timings, *, deadline_s: float, took_over: bool
+        self,
+        transaction: Transaction,
+        timings: Timings,
+        *,
+        deadline_s: float,
+        expires_s: float,
+        took_over: bool,
     ) -> None:
+        """`deadline_s`: decided by then; `expires_s`: until then participants take a prepare."""
         self.transaction = transaction
         self._outstanding = outstanding(transaction)  # which branches must acknowledge, a bit each
         self.legs = [Leg(b, perhaps_sent=took_over) for b in transaction.branches]
         self._timings = timings
-        self.expires_s = deadline_s
+        self.deadline_s = deadline_s
+        self._expires_s = expires_s
         self._took_over = took_over
         self._decision: ProposeDecision | None = None  # proposed; what is applied may differ
         self._propose_again_s = NEVER_S
@@ -178,7 +186,7 @@ class Conversation:
             return call_s if call_s < acknowledge_s else acknowledge_s
         if self._decision is not None:
             return self._propose_again_s  # nobody is called any more before it is applied
-        return min(self._next_call_s, self.expires_s)
+        return min(self._next_call_s, self.deadline_s)
 
     # --- what happens to it ---
 
@@ -189,7 +197,7 @@ class Conversation:
         """
         if self.transaction.outcome is not None:
             return self._phase_two(now_s)
-        if now_s >= self.expires_s:
+        if now_s >= self.deadline_s:
             return self._decide(self._timeout_reason())
         if not self.transaction.closed:
             return []  # open: its client ends it, or the deadline does
@@ -272,7 +280,7 @@ class Conversation:
                     return []
                 self._propose_again_s = NEVER_S
                 return [self._decision]
-            if now_s >= self.expires_s:
+            if now_s >= self.deadline_s:
                 return self._decide(self._timeout_reason())
         actions: list[Action] = []
         if self._next_call_s <= now_s:
@@ -459,12 +467,12 @@ class Conversation:
             return True
         if leg.fate is not _FATE_UNKNOWN and not leg.too_early:
             return True  # not told by times: in a millisecond many things happen in some order
-        return sent_s >= self.expires_s + self._timings.grace_ms / 1000
+        return sent_s >= self._expires_s + self._timings.grace_ms / 1000
 
     def _when_it_counts(self, leg: Leg, now_s: float) -> float:
         if leg.fate is not _FATE_UNKNOWN:
             return now_s
-        return max(now_s, self.expires_s + self._timings.grace_ms / 1000)
+        return max(now_s, self._expires_s + self._timings.grace_ms / 1000)
 
     def _acknowledge(self, now_s: float) -> list[Action]:
         """Propose what was heard, all in one, once nothing more is about to be heard."""

@@ -148,9 +148,15 @@ class Talks:
         if not took_over:
             self._steps.began(transaction)
         now_s = self._loop.time()
-        deadline_s = now_s + (transaction.deadline_ms - self._now_ms()) / 1000
+        expires_s = now_s + (transaction.deadline_ms - self._now_ms()) / 1000
+        # Whichever clock was wrong, that of whoever began it or this one: no more than the whole.
+        latest_s = now_s + (transaction.deadline_ms - transaction.created_ms) / 1000
         live.conversation = Conversation(
-            transaction, self._timings, deadline_s=deadline_s, took_over=took_over
+            transaction,
+            self._timings,
+            deadline_s=min(expires_s, latest_s),
+            expires_s=expires_s,
+            took_over=took_over,
         )
         self._perform(live, live.conversation.start(now_s))
 
@@ -199,7 +205,7 @@ class Talks:
             live.id,
             branch.branch_id,
             body,
-            conversation.expires_s,
+            conversation.deadline_s,
             functools.partial(self._prepare_answered, live, position),
             live.traceparent,
             branch.repeatable,

@@ -177,6 +177,7 @@ class Rig:
         seed: int = 1,
     ) -> None:
         loop = asyncio.get_running_loop()
+        self.ahead_ms = 0  # how far the wall clock is set
         self.machine = Machine()
         self.log = PlayedLog(self.machine)
         self.gateway = PlayedGateway(self.machine)
@@ -186,7 +187,7 @@ class Rig:
             self.log,
             self.machine,
             cast(Gateway, self.gateway),
-            now_ms=lambda: int(loop.time() * 1000),
+            now_ms=lambda: int(loop.time() * 1000) + self.ahead_ms,
             random=Random(seed),
             limits=limits or Limits(),
             timings=timings or Timings(),

@@ -86,7 +86,11 @@ class Talk:
         self.machine = machine or led_machine(begin(of=asked or branches(2)))
         self.now_s = now_s
         self.conversation = Conversation(
-            record(self.machine), TIMINGS, deadline_s=EXPIRES_S, took_over=took_over
+            record(self.machine),
+            TIMINGS,
+            deadline_s=EXPIRES_S,
+            expires_s=EXPIRES_S,
+            took_over=took_over,
         )
         self.started = self.conversation.start(now_s)
 

@@ -191,6 +191,7 @@ class World:
             record(self.machine),
             Timings(),
             deadline_s=EXPIRES_S,
+            expires_s=EXPIRES_S,
             took_over=self.leaders > 0,
         )
         self.leaders += 1
@@ -402,7 +403,7 @@ def test_an_acknowledgement_of_a_branch_that_gave_none_is_noticed(
 
 def test_a_leader_that_wakes_for_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def due_s(self: Conversation) -> float:
-        return min(self._next_call_s, self._acknowledge_by_s, self.expires_s)
+        return min(self._next_call_s, self._acknowledge_by_s, self.deadline_s)
 
     monkeypatch.setattr(Conversation, "due_s", property(due_s))
     assert "woken for nothing" in violations()

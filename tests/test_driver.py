@@ -50,6 +50,7 @@ from tests.skipped_time import CLOCK_STARTS_S
 
 PREPARE, COMMIT, ROLLBACK = Operation.PREPARE, Operation.COMMIT, Operation.ROLLBACK
 NOW_MS = int(CLOCK_STARTS_S * 1000)
+DAY_MS = 86_400_000
 
 
 def votes_only(call: Call) -> Answer | None:
@@ -766,6 +767,47 @@ def test_a_new_leadership_waits_no_longer_than_the_first_one_would_have() -> Non
         assert asyncio.get_running_loop().time() == pytest.approx(CLOCK_STARTS_S + 10, abs=0.01)
 
     play(scene)
+
+
+@pytest.mark.parametrize(("before_ms", "after_ms"), [(DAY_MS, 0), (0, -DAY_MS)])
+def test_a_new_leadership_waits_no_longer_than_the_timeout_whichever_clock_was_wrong(
+    before_ms: int, after_ms: int
+) -> None:
+    """Else a service that hangs would keep the others' locks for a day."""
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.ahead_ms = before_ms
+        rig.driver.submit(plan(), Wait.NONE)
+        await asyncio.sleep(6)
+        rig.gateway.under_way = []
+        rig.ahead_ms = after_ms
+        rig.fail_over()
+        transaction = await rig.driver.submit(plan(), Wait.DECISION)
+        assert transaction.outcome is Outcome.ABORT
+        assert asyncio.get_running_loop().time() == pytest.approx(CLOCK_STARTS_S + 16, abs=0.01)
+
+    play(scene)
+
+
+def test_a_plain_branch_is_rolled_back_after_the_time_that_its_prepare_named() -> None:
+    """Though that is a day away, for the clock was wrong: until then it may still be prepared."""
+
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.ahead_ms = DAY_MS
+        rig.driver.submit(plan(), Wait.NONE)
+        await rig.settle()
+        rig.gateway.under_way = []
+        rig.gateway.script = yes_to_all
+        rig.ahead_ms = 0
+        rig.fail_over()
+        await rig.driver.submit(plan(), Wait.DECISION)
+        assert asyncio.get_running_loop().time() < CLOCK_STARTS_S + 1
+        await rig.driver.wait_for_end("t")
+        assert asyncio.get_running_loop().time() >= CLOCK_STARTS_S + DAY_MS / 1000 + 15
+
+    play(scene, plain=True)
 
 
 def test_a_new_leadership_aborts_what_a_plain_branch_may_have_been_asked() -> None:

@@ -273,7 +273,13 @@ class Node:
         # A decided transaction has no payloads any more, but prepares that were begun before have.
         payloads = talk.transaction.payloads or (b"null",) * len(talk.transaction.branches)
         asked = talk.transaction._replace(payloads=payloads)
-        conversation = Conversation(asked, TIMINGS, deadline_s=DEADLINE_S, took_over=talk.took_over)
+        conversation = Conversation(
+            asked,
+            TIMINGS,
+            deadline_s=DEADLINE_S,
+            expires_s=DEADLINE_S,
+            took_over=talk.took_over,
+        )
         if talk.decision is not None:
             reasons = (None,) * len(talk.decision)
             conversation._decision = ProposeDecision(talk.decision, reasons, None)
