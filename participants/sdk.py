@@ -231,12 +231,11 @@ class Participant(Generic[T]):
 
     async def receive(self, messages: Sequence[Received]) -> list[Reply]:
         """Carry out independent messages; the replies are in order, and true after any crash."""
-        if self._sweeping is not None:
-            self._look()
+        now_ms = self._now_ms() if self._sweeping is None else self._look()
         works = [
             partial(self._prepare, message)
             if isinstance(message, Prepare)
-            else partial(self._end, message)
+            else partial(self._end, message, now_ms)
             for message in messages
         ]
         results = await self.store.perform(works)
@@ -298,7 +297,7 @@ class Participant(Generic[T]):
             return Vote.READ_ONLY, None
         raise ResourceFailed(f"prepare returned {vote!r}; return a Vote, or raise Refused")
 
-    def _end(self, message: EndBranch, local: LocalTransaction[T]) -> Reply:
+    def _end(self, message: EndBranch, now_ms: int, local: LocalTransaction[T]) -> Reply:
         record = local.find(message.transaction_id, message.branch_id)
         before = None if record is None else record.branch
         cell = branch.cell_of(before, message.end)
@@ -311,10 +310,9 @@ class Participant(Generic[T]):
                 _require_done(done)
         after = branch.after(before, message.end, cell)
         if after is not None and after is not before:
-            ended = BranchRecord(
-                message.transaction_id, message.branch_id, after, changed_at_ms=self._now_ms()
+            local.keep(
+                BranchRecord(message.transaction_id, message.branch_id, after, changed_at_ms=now_ms)
             )
-            local.keep(ended)
         return _reply(message, cell.answer, before, after, cell.reason)
 
     # --- beside the messages --------------------------------------------------------------------
@@ -334,8 +332,9 @@ class Participant(Generic[T]):
         while True:
             for _ in range(_LOOKS):
                 await asyncio.sleep(self._settings.sweep_every_s / _LOOKS)
-                now_ms = self._look()
-            is_set = self._now_ms() - now_ms > self._settings.grace_ms
+                wall_ms = self._look()
+            now_ms = self._clock.now_ms(self._grown_ms())
+            is_set = wall_ms - now_ms > self._settings.grace_ms
             if is_set and not was_set:
                 log.warning("the clock was set ahead: tombstones are kept for longer")
             was_set = is_set
@@ -349,10 +348,15 @@ class Participant(Generic[T]):
                 log.exception("tombstones were not dropped, they will be later")
 
     def _look(self) -> int:
-        """Look at the clock; how late it is at least."""
-        grown_ms = asyncio.get_running_loop().time() * 1000
-        self._clock.look(self._now_ms(), grown_ms)
-        return self._clock.now_ms(grown_ms)
+        """What the wall clock says. Tombstones are stamped with what was looked at: a clock that
+        was behind for that moment only, which no look has seen, would make them old at once.
+        """
+        now_ms = self._now_ms()
+        self._clock.look(now_ms, self._grown_ms())
+        return now_ms
+
+    def _grown_ms(self) -> float:
+        return asyncio.get_running_loop().time() * 1000
 
 
 def _require_done(returned: object) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -448,6 +449,33 @@ def test_what_had_ended_before_the_start_is_not_dropped_by_a_clock_that_was_righ
     ahead_ms[0] = 86_400_000
     slow = replace(TOMBSTONES, sweep_every_s=0.2)  # not before the message has come
     run(after, tmp_path, settings=slow, now_ms=lambda: grown.ms + ahead_ms[0])
+
+
+def test_a_clock_that_is_behind_only_while_a_branch_ends_makes_its_tombstone_no_older(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown, ahead_ms = Grown(monkeypatch), [0]
+    performs = SqliteStore.perform
+
+    def done_behind(work: Any, local: Any) -> Any:
+        ahead_ms[0] = -86_400_000
+        try:
+            return work(local)
+        finally:
+            ahead_ms[0] = 0
+
+    async def perform(store: SqliteStore, works: Any) -> Any:
+        return await performs(store, [partial(done_behind, work) for work in works])
+
+    monkeypatch.setattr(SqliteStore, "perform", perform)
+
+    async def scenario(r: Rig) -> None:
+        await r.call.rollback("t1")
+        await r.call.rollback("t2")  # the newest is never dropped
+        await grown.two_sweeps()
+        assert await r.states() == {"rolled_back": 2}
+
+    run(scenario, tmp_path, settings=TOMBSTONES, now_ms=lambda: grown.ms + ahead_ms[0])
 
 
 def test_a_sweep_of_tombstones_that_fails_in_any_way_is_repeated(

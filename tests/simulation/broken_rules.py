@@ -333,9 +333,9 @@ def prepared_expires(original: Any, participant: Any, message: Prepare, local: A
     expires_ms = read_time_ms(message.expires_at) + participant._settings.grace_ms
     key = (message.transaction_id, message.branch_id)
     record = local.find(*key)
-    late = participant._now_ms() > expires_ms
-    if late and record is not None and record.branch.state is State.PREPARED:
-        participant._end(EndBranch(*key, End.ROLLBACK), local)
+    now_ms = participant._now_ms()
+    if now_ms > expires_ms and record is not None and record.branch.state is State.PREPARED:
+        participant._end(EndBranch(*key, End.ROLLBACK), now_ms, local)
     return original(participant, message, local)
 
 

@@ -203,7 +203,7 @@ class SdkService(Participant[MemoryTable]):
         def work(local: LocalTransaction[MemoryTable]) -> None:
             if f"{id}/{branch}" in self._heard.in_doubt_now():
                 with self._heard.by_hand():
-                    self._end(message, local)
+                    self._end(message, self._look(), local)
 
         await self._heard.perform([work])
 
