@@ -15,7 +15,13 @@ from typing import Any, TypeVar
 
 from participants.branch import ENDED, State
 from participants.contract import BranchKey
-from participants.store import BranchRecord, Ended, LocalTransaction, as_exception
+from participants.store import (
+    BranchRecord,
+    Ended,
+    LocalTransaction,
+    as_exception,
+    in_front_of_the_young,
+)
 
 R = TypeVar("R")
 Undo = tuple[Callable[..., object], *tuple[Any, ...]]
@@ -107,7 +113,10 @@ class MemoryStore:
         ]
 
     async def drop_tombstones(self, ended_before_ms: int) -> int:
-        old = [n for n, r in self._ended.items() if r.changed_at_ms < ended_before_ms]
+        ended = await self.ended(0, len(self._ended))
+        newest_ms = ended[-1].ended_at_ms if ended else 0
+        first = in_front_of_the_young(ended, ended_before_ms, newest_ms)
+        old = [each.number for each in first if each.ended_at_ms < ended_before_ms]
         for number in old:
             record = self._ended.pop(number)
             del self._others[record.transaction_id, record.branch_id]

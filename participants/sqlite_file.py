@@ -106,10 +106,9 @@ _ENDED = """SELECT ended_number, transaction_id, branch_id, state, changed_at_ms
 _NEWEST = """SELECT changed_at_ms FROM assent_branches
     WHERE ended_number = (SELECT max(ended_number) FROM assent_branches)"""
 # The newest tombstone stays, so that no number is given twice.
-_DROP = """DELETE FROM assent_branches WHERE changed_at_ms < ? AND ended_number IN
-    (SELECT ended_number FROM assent_branches WHERE ended_number > ?
-     AND ended_number < (SELECT max(ended_number) FROM assent_branches)
-     ORDER BY ended_number LIMIT ?)"""
+_DROP = """DELETE FROM assent_branches
+    WHERE changed_at_ms < ? AND ended_number > ? AND ended_number <= ?
+    AND ended_number < (SELECT max(ended_number) FROM assent_branches)"""
 
 
 def open_writing(
@@ -362,9 +361,9 @@ def read_count(file: sqlite3.Connection) -> dict[State, int]:
     return {State(state): number for state, number in rows}
 
 
-def drop_tombstones(file: sqlite3.Connection, ended_before_ms: int, after: int, limit: int) -> int:
-    """Of the first `limit` tombstones after the number `after`, drop the old ones."""
-    return file.execute(_DROP, (ended_before_ms, after, limit)).rowcount
+def drop_tombstones(file: sqlite3.Connection, ended_before_ms: int, after: int, last: int) -> int:
+    """Of the tombstones after the number `after`, to `last`, drop the old ones."""
+    return file.execute(_DROP, (ended_before_ms, after, last)).rowcount
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:

@@ -25,7 +25,13 @@ from typing import Any, TypeVar
 
 from participants import sqlite_file
 from participants.branch import State
-from participants.store import BranchRecord, Ended, LocalTransaction, StoreUnavailable
+from participants.store import (
+    BranchRecord,
+    Ended,
+    LocalTransaction,
+    StoreUnavailable,
+    in_front_of_the_young,
+)
 
 R = TypeVar("R")
 Work = Callable[[LocalTransaction[sqlite3.Connection]], R]
@@ -129,21 +135,21 @@ class SqliteStore:
         dropped_in_all, last = 0, 0
         newest_ms = await self.read(sqlite_file.read_newest_end_ms)
         while True:
-            oldest = await self.ended(last, MAX_DROPPED)
-            # One that says it ended after the newest was written when the clock was ahead: it says
-            # nothing of those behind it.
-            if not oldest or ended_before_ms <= oldest[0].ended_at_ms <= newest_ms:
+            page = await self.ended(last, MAX_DROPPED)
+            old = in_front_of_the_young(page, ended_before_ms, newest_ms)
+            if not old:
                 return dropped_in_all
+            after, last = last, old[-1].number
 
-            def drop(local: LocalTransaction[sqlite3.Connection], after: int = last) -> int:
-                file = local.resource
-                return sqlite_file.drop_tombstones(file, ended_before_ms, after, MAX_DROPPED)
+            def drop(
+                local: LocalTransaction[sqlite3.Connection], after: int = after, last: int = last
+            ) -> int:
+                return sqlite_file.drop_tombstones(local.resource, ended_before_ms, after, last)
 
             (dropped,) = await self.perform([drop])
             if isinstance(dropped, Exception):
                 raise dropped
             dropped_in_all += dropped
-            last = oldest[-1].number
 
     async def count(self) -> dict[State, int]:
         counts: dict[State, int] = {s: 0 for s in State if s is not State.ABSENT}

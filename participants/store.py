@@ -126,9 +126,28 @@ class Store(Protocol[T_co]):
         ...
 
     async def drop_tombstones(self, ended_before_ms: int) -> int:
-        """Forget branches that ended before this time; returns how many."""
+        """Forget branches that ended before this time, and before all that have not; returns how
+        many. See `in_front_of_the_young`."""
         ...
 
     async def count(self) -> dict[State, int]:
         """How many branches are kept, by state; a state without any is 0, ABSENT is left out."""
         ...
+
+
+def in_front_of_the_young(
+    ended: Sequence[Ended], ended_before_ms: int, newest_ms: int
+) -> Sequence[Ended]:
+    """Of tombstones in their order, those in front of the first that is too young to be dropped:
+    what ended after that is younger still, though the clock was behind then.
+
+    `newest_ms`: when the last of all ended. One that says it ended after that was written when the
+    clock was ahead, and tells nothing of those behind it; unless the last is old itself, for then
+    perhaps it is that which was written by a wrong clock.
+    """
+    for position, each in enumerate(ended):
+        if each.ended_at_ms >= ended_before_ms and (
+            each.ended_at_ms <= newest_ms or newest_ms < ended_before_ms
+        ):
+            return ended[:position]
+    return ended

@@ -328,6 +328,27 @@ def test_what_ended_while_the_clock_was_ahead_does_not_keep_the_others(
     asyncio.run(scenario())
 
 
+def test_what_ended_while_the_clock_was_behind_is_younger_than_what_ended_before_it(
+    store: Store,
+) -> None:
+    """The process that saw that clock may be gone, and with it what it knew of it."""
+
+    async def scenario() -> None:
+        async with opened(store):
+            times = [5, 50, 3, 60]
+            await store.perform([keep(f"t{n}", State.COMMITTED, at) for n, at in enumerate(times)])
+            assert await store.drop_tombstones(30) == 1
+            assert [e.ended_at_ms for e in await store.ended(0, 10)] == [50, 3, 60]
+            assert await store.drop_tombstones(51) == 2
+            assert [e.ended_at_ms for e in await store.ended(0, 10)] == [60]
+            await store.perform(
+                [keep("first", State.COMMITTED, 4), keep("last", State.COMMITTED, 3)]
+            )
+            assert await store.drop_tombstones(51) == 0
+
+    asyncio.run(scenario())
+
+
 def test_tombstones_that_cannot_be_dropped_now_are_a_refusal_for_now(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(sqlite(tmp_path, busy_timeout_ms=1)) as store:
