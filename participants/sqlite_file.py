@@ -103,12 +103,13 @@ _IN_DOUBT = """SELECT transaction_id, branch_id, state, fingerprint, incarnation
     FROM assent_branches WHERE state = 'prepared' ORDER BY changed_at_ms LIMIT ?"""
 _ENDED = """SELECT ended_number, transaction_id, branch_id, state, changed_at_ms
     FROM assent_branches WHERE ended_number > ? ORDER BY ended_number LIMIT ?"""
-_NEWEST = """SELECT changed_at_ms FROM assent_branches
-    WHERE ended_number = (SELECT max(ended_number) FROM assent_branches)"""
+# Without the condition SQLite looks at every row: the index holds only those that have a number.
+_LAST = "SELECT max(ended_number) FROM assent_branches WHERE ended_number IS NOT NULL"
+_NEWEST = f"SELECT changed_at_ms FROM assent_branches WHERE ended_number = ({_LAST})"
 # The newest tombstone stays, so that no number is given twice.
-_DROP = """DELETE FROM assent_branches
+_DROP = f"""DELETE FROM assent_branches
     WHERE changed_at_ms < ? AND ended_number > ? AND ended_number <= ?
-    AND ended_number < (SELECT max(ended_number) FROM assent_branches)"""
+    AND ended_number < ({_LAST})"""
 
 
 def open_writing(
@@ -183,7 +184,7 @@ def _prepare_file(
             file.execute(statement)
         file.execute("INSERT INTO assent_format VALUES (?, ?)", (FORMAT_VERSION, owner))
     create(file)
-    last = "SELECT coalesce(max(ended_number), 0) FROM assent_branches"
+    last = f"SELECT coalesce(({_LAST}), 0)"
     (last_number,) = _plain(file).execute(last).fetchone()
     file.execute("COMMIT")
     _sync_directory(path.parent)

@@ -363,6 +363,23 @@ def test_tombstones_that_cannot_be_dropped_now_are_a_refusal_for_now(tmp_path: P
     asyncio.run(scenario())
 
 
+def test_what_is_asked_of_tombstones_never_looks_at_every_row() -> None:
+    """There are seven days of them, and messages wait meanwhile."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as file:
+        for statement in sqlite_file._SCHEMA:
+            file.execute(statement)
+        for asked, values in (
+            (sqlite_file._LAST, ()),
+            (sqlite_file._NEWEST, ()),
+            (sqlite_file._ENDED, (0, 10)),
+            (sqlite_file._DROP, (0, 0, 10)),
+        ):
+            plan = [row[3] for row in file.execute(f"EXPLAIN QUERY PLAN {asked}", values)]
+            looked = [step for step in plan if step.startswith(("SEARCH", "SCAN"))]
+            assert looked
+            assert all("INDEX assent_tombstones" in step for step in looked), plan
+
+
 def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(sqlite(tmp_path)) as store:
