@@ -113,10 +113,12 @@ class MemoryStore:
         ]
 
     async def drop_tombstones(self, ended_before_ms: int) -> int:
-        ended = await self.ended(0, len(self._ended))
-        newest_ms = ended[-1].ended_at_ms if ended else 0
-        first = in_front_of_the_young(ended, ended_before_ms, newest_ms)
-        old = [each.number for each in first if each.ended_at_ms < ended_before_ms]
+        ended = self._ended.values()
+        newest_ms = next((record.changed_at_ms for record in reversed(ended)), 0)
+        ends_ms = (record.changed_at_ms for record in ended)
+        count = in_front_of_the_young(ends_ms, ended_before_ms, newest_ms)
+        first = islice(self._ended.items(), count)
+        old = [number for number, record in first if record.changed_at_ms < ended_before_ms]
         for number in old:
             record = self._ended.pop(number)
             del self._others[record.transaction_id, record.branch_id]

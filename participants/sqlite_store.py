@@ -136,10 +136,11 @@ class SqliteStore:
         newest_ms = await self.read(sqlite_file.read_newest_end_ms)
         while True:
             page = await self.ended(last, MAX_DROPPED)
-            old = in_front_of_the_young(page, ended_before_ms, newest_ms)
-            if not old:
+            ends_ms = [each.ended_at_ms for each in page]
+            count = in_front_of_the_young(ends_ms, ended_before_ms, newest_ms)
+            if not count:
                 return dropped_in_all
-            after, last = last, old[-1].number
+            after, last = last, page[count - 1].number
 
             def drop(
                 local: LocalTransaction[sqlite3.Connection], after: int = after, last: int = last

@@ -13,7 +13,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -135,19 +135,17 @@ class Store(Protocol[T_co]):
         ...
 
 
-def in_front_of_the_young(
-    ended: Sequence[Ended], ended_before_ms: int, newest_ms: int
-) -> Sequence[Ended]:
-    """Of tombstones in their order, those in front of the first that is too young to be dropped:
-    what ended after that is younger still, though the clock was behind then.
+def in_front_of_the_young(ends_ms: Iterable[int], ended_before_ms: int, newest_ms: int) -> int:
+    """Of tombstones in their order, how many stand in front of the first that is too young to be
+    dropped: what ended after that is younger still, though the clock was behind then.
 
     `newest_ms`: when the last of all ended. One that says it ended after that was written when the
     clock was ahead, and tells nothing of those behind it; unless the last is old itself, for then
     perhaps it is that which was written by a wrong clock.
     """
-    for position, each in enumerate(ended):
-        if each.ended_at_ms >= ended_before_ms and (
-            each.ended_at_ms <= newest_ms or newest_ms < ended_before_ms
-        ):
-            return ended[:position]
-    return ended
+    count = 0
+    for end_ms in ends_ms:
+        if end_ms >= ended_before_ms and (end_ms <= newest_ms or newest_ms < ended_before_ms):
+            break
+        count += 1
+    return count
