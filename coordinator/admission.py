@@ -125,17 +125,18 @@ class Admission:
         """May one more wait outside, besides those others?"""
         return others < self._least or others < self._lately(now_s)
 
-    def is_crowd(self, now_s: float, address: str, *, in_line: bool) -> bool:
+    def is_crowd(self, now_s: float, address: str, *, in_line: bool, outside: int) -> bool:
         """Is a transaction from there, which is in no batch, to stand in line?
 
-        `in_line`: others from there do already.
+        `in_line`: others from there do already. `outside`: so many from there wait for room.
         """
         if address != self._last_address:
             if self._last_address is not None:
                 self._address_changed_s = now_s
             self._last_address = address
         if now_s - self._address_changed_s < ALONE_S:
-            if in_line or not self._is_little(self._waiting_of.get(address, 0), now_s):
+            asked = self._waiting_of.get(address, 0) + outside
+            if in_line or not self._is_little(asked, now_s):
                 self._note_crowd(address, now_s)
                 return True
             if now_s - self._crowds.get(address, -math.inf) < ALONE_S:
@@ -266,8 +267,10 @@ class WaitingLine:
         self._promised: dict[Queued, None] = {}
         self._left: Counter[str] = Counter()
         """Elements of all that wait, by address."""
-        self._alone: deque[Callable[[], object]] = deque()
-        """What begins those that came alone."""
+        self._alone: deque[tuple[str, Callable[[], object]]] = deque()
+        """Whence those that came alone are, and what begins them."""
+        self._alone_of: Counter[str] = Counter()
+        """How many of them there are, by address."""
 
     def __len__(self) -> int:
         """How many wait."""
@@ -275,15 +278,17 @@ class WaitingLine:
 
     def way_in(self, now_s: float, address: str) -> WayIn:
         """Of a transaction that is in no batch, and comes from that address."""
-        if self._admission.is_crowd(now_s, address, in_line=address in self._queues):
+        in_line, outside = address in self._queues, self._alone_of[address]
+        if self._admission.is_crowd(now_s, address, in_line=in_line, outside=outside):
             return _REFUSED if self.is_too_long(now_s, address) else WayIn.IN_TURN
         if not self._alone and self._admission.has_room():
             return _AT_ONCE
         return _IN_ORDER if self._admission.may_wait(len(self._alone), now_s) else _REFUSED
 
-    def wait_alone(self, begin: Callable[[], object]) -> None:
+    def wait_alone(self, address: str, begin: Callable[[], object]) -> None:
         """`begin` is called when there is room, within `call`: it must not call that itself."""
-        self._alone.append(begin)
+        self._alone.append((address, begin))
+        self._alone_of[address] += 1
 
     def is_too_long(self, now_s: float, address: str) -> bool:
         """Whether what comes now from there is to be refused."""
@@ -300,7 +305,11 @@ class WaitingLine:
     def call(self, now_s: float) -> None:
         """Begin, or tell, those for whom there is room."""
         while self._alone and self._admission.has_room():
-            self._alone.popleft()()
+            address, begin = self._alone.popleft()
+            self._alone_of[address] -= 1
+            if not self._alone_of[address]:
+                del self._alone_of[address]
+            begin()
         promised = sum([queued.piece for queued in self._promised])
         while self._queues and self._admission.has_room_in_turn(now_s, promised):
             address, queue = next(iter(self._queues.items()))

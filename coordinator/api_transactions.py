@@ -167,7 +167,8 @@ class Transactions:
             future = self._driver.submit(submission.plan, submission.wait)
         elif way is WayIn.IN_ORDER:
             submission = self._read(value, traceparent, request.address)
-            future = self._driver.submit_in_order(submission.plan, submission.wait)
+            plan, wait = submission.plan, submission.wait
+            future = self._driver.submit_in_order(plan, wait, request.address)
         else:
             submission = self._read(value, traceparent)
             begin = functools.partial(self._driver.submit, submission.plan, submission.wait)

@@ -42,7 +42,7 @@ class Told:
 
 
 def asked(admission: Admission, address: str, now_s: float = 0.0, *, in_line: bool = False) -> bool:
-    return admission.is_crowd(now_s, address, in_line=in_line)
+    return admission.is_crowd(now_s, address, in_line=in_line, outside=0)
 
 
 def mixed(now_s: float = 0.0) -> Admission:
@@ -196,7 +196,7 @@ def test_those_that_came_alone_begin_in_their_order_and_before_the_line() -> Non
     told.wait("batch")
     for name in "abc":
         assert told.line.way_in(0.0, A) is WayIn.IN_ORDER
-        told.line.wait_alone(functools.partial(told.names.append, name))
+        told.line.wait_alone(A, functools.partial(told.names.append, name))
     told.line.call(0.0)
     assert told.names == []
     assert len(told.line) == 4
@@ -334,6 +334,25 @@ def test_crowds_among_themselves_begin_as_much_as_any() -> None:
     assert admission.has_room_in_turn(1.9 * ALONE_S)
 
 
+def test_who_waits_outside_for_too_much_is_a_crowd_too() -> None:
+    """Others have taken the room: of its own nothing waits for the log yet."""
+    admission = Admission()
+    told = Told(admission)
+    for number in range(ROOM_LEAST):
+        assert told.line.way_in(0.0, f"10.0.1.{number}") is WayIn.AT_ONCE
+        admission.beginning(f"10.0.1.{number}")
+    for _ in range(IN_TURN_LEAST):
+        assert told.line.way_in(0.0, A) is WayIn.IN_ORDER
+        told.line.wait_alone(A, functools.partial(admission.beginning, A))
+    assert told.line.way_in(0.0, A) is WayIn.IN_TURN
+    assert told.line.way_in(0.0, B) is WayIn.IN_ORDER
+    for number in range(ROOM_LEAST):
+        admission.begun(f"10.0.1.{number}", 0.0)
+    told.line.call(0.0)
+    assert not told.line._alone_of  # nothing is kept of who has gone
+    assert told.line.way_in(0.0, A) is WayIn.IN_TURN  # and all of it waits for the log now
+
+
 # --- what it is good for --------------------------------------------------------------------------
 
 
@@ -347,8 +366,8 @@ class Unlined(Admission):
 class Untold(Admission):
     """The rule broken: no address is a crowd."""
 
-    def is_crowd(self, now_s: float, address: str, *, in_line: bool) -> bool:
-        super().is_crowd(now_s, address, in_line=in_line)
+    def is_crowd(self, now_s: float, address: str, *, in_line: bool, outside: int) -> bool:
+        super().is_crowd(now_s, address, in_line=in_line, outside=outside)
         return False
 
 
@@ -367,7 +386,7 @@ def longest_wait_s(admission: Admission, *, clients: int) -> float:
             case WayIn.IN_TURN:
                 places[name] = told.wait(name, address=address, piece=1, left=1, now_s=now_s)
             case WayIn.IN_ORDER:
-                told.line.wait_alone(functools.partial(begin, name, address, now_s))
+                told.line.wait_alone(address, functools.partial(begin, name, address, now_s))
             case _:
                 begin(name, address, now_s)
 
