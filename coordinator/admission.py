@@ -12,7 +12,8 @@ Rules
 - The room is small where the node has no time left, and grows where it has: then the log waits for
   disks or networks, and more can share an entry.
 - `LEAST` may wait outside in any case, so that a node that was idle takes a burst, and one whose
-  log does not move at the moment (an election, a slow disk) is not closed altogether.
+  log does not move at the moment (an election, a slow disk) is not closed altogether. What they
+  sent is bounded in bytes, too.
 - A batch is many clients that wait as one, so it can be made to wait (`WaitingLine`). While others
   come alone, its elements begin piece by piece, and only while less waits before them than is
   applied within `IN_TURN_S`: who comes alone finds no more than that before it. Batches take turns,
@@ -43,6 +44,10 @@ let in has its answer well before it asks another node (2 s)."""
 LEAST = 1_024
 """A burst, or as many clients that each wait for their answer, is never refused at an idle node. A
 batch of the largest size is less."""
+
+OUTSIDE_BYTES = 64 * 1024 * 1024
+"""Who waits outside is in no record yet, so `Capacity` does not count its payloads: what was sent
+by all that came alone is no more than this and one body. `LEAST` bodies of 64 KiB find place."""
 
 ROOM_LEAST = 64
 ROOM_MOST = 1_024
@@ -267,8 +272,9 @@ class WaitingLine:
         self._promised: dict[Queued, None] = {}
         self._left: Counter[str] = Counter()
         """Elements of all that wait, by address."""
-        self._alone: deque[tuple[str, Callable[[], object]]] = deque()
-        """Whence those that came alone are, and what begins them."""
+        self._alone: deque[tuple[str, int, Callable[[], object]]] = deque()
+        """Whence those that came alone are, the size of what they sent, and what begins them."""
+        self._alone_bytes = 0
         self._alone_of: Counter[str] = Counter()
         """How many of them there are, by address."""
 
@@ -283,11 +289,17 @@ class WaitingLine:
             return _REFUSED if self.is_too_long(now_s, address) else WayIn.IN_TURN
         if not self._alone and self._admission.has_room():
             return _AT_ONCE
+        if self._alone_bytes >= OUTSIDE_BYTES:
+            return _REFUSED
         return _IN_ORDER if self._admission.may_wait(len(self._alone), now_s) else _REFUSED
 
-    def wait_alone(self, address: str, begin: Callable[[], object]) -> None:
-        """`begin` is called when there is room, within `call`: it must not call that itself."""
-        self._alone.append((address, begin))
+    def wait_alone(self, address: str, size: int, begin: Callable[[], object]) -> None:
+        """`begin` is called when there is room, within `call`: it must not call that itself.
+
+        `size`: of what was sent, in bytes.
+        """
+        self._alone.append((address, size, begin))
+        self._alone_bytes += size
         self._alone_of[address] += 1
 
     def is_too_long(self, now_s: float, address: str) -> bool:
@@ -305,7 +317,8 @@ class WaitingLine:
     def call(self, now_s: float) -> None:
         """Begin, or tell, those for whom there is room."""
         while self._alone and self._admission.has_room():
-            address, begin = self._alone.popleft()
+            address, size, begin = self._alone.popleft()
+            self._alone_bytes -= size
             self._alone_of[address] -= 1
             if not self._alone_of[address]:
                 del self._alone_of[address]

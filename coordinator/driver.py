@@ -139,10 +139,11 @@ class Driver:
             future.exception()  # who asked may have gone: not an error of ours
         return future
 
-    def submit_in_order(self, plan: Plan, wait: Wait, address: str) -> Waiting:
-        """Like `submit`, as soon as there is room for it."""
+    def submit_in_order(self, plan: Plan, wait: Wait, address: str, size: int) -> Waiting:
+        """Like `submit`, as soon as there is room for it; `size`: of what was sent, in bytes."""
         future: Waiting = self._loop.create_future()
-        self.line.wait_alone(address, functools.partial(self._submit_again, plan, wait, future))
+        begin = functools.partial(self._submit_again, plan, wait, future)
+        self.line.wait_alone(address, size, begin)
         return future
 
     def way_in(self, transaction_id: object, address: str | None) -> WayIn:

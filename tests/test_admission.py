@@ -77,7 +77,7 @@ def play(admission: Admission, *, capacity: float, offered: float) -> Played:
                 case WayIn.AT_ONCE:
                     begin(now)
                 case WayIn.IN_ORDER:
-                    line.wait_alone(ADDRESS, functools.partial(begin, now))
+                    line.wait_alone(ADDRESS, 100, functools.partial(begin, now))
                 case _:
                     refused += counted
         done = min(done + capacity * GROUP_S, admission.waiting + 1)
@@ -129,7 +129,7 @@ def test_an_idle_node_takes_a_burst_and_no_more() -> None:
         admission.beginning(ADDRESS)
     for _ in range(10):
         assert line.way_in(0.0, ADDRESS) is WayIn.IN_ORDER
-        line.wait_alone(ADDRESS, functools.partial(admission.beginning, ADDRESS))
+        line.wait_alone(ADDRESS, 100, functools.partial(admission.beginning, ADDRESS))
     assert line.way_in(0.0, ADDRESS) is WayIn.REFUSED
     admission.begun(ADDRESS, 0.0)
     line.call(0.0)
@@ -207,7 +207,7 @@ def test_a_log_that_takes_long_is_kept_busy() -> None:
                 case WayIn.AT_ONCE:
                     admission.beginning(ADDRESS)
                 case WayIn.IN_ORDER:
-                    line.wait_alone(ADDRESS, functools.partial(admission.beginning, ADDRESS))
+                    line.wait_alone(ADDRESS, 100, functools.partial(admission.beginning, ADDRESS))
         waiting = admission.waiting
         for _ in range(waiting):
             admission.begun(ADDRESS, now_s + 0.2)

@@ -436,6 +436,7 @@ def test_who_finds_no_room_begins_when_there_is_some() -> None:
             )
             await asyncio.sleep(0)
             assert (len(node.driver.line), node.driver.live_count) == (2, 0)
+            assert node.driver.line._alone_bytes > 100  # two bodies
             admission.room = 1
             node.driver.line.call(0.0)
             assert json.loads((await first).body)["outcome"] == "committed"

@@ -14,6 +14,7 @@ from coordinator.admission import (
     ALONE_S,
     IN_TURN_LEAST,
     LEAST,
+    OUTSIDE_BYTES,
     ROOM_LEAST,
     TURN,
     Admission,
@@ -196,7 +197,7 @@ def test_those_that_came_alone_begin_in_their_order_and_before_the_line() -> Non
     told.wait("batch")
     for name in "abc":
         assert told.line.way_in(0.0, A) is WayIn.IN_ORDER
-        told.line.wait_alone(A, functools.partial(told.names.append, name))
+        told.line.wait_alone(A, 100, functools.partial(told.names.append, name))
     told.line.call(0.0)
     assert told.names == []
     assert len(told.line) == 4
@@ -343,7 +344,7 @@ def test_who_waits_outside_for_too_much_is_a_crowd_too() -> None:
         admission.beginning(f"10.0.1.{number}")
     for _ in range(IN_TURN_LEAST):
         assert told.line.way_in(0.0, A) is WayIn.IN_ORDER
-        told.line.wait_alone(A, functools.partial(admission.beginning, A))
+        told.line.wait_alone(A, 100, functools.partial(admission.beginning, A))
     assert told.line.way_in(0.0, A) is WayIn.IN_TURN
     assert told.line.way_in(0.0, B) is WayIn.IN_ORDER
     for number in range(ROOM_LEAST):
@@ -351,6 +352,23 @@ def test_who_waits_outside_for_too_much_is_a_crowd_too() -> None:
     told.line.call(0.0)
     assert not told.line._alone_of  # nothing is kept of who has gone
     assert told.line.way_in(0.0, A) is WayIn.IN_TURN  # and all of it waits for the log now
+
+
+def test_what_was_sent_by_those_outside_is_bounded() -> None:
+    admission = Admission()
+    told = Told(admission)
+    for _ in range(ROOM_LEAST):
+        admission.beginning(C)
+    sizes = [1_000_000] * (OUTSIDE_BYTES // 1_000_000 + 1)  # the last reaches the bound
+    for size in sizes:
+        assert told.line.way_in(0.0, A) is WayIn.IN_ORDER
+        told.line.wait_alone(A, size, lambda: None)
+    assert len(told.line) < LEAST
+    assert told.line.way_in(0.0, A) is WayIn.REFUSED
+    admission.begun(C, 0.0)
+    told.line.call(0.0)
+    assert told.line._alone_bytes == 0
+    assert told.line.way_in(0.0, A) is WayIn.AT_ONCE
 
 
 # --- what it is good for --------------------------------------------------------------------------
@@ -386,7 +404,7 @@ def longest_wait_s(admission: Admission, *, clients: int) -> float:
             case WayIn.IN_TURN:
                 places[name] = told.wait(name, address=address, piece=1, left=1, now_s=now_s)
             case WayIn.IN_ORDER:
-                told.line.wait_alone(address, functools.partial(begin, name, address, now_s))
+                told.line.wait_alone(address, 100, functools.partial(begin, name, address, now_s))
             case _:
                 begin(name, address, now_s)
 
