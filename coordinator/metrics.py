@@ -69,10 +69,14 @@ class Metrics(Observer):
             Outcome,
         )
         self._decision_seconds = self._durations(
-            "decision_seconds", "From begin (or takeover) to the durable decision.", Outcome
+            "decision_seconds",
+            "From begin (or takeover) to the durable decision; not what was waited for room.",
+            Outcome,
         )
         self._completion_seconds = self._durations(
-            "completion_seconds", "From begin (or takeover) to the last acknowledgement.", Outcome
+            "completion_seconds",
+            "From begin (or takeover) to the last acknowledgement; not what was waited for room.",
+            Outcome,
         )
         self._calls = Counts(
             registry,
