@@ -19,9 +19,9 @@ class LeastClock:
 
     Whoever looks gives the wall clock, and one that only grows and that nobody sets. By how much
     the former leads the latter changes when it is set, and the least lead that was seen within the
-    last `window_ms` counts. So what the wall clock has stamped since the first look is within that
-    time never older by this clock than it is. One that was behind for a moment makes everything
-    seem younger, for no longer than that.
+    last `window_ms` counts. So what was stamped with what a look saw is within that time never
+    older by this clock than it is. One that was behind for a moment makes everything seem younger,
+    for no longer than that.
     """
 
     def __init__(self, window_ms: int) -> None:
