@@ -167,8 +167,8 @@ class Transactions:
             future = self._driver.submit(submission.plan, submission.wait)
         elif way is WayIn.IN_ORDER:
             submission = self._read(value, traceparent, request.address)
-            plan, wait, size = submission.plan, submission.wait, len(request.body)
-            future = self._driver.submit_in_order(plan, wait, request.address, size)
+            size = len(request.body)
+            future = self._driver.submit_in_order(submission.plan, submission.wait, size)
         else:
             submission = self._read(value, traceparent)
             begin = functools.partial(self._driver.submit, submission.plan, submission.wait)

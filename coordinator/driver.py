@@ -139,11 +139,12 @@ class Driver:
             future.exception()  # who asked may have gone: not an error of ours
         return future
 
-    def submit_in_order(self, plan: Plan, wait: Wait, address: str, size: int) -> Waiting:
+    def submit_in_order(self, plan: Plan, wait: Wait, size: int) -> Waiting:
         """Like `submit`, as soon as there is room for it; `size`: of what was sent, in bytes."""
+        assert plan.address is not None  # it stands in no line
         future: Waiting = self._loop.create_future()
         begin = functools.partial(self._submit_again, plan, wait, future)
-        self.line.wait_alone(address, size, begin)
+        self.line.wait_alone(plan.address, size, begin)
         return future
 
     def way_in(self, transaction_id: object, address: str | None) -> WayIn:

@@ -148,13 +148,14 @@ class Talks:
         if not took_over:
             self._steps.began(transaction)
         now_s = self._loop.time()
-        expires_s = now_s + (transaction.deadline_ms - self._now_ms()) / 1000
+        now_ms = self._now_ms()
+        expires_s = now_s + (transaction.deadline_ms - now_ms) / 1000
         # Whichever clock was wrong, that of whoever began it or this one: no more than the whole.
-        latest_s = now_s + (transaction.deadline_ms - transaction.created_ms) / 1000
+        reckoned_ms = max(now_ms, transaction.created_ms)
         live.conversation = Conversation(
             transaction,
             self._timings,
-            deadline_s=min(expires_s, latest_s),
+            deadline_s=now_s + (transaction.deadline_ms - reckoned_ms) / 1000,
             expires_s=expires_s,
             took_over=took_over,
         )

@@ -635,7 +635,8 @@ def test_what_nobody_foresaw_is_told_to_whoever_asked_and_to_nobody_else(
 
     async def scene(rig: Rig) -> None:
         first = rig.driver.submit(plan("first"), Wait.DECISION)
-        waiting = rig.driver.submit_in_order(plan("second"), Wait.DECISION, "10.0.0.1", 100)
+        second = plan("second")._replace(address="10.0.0.1")
+        waiting = rig.driver.submit_in_order(second, Wait.DECISION, 100)
         monkeypatch.setattr(Capacity, "check", checked)
         assert (await first).outcome is Outcome.COMMIT
         with pytest.raises(ZeroDivisionError):

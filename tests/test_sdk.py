@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -353,10 +354,12 @@ TOMBSTONES = ParticipantSettings(
 
 
 class Grown:
-    """What a loop's clock is patched with: time passes as it is told."""
+    """What a loop's clock is patched with: time passes as it is told. The wall clock is set by
+    `ahead_ms`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ms = 1_000_000
+        self.ahead_ms = 0
         self._looks = 0
         look = LeastClock.look
 
@@ -367,6 +370,17 @@ class Grown:
         now_ms = LeastClock.now_ms
         monkeypatch.setattr(LeastClock, "look", looked)
         monkeypatch.setattr(LeastClock, "now_ms", lambda clock, _: now_ms(clock, self.ms))
+
+    def wall_ms(self) -> int:
+        return self.ms + self.ahead_ms
+
+    @contextlib.contextmanager
+    def set_to(self, ahead_ms: int) -> Iterator[None]:
+        before, self.ahead_ms = self.ahead_ms, ahead_ms
+        try:
+            yield
+        finally:
+            self.ahead_ms = before
 
     async def two_sweeps(self) -> None:
         """After what was set before."""
@@ -394,7 +408,7 @@ def test_tombstones_are_dropped_when_they_are_old_and_not_before(
         (kept,) = await r.store.ended(0, 10)
         assert kept.transaction_id == "younger"
 
-    run(scenario, tmp_path, settings=TOMBSTONES, now_ms=lambda: grown.ms)
+    run(scenario, tmp_path, settings=TOMBSTONES, now_ms=grown.wall_ms)
 
 
 def test_no_tombstone_is_dropped_by_a_clock_that_was_set_ahead(
@@ -403,13 +417,13 @@ def test_no_tombstone_is_dropped_by_a_clock_that_was_set_ahead(
     """Else what is repeated finds nothing: its work is done twice, or a commit is answered 404, and
     its transaction never ends.
     """
-    grown, ahead_ms = Grown(monkeypatch), [0]
+    grown = Grown(monkeypatch)
 
     async def scenario(r: Rig) -> None:
         await r.call.rollback("t1")
         await r.call.rollback("t2")  # the newest is never dropped
         for _ in range(3):  # at each look, and nobody sees that it is right in between
-            ahead_ms[0] += 86_400_000
+            grown.ahead_ms += 86_400_000
             grown.ms += 10_000
             await grown.two_sweeps()
         assert await r.states() == {"rolled_back": 2}
@@ -418,22 +432,19 @@ def test_no_tombstone_is_dropped_by_a_clock_that_was_set_ahead(
         await grown.two_sweeps()
         assert await r.states() == {"rolled_back": 1}
 
-    run(scenario, tmp_path, settings=TOMBSTONES, now_ms=lambda: grown.ms + ahead_ms[0])
+    run(scenario, tmp_path, settings=TOMBSTONES, now_ms=grown.wall_ms)
 
 
 def test_what_had_ended_before_the_start_is_not_dropped_by_a_clock_that_was_right_in_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is a day ahead at the start and at each sweep, and right while a message is received."""
-    grown, ahead_ms = Grown(monkeypatch), [0]
+    grown = Grown(monkeypatch)
     receives = Participant.receive
 
     async def receive(participant: Participant[Any], messages: Any) -> Any:
-        before, ahead_ms[0] = ahead_ms[0], 0
-        try:
+        with grown.set_to(0):
             return await receives(participant, messages)
-        finally:
-            ahead_ms[0] = before
 
     monkeypatch.setattr(Participant, "receive", receive)
 
@@ -445,24 +456,21 @@ def test_what_had_ended_before_the_start_is_not_dropped_by_a_clock_that_was_righ
         await grown.two_sweeps()
         assert await r.states() == {"rolled_back": 2}
 
-    run(before, tmp_path, settings=TOMBSTONES, now_ms=lambda: grown.ms)
-    ahead_ms[0] = 86_400_000
+    run(before, tmp_path, settings=TOMBSTONES, now_ms=grown.wall_ms)
+    grown.ahead_ms = 86_400_000
     slow = replace(TOMBSTONES, sweep_every_s=0.2)  # not before the message has come
-    run(after, tmp_path, settings=slow, now_ms=lambda: grown.ms + ahead_ms[0])
+    run(after, tmp_path, settings=slow, now_ms=grown.wall_ms)
 
 
 def test_a_clock_that_is_behind_only_while_a_branch_ends_makes_its_tombstone_no_older(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grown, ahead_ms = Grown(monkeypatch), [0]
+    grown = Grown(monkeypatch)
     performs = SqliteStore.perform
 
     def done_behind(work: Any, local: Any) -> Any:
-        ahead_ms[0] = -86_400_000
-        try:
+        with grown.set_to(-86_400_000):
             return work(local)
-        finally:
-            ahead_ms[0] = 0
 
     async def perform(store: SqliteStore, works: Any) -> Any:
         return await performs(store, [partial(done_behind, work) for work in works])
@@ -475,7 +483,7 @@ def test_a_clock_that_is_behind_only_while_a_branch_ends_makes_its_tombstone_no_
         await grown.two_sweeps()
         assert await r.states() == {"rolled_back": 2}
 
-    run(scenario, tmp_path, settings=TOMBSTONES, now_ms=lambda: grown.ms + ahead_ms[0])
+    run(scenario, tmp_path, settings=TOMBSTONES, now_ms=grown.wall_ms)
 
 
 def test_a_sweep_of_tombstones_that_fails_in_any_way_is_repeated(
