@@ -165,7 +165,7 @@ class ScriptedDriver:
         return self._raise(transaction_id)
 
     def figures(self) -> Figures:
-        return Figures(False, 0, 0, 0, 0, 0, 0, 0, {})
+        return Figures(False, 0, 0, 0, 0, 0, 0, 0, 0, {})
 
     def _raise(self, transaction_id: str) -> Transaction:
         outcome = self.outcome(cast(Plan, transaction_id))
