@@ -162,17 +162,18 @@ class Transactions:
         way = self._driver.way_in(given_id, request.address)
         if way is WayIn.REFUSED:
             return AT_CAPACITY
+        size = len(request.body)
         if way is WayIn.AT_ONCE:
             submission = self._read(value, traceparent, request.address)
             future = self._driver.submit(submission.plan, submission.wait)
         elif way is WayIn.IN_ORDER:
             submission = self._read(value, traceparent, request.address)
-            size = len(request.body)
             future = self._driver.submit_in_order(submission.plan, submission.wait, size)
         else:
             submission = self._read(value, traceparent)
             begin = functools.partial(self._driver.submit, submission.plan, submission.wait)
-            future = begun_in_turn(self._driver.line, request.address, self._patience, begin)
+            line = self._driver.line
+            future = begun_in_turn(line, request.address, size, self._patience, begin)
         self._patience.bound(future, _bound_s(submission))
         return Later(future, functools.partial(self._submitted, request, submission))
 
