@@ -22,6 +22,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from coordinator import openapi
 from coordinator.api_errors import ApiError, refusal, too_large
+from coordinator.api_interactive import InteractiveCalls
+from coordinator.api_leadership import Leadership
 from coordinator.api_requests import (
     Answer,
     Endpoint,
@@ -78,12 +80,11 @@ class Api:
         checks: Callable[[], Mapping[str, Check]],
         registry: CollectorRegistry,
     ) -> None:
+        leadership = Leadership(log, node, apis)
         transactions = Transactions(
             driver,
             machine,
-            log,
-            node,
-            apis,
+            leadership,
             limits,
             timings,
             now_ms,
@@ -92,10 +93,15 @@ class Api:
             ),
             IdMaker(now_ms, random),
         )
+        interactive = InteractiveCalls(driver, machine, leadership, limits, now_ms)
         about = _About(status, checks, registry, limits, timings)
         self.bodies_bytes = limits.bodies_bytes
         """Of bodies together that may be held while they are read."""
-        self.endpoints = (*transactions.endpoints(), *about.endpoints())
+        self.endpoints = (
+            *transactions.endpoints(),
+            *interactive.endpoints(),
+            *about.endpoints(),
+        )
         self._fixed: dict[str, dict[str, Endpoint]] = {}
         """By path and method."""
         self._of_one: dict[str, dict[str, Endpoint]] = {}

@@ -18,7 +18,6 @@ CODES: Mapping[str, str] = {
     "bad_request": "400: a field or parameter, named in `details.field`, is not as it must be",
     "malformed_json": "400: the body is not JSON",
     "unreadable_body": "400: the body broke off, or its encoding is damaged",
-    "interactive_not_supported": "400: interactive transactions are not served by this version",
     "cross_site": "403: a browser asked what only a program may, for it may change something",
     "not_found": "404: no such path",
     "unknown_transaction": "404: the id is not remembered, which does not mean that it aborted",
@@ -158,6 +157,7 @@ _REFUSALS: Mapping[type[errors.CoordinatorError], tuple[int, str]] = {
     errors.UnknownTransaction: (404, "unknown_transaction"),
     errors.AtCapacity: (429, "at_capacity"),
     errors.Draining: (503, "draining"),
+    errors.NotInteractive: (409, "not_interactive"),
     errors.NotAllowed: (409, "not_allowed"),
 }
 

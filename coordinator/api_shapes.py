@@ -1,15 +1,12 @@
-"""What a client may ask over HTTP, out of decoded JSON, and what it is answered. Pure.
+"""What a client may ask over HTTP, out of decoded JSON. Pure.
 
-Reading: an unknown field is refused, for a misspelt `timeout_ms` that is ignored surprises later.
-Every refusal is an ApiError that names the field by its path. What is read can be stored.
-
-Showing: `show` makes the answer for one transaction, the same for every call that answers with one.
+An unknown field is refused, for a misspelt `timeout_ms` that is ignored surprises later. Every
+refusal is an ApiError that names the field by its path. What is read can be stored.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,20 +28,14 @@ from coordinator.facts import (
     Effect,
     Mode,
     Outcome,
-    Resolution,
-    State,
-    Transaction,
-    branch_state,
     participant_of,
-    state_of,
 )
-from coordinator.packed import SHORT_BYTES
 from coordinator.plan import Plan, Planned, Wait
 from coordinator.settings import Limits, Timings
-from participants.contract import BadMessage, Vote, encode_json, fingerprint, rfc3339
+from participants.contract import BadMessage, encode_json, fingerprint
 
 if TYPE_CHECKING:  # for its type alone: this file is pure, that one is not
-    from coordinator.live import Progress
+    pass
 
 MAX_AHEAD_MS = 300_000
 """How far ahead an id's time may be: or it could not be forgotten in time (PROTOCOL, 9)."""
@@ -70,9 +61,7 @@ _PARTICIPANT_FIELDS: Known = dict.fromkeys(
 _USUAL_FIELDS: Known = dict.fromkeys(("name", "url", "payload"))
 _RESOLVE_FIELDS: Known = dict.fromkeys(("outcome", "branch_id", "effect", "actor", "reason"))
 _EXPLICIT = ("prepare", "commit", "rollback")
-_quoted = json.encoder.encode_basestring_ascii
-_SAID = (Vote.YES, Vote.NO, Vote.READ_ONLY)
-_ONE_SHOT = Mode.ONE_SHOT.value  # looked up once
+_ONE_SHOT, _ONE_SHOT_WORD = Mode.ONE_SHOT, Mode.ONE_SHOT.value  # looked up once
 
 
 # --- reading a transaction ------------------------------------------------------------------------
@@ -95,38 +84,39 @@ def read_submission(
     traceparent: str | None = None,
     address: str | None = None,
 ) -> Submission:
-    """A one-shot transaction out of decoded JSON (`Submission` of /openapi.json); raises ApiError.
+    """A transaction out of decoded JSON (`Submission` of /openapi.json); raises ApiError.
 
     `address`: as `Plan` has it.
     """
     if isinstance(value, dict) and "transactions" in value:
         raise bad_field("transactions", "must be the only field, and written without escapes")
     fields = object_of(value, "body", _SUBMISSION_FIELDS)
-    _read_mode(fields)
+    mode = one_of(fields, "mode", Mode, _ONE_SHOT)
+    branches: tuple[Planned, ...]
+    payloads: tuple[bytes, ...]
     transaction_id = _read_new_id(fields)
-    branches, payloads = _read_participants(fields, limits)
+    id_ = transaction_id or make_id()
+    if mode is _ONE_SHOT:
+        branches, payloads = _read_participants(fields, limits)
+        digest = _digest(branches, payloads)
+        default_ms, default_wait = timings.default_timeout_ms, Wait.DECISION
+    else:
+        _refuse_one_shot_fields(fields)
+        branches, payloads = (), ()
+        digest = fingerprint(mode.value, (), id_)
+        default_ms, default_wait = timings.interactive_timeout_ms, Wait.NONE
     metadata = _read_metadata(fields, limits)
     size = len(metadata) + sum(map(len, payloads))
     if size > limits.body_bytes:
         raise too_large("The transaction, as JSON in ASCII,", size, limits.body_bytes)
     timeout_ms = whole_number(
-        fields, "timeout_ms", timings.default_timeout_ms, timings.min_timeout_ms,
-        timings.max_timeout_ms,
-    )  # fmt: skip
-    wait = one_of(fields, "wait", Wait, Wait.DECISION)
-    digest = fingerprint(
-        _ONE_SHOT,
-        [
-            (name, prepare_url, commit_url, rollback_url, payload)
-            for (name, _, prepare_url, commit_url, rollback_url), payload in zip(
-                branches, payloads, strict=True
-            )
-        ],
+        fields, "timeout_ms", default_ms, timings.min_timeout_ms, timings.max_timeout_ms
     )
+    wait = one_of(fields, "wait", Wait, default_wait)
     plan = Plan(
-        transaction_id or make_id(),
+        id_,
         digest,
-        Mode.ONE_SHOT,
+        mode,
         branches,
         payloads,
         timeout_ms,
@@ -158,19 +148,24 @@ def require_not_ahead(
     raise bad_field("id", "its time lies more than 5 minutes ahead; set the client's clock")
 
 
-def interactive_not_supported() -> ApiError:
-    return ApiError(
-        400,
-        "interactive_not_supported",
-        "mode: interactive transactions are not served by this version; leave the field out "
-        "and name all participants in this request.",
-        field="mode",
+def _digest(branches: tuple[Planned, ...], payloads: tuple[bytes, ...]) -> str:
+    asked = zip(branches, payloads, strict=True)
+    return fingerprint(
+        _ONE_SHOT_WORD,
+        [
+            (name, prepare_url, commit_url, rollback_url, payload)
+            for (name, _, prepare_url, commit_url, rollback_url), payload in asked
+        ],
     )
 
 
-def _read_mode(fields: Mapping[str, Any]) -> None:
-    if one_of(fields, "mode", Mode, Mode.ONE_SHOT) is Mode.INTERACTIVE:
-        raise interactive_not_supported()
+def _refuse_one_shot_fields(fields: Mapping[str, Any]) -> None:
+    for name, instead in (
+        ("participants", "enlist them one by one"),
+        ("wait", "say so at its end"),
+    ):
+        if name in fields:
+            raise bad_field(name, f"is not for an interactive transaction; {instead}")
 
 
 def _read_new_id(fields: Mapping[str, Any]) -> str | None:
@@ -207,14 +202,19 @@ def _read_participants(
     return branches, tuple([_read_payload(v, i) for i, v in enumerate(values)])
 
 
-def _read_payload(value: Mapping[str, Any], position: int) -> bytes:
+def read_participant(value: Any) -> tuple[Planned, bytes]:
+    """One that is enlisted: where, and what it is asked; raises ApiError."""
+    return _usual_place(value) or _any_place(value, "body"), _read_payload(value, None)
+
+
+def _read_payload(value: Mapping[str, Any], position: int | None) -> bytes:
     try:
         encoded = encode_json(value.get("payload"))
+        if is_deeper(encoded, MAX_PAYLOAD_DEPTH):
+            raise BadMessage(f"is nested more than {MAX_PAYLOAD_DEPTH} deep")
     except BadMessage as error:
-        raise bad_field(f"participants[{position}].payload", str(error)) from None
-    if is_deeper(encoded, MAX_PAYLOAD_DEPTH):
-        what = f"is nested more than {MAX_PAYLOAD_DEPTH} deep"
-        raise bad_field(f"participants[{position}].payload", what)
+        where = "" if position is None else f"participants[{position}]."
+        raise bad_field(f"{where}payload", str(error)) from None
     return encoded
 
 
@@ -244,7 +244,7 @@ def _remembered_place(name: str | None, url: str) -> Planned | None:
 
 def _any_place(value: Any, path: str) -> Planned:
     fields = object_of(value, path, _PARTICIPANT_FIELDS)
-    prefix = f"{path}."
+    prefix = "" if path == "body" else f"{path}."
     explicit = [name for name in _EXPLICIT if name in fields]
     url: str | None = None
     if "url" in fields:
@@ -318,113 +318,3 @@ def read_resolve(value: Any) -> ResolveRequest:
     return ResolveRequest(
         None, branch_id, one_of(fields, "effect", Effect, Effect.UNKNOWN), actor, reason
     )
-
-
-# --- showing a transaction ------------------------------------------------------------------------
-
-
-def show(transaction: Transaction, progress: tuple[Progress, ...] | None = None) -> str:
-    """The JSON of a transaction in every answer. `progress`: what the present leader saw of it.
-
-    Written piece by piece: made as a dict and then encoded, it costs three times as much.
-    """
-    state = state_of(transaction)
-    outcome = None if transaction.outcome is None else _OUTCOMES[transaction.outcome]
-    if state is State.REFUSED:
-        outcome = None  # nobody knows
-    expires_ms = None if transaction.is_refusal else transaction.deadline_ms
-    if transaction.outcome is None or len(transaction.branches.packed) > SHORT_BYTES:
-        branches = _show_branches(transaction, progress)
-    else:
-        branches = _remembered_branches(_standing(transaction), progress)
-    history = ",".join([_show_resolution(resolution) for resolution in transaction.resolutions])
-    return (
-        f'{{"id":"{transaction.id}","state":"{state}","outcome":{_text(outcome)},'
-        f'"reason":{_text(transaction.reason)},"mode":"{transaction.mode}",'
-        f'"created_at":{_time(transaction.created_ms)},"expires_at":{_time(expires_ms)},'
-        f'"decided_at":{_time(transaction.decided_ms)},'
-        f'"finished_at":{_time(transaction.finished_ms)},'
-        f'"branches":[{branches}],"history":[{history}],'
-        f'"metadata":{transaction.metadata.decode("ascii")}}}'
-    )
-
-
-_OUTCOMES = {Outcome.COMMIT: "committed", Outcome.ABORT: "aborted"}
-
-
-def _standing(transaction: Transaction) -> Transaction:
-    """What the text of a decided transaction's branches is made of, without what is its alone: the
-    same for many."""
-    return Transaction(
-        "",
-        0,
-        transaction.fingerprint and "-",
-        transaction.mode,
-        transaction.branches,
-        (),
-        b"",
-        0,
-        0,
-        transaction.closed,
-        transaction.votes,
-        transaction.vote_reasons,
-        transaction.outcome,
-        None,
-        None,
-        transaction.acknowledged,
-        transaction.resolutions,
-    )
-
-
-def _show_branches(transaction: Transaction, progress: tuple[Progress, ...] | None) -> str:
-    branches = [
-        _show_branch(transaction, position, progress[position] if progress else None)
-        for position in range(len(transaction.branches))
-    ]
-    return ",".join(branches)
-
-
-_remembered_branches = functools.lru_cache(maxsize=512)(_show_branches)
-"""Nearly all transactions go to the same few participants and end alike: a third of the time."""
-
-
-def _show_branch(transaction: Transaction, position: int, progress: Progress | None) -> str:
-    heard, reason, attempts, last_error = progress or (None, None, 0, None)
-    vote = heard
-    if transaction.outcome is not None:
-        vote, reason = transaction.votes[position], transaction.vote_reasons[position]
-    said = vote if vote in _SAID else None
-    state = branch_state(transaction, position, heard)
-    return (
-        f'{{{_show_place(*transaction.branches[position][:6])},"vote":{_text(said)},'
-        f'"reason":{_text(reason)},"state":"{state}","attempts":{attempts},'
-        f'"last_error":{_text(last_error)}}}'
-    )
-
-
-@functools.lru_cache(maxsize=1024)
-def _show_place(
-    branch_id: str, name: str, url: str | None, prepare: str, commit: str, rollback: str
-) -> str:
-    """What a branch's record says of its participant. Remembered: a cluster has few of them."""
-    place = f'"branch_id":{_text(branch_id)},"name":{_text(name)},"url":{_text(url)}'
-    if url is not None:
-        return place
-    calls = f'"prepare":{_text(prepare)},"commit":{_text(commit)},"rollback":{_text(rollback)}'
-    return f"{place},{calls}"
-
-
-def _show_resolution(resolution: Resolution) -> str:
-    return (
-        f'{{"branch_id":{_text(resolution.branch_id)},"effect":{_text(resolution.effect)},'
-        f'"actor":{_text(resolution.actor)},"reason":{_text(resolution.reason)},'
-        f'"at":{_time(resolution.at_ms)}}}'
-    )
-
-
-def _text(text: str | None) -> str:
-    return "null" if text is None else _quoted(text)
-
-
-def _time(unix_ms: int | None) -> str:
-    return "null" if unix_ms is None else f'"{rfc3339(unix_ms)}"'

@@ -70,7 +70,7 @@ class Begin(NamedTuple):
 
 
 class Enlist(NamedTuple):
-    """Add a branch to an open transaction."""
+    """Add a branch to an open transaction. The machine numbers it: many may be under way."""
 
     epoch: int
     now_ms: int

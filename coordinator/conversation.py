@@ -14,6 +14,9 @@ Rules (PROTOCOL):
 
     start ─▶ preparing ─votes─▶ ProposeDecision ─applied─▶ phase two ─▶ acknowledged, finished
 
+An interactive transaction is open first: branches come, until its client ends it. Then the rest
+goes as ever, but that every branch hears of a rollback, for it has worked before anybody asked it.
+
 Every method but those that call branches costs the same for 3 branches and for 256, and those call
 few at a time: the other branches are due at once, and called in the next turns of the event loop,
 between which the transactions beside this one have theirs.
@@ -21,12 +24,12 @@ between which the transactions beside this one have theirs.
 
 from __future__ import annotations
 
-import enum
 import functools
 from typing import NamedTuple
 
 from coordinator.alarms import NEVER_S
-from coordinator.facts import Branch, Outcome, Transaction, outstanding
+from coordinator.facts import Mode, Outcome, Transaction, outstanding
+from coordinator.leg import Fate, Leg
 from coordinator.settings import Timings
 from participants.contract import (
     Acknowledged,
@@ -90,57 +93,7 @@ _send_end = functools.cache(SendEnd)
 _NO = Vote.NO
 _COMMIT, _ROLLBACK = Operation.COMMIT, Operation.ROLLBACK
 _COMMITTED = Outcome.COMMIT
-
-
-class Fate(enum.Enum):
-    """What is known of a prepare whose vote the record does not have."""
-
-    UNKNOWN = "it may still arrive"
-    KNOWN = "it has been answered, so it will not arrive any more"
-    NOTHING_HELD = "it never arrived, or was answered with NO"
-
-
 _FATE_UNKNOWN, _FATE_KNOWN, _NOTHING_HELD = Fate
-
-
-class Leg:
-    """The conversation with one branch.
-
-    `attempts` are counted anew in phase two; `last_error` stays until an answer takes its place.
-    """
-
-    __slots__ = (
-        "acknowledged",
-        "attempts",
-        "branch",
-        "called_again_s",
-        "ending",
-        "fate",
-        "last_error",
-        "perhaps_sent",
-        "prepares",
-        "preparing",
-        "reason",
-        "too_early",
-        "vote",
-        "working",
-    )
-
-    def __init__(self, branch: Branch, *, perhaps_sent: bool) -> None:
-        self.branch = branch
-        self.vote: Vote | None = None
-        self.reason: str | None = None
-        self.perhaps_sent = perhaps_sent
-        self.prepares = 0  # how many we sent
-        self.preparing = False  # one of them is under way
-        self.ending = False  # a commit or rollback of ours is under way
-        self.working = 0  # times it answered "still working"
-        self.attempts = 0
-        self.last_error: str | None = None
-        self.called_again_s: float | None = None  # when the next call is due
-        self.fate = _FATE_UNKNOWN
-        self.too_early = False  # that one was begun before the fate was known
-        self.acknowledged = False  # heard; it may not be in the log yet
 
 
 class Conversation:
@@ -158,11 +111,15 @@ class Conversation:
         """`deadline_s`: decided by then; `expires_s`: until then participants take a prepare."""
         self.transaction = transaction
         self._outstanding = outstanding(transaction)  # which branches must acknowledge, a bit each
-        self.legs = [Leg(b, perhaps_sent=took_over) for b in transaction.branches]
+        # While it was open nobody sent a prepare: they leave when `Close` is applied.
+        self._took_over = took_over and transaction.closed
+        self.legs = [Leg(b, perhaps_sent=self._took_over) for b in transaction.branches]
         self._timings = timings
         self.deadline_s = deadline_s
         self._expires_s = expires_s
-        self._took_over = took_over
+        interactive = transaction.mode is Mode.INTERACTIVE
+        self._no_promise = _FATE_KNOWN if interactive else _NOTHING_HELD
+        """What is known of a branch that voted NO, or was never asked."""
         self._decision: ProposeDecision | None = None  # proposed; what is applied may differ
         self._propose_again_s = NEVER_S
         self._votes_missing = len(self.legs)
@@ -205,6 +162,11 @@ class Conversation:
             return self._decide(
                 "the leader changed, and a participant cannot be asked for its vote twice"
             )
+        return self._ask_all(now_s)
+
+    def _ask_all(self, now_s: float) -> list[Action]:
+        if not self.legs:
+            return self._decide(None)
         actions: list[Action] = []
         for position, leg in enumerate(self.legs):
             if position < CALLS_AT_ONCE:
@@ -214,12 +176,27 @@ class Conversation:
         return actions
 
     def applied(self, transaction: Transaction, now_s: float) -> list[Action]:
-        """A command changed the record: a decision, acknowledgements, an operator's resolution."""
+        """A command changed the record: a branch came, the client wants the end, a decision,
+        acknowledgements, an operator's resolution.
+        """
         before, self.transaction = self.transaction, transaction
         if transaction.outcome is None:
-            return []
+            return self._went_on(before, now_s)
         self._outstanding = outstanding(transaction)
         return self._phase_two(now_s) if before.outcome is None else []
+
+    def _went_on(self, before: Transaction, now_s: float) -> list[Action]:
+        for branch in self.transaction.branches[len(self.legs) :]:
+            self.legs.append(Leg(branch, perhaps_sent=False))
+            self._votes_missing += 1
+        is_closed_now = self.transaction.closed and not before.closed
+        # With a rollback or the deadline proposed, a prepare would leave between this and that.
+        return self._ask_all(now_s) if is_closed_now and self._decision is None else []
+
+    def roll_back(self, reason: str) -> list[Action]:
+        """Its client asks for it. What is proposed, or decided, comes first."""
+        is_late = self._decision is not None or self.transaction.outcome is not None
+        return [] if is_late else self._decide(reason)
 
     def prepare_answered(
         self, position: int, answer: PrepareAnswer, now_s: float, jitter: float
@@ -340,7 +317,7 @@ class Conversation:
     def _voted(self, leg: Leg, vote: Vote, reason: str | None) -> list[Action]:
         assert leg.vote is None, leg.branch
         leg.vote, leg.reason, leg.last_error = vote, reason, None
-        leg.fate = _NOTHING_HELD if vote is _NO else _FATE_KNOWN
+        leg.fate = self._no_promise if vote is _NO else _FATE_KNOWN
         self._votes_missing -= 1
         if vote is _NO:
             return self._decide(f"{leg.branch.name} voted no: {reason}")
@@ -369,13 +346,13 @@ class Conversation:
         """What an answer without a vote, or one that came too late, tells of the prepares sent."""
         match answer:
             case Voted(vote=Vote.NO):
-                leg.fate = _NOTHING_HELD
+                leg.fate = self._no_promise
             case Voted():
                 leg.fate = _FATE_KNOWN
             case Failed(answered=True) if not leg.working:
                 leg.fate = _FATE_KNOWN
             case Failed(arrived=False) if self._is_only_prepare(leg):
-                leg.fate = _NOTHING_HELD
+                leg.fate = self._no_promise
             case _:
                 # Once "still working", only a vote ends it: an error says nothing of the work begun
                 # before, and what that reserves may come after a rollback.

@@ -32,6 +32,7 @@ from coordinator.facts import Effect, Outcome, Transaction, resolution_of
 from coordinator.gateway import Gateway
 from coordinator.ids import is_valid_id
 from coordinator.inquiry import answer_inquiry
+from coordinator.interactive import Interactive
 from coordinator.live import Live, Progress, Waiting, is_reached
 from coordinator.log import FateUnknown, LogError, NotLeader, ReplicatedLog, proposed
 from coordinator.machine import Applied, Machine
@@ -112,6 +113,17 @@ class Driver:
         self.line = WaitingLine(self._admission)
         """Where those wait that find no room to begin."""
         self._refusals = Allowance(REFUSES_PER_S)
+        self.interactive = Interactive(
+            log,
+            machine,
+            gateway,
+            self._talks,
+            self._capacity,
+            self._steps,
+            limits,
+            now_ms=now_ms,
+            live_of=self._live_of,
+        )
         self._taking_up: asyncio.Handle | None = None
         self._draining = False
         self._loop = asyncio.get_running_loop()
@@ -159,21 +171,21 @@ class Driver:
         """Whether it is being begun here, or on record."""
         return transaction_id in self._talks.lives or self._machine.get(transaction_id) is not None
 
-    def wait_for_end(self, transaction_id: str) -> Waiting:
-        """A future that gives the transaction once it is finished; may fail like `submit`'s."""
+    def wait_for(self, transaction_id: str, wait: Wait) -> Waiting:
+        """A future that gives the transaction once `wait` is reached; may fail like `submit`'s."""
         future: Waiting = self._loop.create_future()
         transaction = self._machine.get(transaction_id)
         live = self._talks.lives.get(transaction_id)
-        if transaction is not None and transaction.finished_ms is not None:
+        if transaction is not None and is_reached(transaction, wait):
             future.set_result(transaction)
         elif live is not None:
-            live.wait(Wait.COMPLETION, future)
+            live.wait(wait, future)
         elif transaction is None:
             future.set_exception(unknown(transaction_id))
         elif self._log.epoch is None:
             future.set_exception(NotLeader("this node does not lead"))
         else:
-            self._take_up(transaction).wait(Wait.COMPLETION, future)
+            self._take_up(transaction).wait(wait, future)
         return future
 
     def progress(self, transaction_id: str) -> tuple[Progress, ...] | None:
@@ -242,8 +254,7 @@ class Driver:
         if transaction is None:
             raise unknown(transaction_id)
         if transaction.finished_ms is None:
-            live = self._talks.lives.get(transaction_id) or self._take_up(transaction)
-            self._talks.hurry(live)
+            self._talks.hurry(self._live_of(transaction))
         return transaction
 
     def figures(self) -> Figures:
@@ -325,6 +336,10 @@ class Driver:
         if ids:
             self._taking_up = self._loop.call_soon(self._take_up_some, epoch, ids)
 
+    def _live_of(self, transaction: Transaction) -> Live:
+        """In this leader's hands, whether or not the sweep has come to it yet."""
+        return self._talks.lives.get(transaction.id) or self._take_up(transaction)
+
     def _take_up(self, transaction: Transaction) -> Live:
         """A conversation for what an earlier leadership left unfinished."""
         epoch = self._leading()
@@ -392,7 +407,8 @@ class Driver:
         self._admission.beginning(plan.address)
         # These may be asked before `Begin` is durable: if it is lost, who is prepared inquires
         # (PROTOCOL, section 3). So their messages leave at once, and it waits for the decision.
-        overlaps = all(repeatable) and self._log.takes(len(encoded))
+        is_repeatable = bool(branches) and all(repeatable)
+        overlaps = is_repeatable and self._log.takes(len(encoded))
         patience_s = BEGIN_PATIENCE_S if overlaps and wait is not Wait.NONE else 0.0
         begun = functools.partial(self._begun, live, plan.address, participants)
         self._log.propose(encoded, epoch, begun, patience_s=patience_s)

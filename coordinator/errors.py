@@ -6,6 +6,7 @@
     ├── UnknownTransaction no record of the id
     ├── AtCapacity         too many unfinished transactions: later
     ├── Draining           this node is stopping: ask another
+    ├── NotInteractive     only the coordinator ends a one-shot transaction
     └── NotAllowed         the transaction's state does not allow it
 
 What the log itself refuses is a `coordinator.log.LogError`.
@@ -42,6 +43,10 @@ class AtCapacity(CoordinatorError):
 
 class Draining(CoordinatorError):
     """The node is stopping and takes no new transactions."""
+
+
+class NotInteractive(CoordinatorError):
+    """A one-shot transaction: its client neither enlists participants nor ends it."""
 
 
 class NotAllowed(CoordinatorError):

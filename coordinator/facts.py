@@ -95,6 +95,11 @@ class Branch(NamedTuple):
         return self.prepare_url if operation is _PREPARE else self.rollback_url
 
 
+def place_of(branch: Branch) -> tuple[str | None, ...]:
+    """Where it is, whatever its number: name and URLs."""
+    return branch[1:6]
+
+
 class Branches(tuple[Branch, ...]):
     """The branches of a transaction, in their order, and what is made of all of them.
 
@@ -181,7 +186,7 @@ def _voted_for_phase_two(votes: tuple[Vote, ...], mode: Mode) -> int:
     Remembered: asked several times a transaction, and nearly all transactions vote alike.
     """
     needed = {Vote.YES, Vote.UNKNOWN}
-    if mode is Mode.INTERACTIVE:
+    if mode is Mode.INTERACTIVE:  # a branch that nobody asked, or that refused, has done work
         needed |= {Vote.NO, Vote.UNSENT}
     return sum(1 << position for position, vote in enumerate(votes) if vote in needed)
 

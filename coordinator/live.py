@@ -69,8 +69,12 @@ class Live:
 
     @property
     def is_undecided(self) -> bool:
-        """Whether it waits for its `Begin`, for votes, or for its decision to be applied."""
-        return self.conversation is None or self.conversation.transaction.outcome is None
+        """Whether it waits for its `Begin`, for votes, or for its decision to be applied; not where
+        it is open, and waits for its client."""
+        if self.conversation is None:
+            return True
+        transaction = self.conversation.transaction
+        return transaction.outcome is None and transaction.closed
 
     @property
     def end_is_awaited(self) -> bool:

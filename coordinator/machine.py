@@ -37,11 +37,11 @@ from coordinator.commands import (
     of_another_version,
 )
 from coordinator.facts import (
-    Branches,
     State,
     Transaction,
     is_ended_by_hand,
     outstanding,
+    place_of,
     state_of,
 )
 from coordinator.ids import time_of
@@ -58,6 +58,7 @@ from coordinator.records import (
     acknowledged,
     branch_ended_by_hand,
     decided,
+    enlisted,
     record_of,
     refused,
 )
@@ -204,13 +205,12 @@ class Machine:
         self._finished.put(after.id, after.sequence, _forgettable_at(after), *packed)
 
     def _enlist(self, command: Enlist, standing: Transaction) -> Result:
-        for branch in standing.branches:
+        place = place_of(command.branch)
+        for branch, payload in zip(standing.branches, standing.payloads, strict=True):
             if branch.name == command.branch.name:
-                same = branch.url == command.branch.url
+                same = place_of(branch) == place and payload == command.payload
                 return Applied(standing, changed=False) if same else Refusal.CONFLICT
-        branches = Branches((*standing.branches, command.branch))
-        payloads = (*standing.payloads, command.payload)
-        return self._put(standing, standing._replace(branches=branches, payloads=payloads))
+        return self._put(standing, enlisted(command, standing))
 
     def _acknowledge(self, command: Acknowledge, standing: Transaction) -> Result:
         after = acknowledged(command, standing)

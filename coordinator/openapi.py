@@ -33,14 +33,12 @@ def document(limits: Limits, timings: Timings) -> dict[str, Any]:
             "/v1/transactions/{id}/decision": {"get": _decision()},
             "/v1/transactions/{id}/resolve": {"post": _resolve()},
             "/v1/transactions/{id}/retry": {"post": _retry()},
-            "/v1/transactions/{id}/branches": {
-                "post": _interactive("enlist", "Enlist a participant")
-            },
+            "/v1/transactions/{id}/branches": {"post": _enlist(limits)},
             "/v1/transactions/{id}/commit": {
-                "post": _interactive("commit", "End it, asking for commit")
+                "post": _end("commit", "Commit it, if all its participants vote for that")
             },
             "/v1/transactions/{id}/rollback": {
-                "post": _interactive("rollback", "End it, rolling back")
+                "post": _end("rollback", "Roll it back, if nothing is decided yet")
             },
             "/v1/cluster": {"get": _cluster()},
             "/healthz": {"get": _plain("health", "Liveness: the process answers.", "Health")},
@@ -58,7 +56,7 @@ def document(limits: Limits, timings: Timings) -> dict[str, Any]:
 def _submit(limits: Limits) -> Operation:
     return {
         "operationId": "submit",
-        "summary": "Run a one-shot transaction, or a batch of independent ones",
+        "summary": "Run a one-shot transaction, or a batch of them, or open an interactive one",
         "description": "Begin, prepare all participants at once, decide, answer. An abort is an "
         "answer, not an error. The same id with the same content is the same transaction. A "
         "request without an id is, once begun, never answered 307 but 503 `outcome_unknown` with "
@@ -70,9 +68,10 @@ def _submit(limits: Limits) -> Operation:
             "each of its elements as much as a single one.",
             "content": {
                 "application/json": {
-                    "schema": {"oneOf": [ref("Submission"), ref("Batch")]},
+                    "schema": {"oneOf": [ref("Submission"), ref("Opening"), ref("Batch")]},
                     "examples": {
                         "one": {"value": SUBMISSION_EXAMPLE},
+                        "open": {"value": {"mode": "interactive"}},
                         "batch": {"value": {"transactions": [SUBMISSION_EXAMPLE]}},
                     },
                 }
@@ -83,6 +82,7 @@ def _submit(limits: Limits) -> Operation:
                 "What was waited for is there.",
                 {"oneOf": [ref("Transaction"), ref("BatchAnswer")]},
             ),
+            "201": _answer("It is open: enlist participants, then end it.", ref("Transaction")),
             "202": _answer(
                 "It is begun: `wait` was none, or ran out. Ask for the outcome with GET.",
                 ref("Transaction"),
@@ -183,13 +183,34 @@ def _retry() -> Operation:
     }
 
 
-def _interactive(operation_id: str, summary: str) -> Operation:
+def _enlist(limits: Limits) -> Operation:
+    return {
+        "operationId": "enlist",
+        "summary": "Enlist a participant in an interactive transaction",
+        "description": "Only then may it work. The same name with the same URLs and payload is the "
+        f"same branch; at most {limits.branches}. 409 once the end has begun." + _LEADER,
+        "parameters": [_ID],
+        "requestBody": {"required": True, "content": _json(ref("Participant"))},
+        "responses": {
+            "201": _answer("The branch, on a quorum's disks.", ref("Enlisted")),
+            **_ERRORS_OF_INTERACTIVE,
+        },
+    }
+
+
+def _end(operation_id: str, summary: str) -> Operation:
     return {
         "operationId": operation_id,
         "summary": f"{summary} (interactive transactions)",
-        "description": "This version serves one-shot transactions only: 409 `not_interactive`.",
+        "description": "The answer is the outcome, whatever it is, also when it had ended before: "
+        "repeating is safe." + _LEADER,
         "parameters": [_ID],
-        "responses": _errors("307", "400", "404", "409", "503"),
+        "requestBody": {"required": False, "content": _json(ref("Ending"))},
+        "responses": {
+            "200": _answer("What was waited for is there.", ref("Transaction")),
+            "202": _answer("`wait` was none, or ran out: ask again.", ref("Transaction")),
+            **_ERRORS_OF_INTERACTIVE,
+        },
     }
 
 
@@ -284,3 +305,8 @@ def _query(
 ) -> dict[str, Any]:
     parameter = {"name": name, "in": "query", "required": required, "schema": schema}
     return parameter if about is None else {**parameter, "description": about}
+
+
+_ERRORS_OF_INTERACTIVE = _errors(
+    "307", "400", "404", "408", "409", "410", "413", "415", "417", "429", "503"
+)

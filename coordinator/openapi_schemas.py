@@ -77,7 +77,14 @@ def schemas(limits: Limits, timings: Timings) -> dict[str, Schema]:
     """Every schema by its name."""
     return {
         "Submission": _submission(limits, timings),
+        "Opening": _opening(limits, timings),
         "Participant": _participant(),
+        "Enlisted": _enlisted(),
+        "Ending": _object(
+            {"wait": _wait("Waited is until the deadline and 5 s more; then 202.")},
+            optional=("wait",),
+            example={"wait": "completion"},
+        ),
         "Batch": _object(
             {
                 "transactions": {
@@ -181,40 +188,66 @@ def _time(about: str) -> Schema:
 def _submission(limits: Limits, timings: Timings) -> Schema:
     return _object(
         {
-            "id": _id(
-                "Made by the client, so that asking again is the same transaction. A UUIDv7 is "
-                "refused for ever once it is too old to be remembered. Left out: the node makes "
-                "one, and a client that loses the answer cannot ask again."
-            ),
-            "mode": {"enum": [m.value for m in Mode], "default": "one_shot"},
+            "id": _new_id(),
+            "mode": {"const": "one_shot"},
             "participants": {
                 "type": "array",
                 "items": ref("Participant"),
                 "minItems": 1,
                 "maxItems": limits.branches,
             },
-            "timeout_ms": _count(
-                "All votes must be in by then, or it aborts.",
-                least=timings.min_timeout_ms,
-                most=timings.max_timeout_ms,
-            )
-            | {"default": timings.default_timeout_ms},
-            "wait": {
-                "enum": [w.value for w in Wait],
-                "default": "decision",
-                "description": "`decision`: the answer comes when the outcome is durable on a "
-                "quorum. `completion`: when every participant has acknowledged it. `none`: when "
-                "the transaction is begun. Waited is for `timeout_ms` and 5 s more; then 202.",
-            },
-            "metadata": {
-                "type": "object",
-                "description": "Kept with the transaction and shown; at most "
-                f"{size_text(limits.metadata_bytes)}.",
-            },
+            "timeout_ms": _timeout(timings, timings.default_timeout_ms),
+            "wait": _wait(
+                "`none`: when it is begun. Waited is for `timeout_ms` and 5 s more; then 202."
+            ),
+            "metadata": _metadata(limits),
         },
         optional=("id", "mode", "timeout_ms", "wait", "metadata"),
         example=SUBMISSION_EXAMPLE,
     )
+
+
+def _opening(limits: Limits, timings: Timings) -> Schema:
+    return _object(
+        {
+            "id": _new_id(),
+            "mode": {"const": "interactive"},
+            "timeout_ms": _timeout(timings, timings.interactive_timeout_ms),
+            "metadata": _metadata(limits),
+        },
+        optional=("id", "timeout_ms", "metadata"),
+        example={"mode": "interactive", "timeout_ms": 30_000},
+    )
+
+
+def _new_id() -> Schema:
+    return _id(
+        "Made by the client, so that asking again is the same transaction. A UUIDv7 is refused for "
+        "ever once it is too old to be remembered. Left out: the node makes one, and a client that "
+        "loses the answer cannot ask again."
+    )
+
+
+def _timeout(timings: Timings, default_ms: int) -> Schema:
+    least, most = timings.min_timeout_ms, timings.max_timeout_ms
+    return {
+        **_count("All votes must be in by then, or it aborts.", least=least, most=most),
+        "default": default_ms,
+    }
+
+
+def _wait(about: str) -> Schema:
+    return {
+        "enum": [w.value for w in Wait],
+        "default": "decision",
+        "description": "`decision`: the answer comes when the outcome is durable on a quorum. "
+        f"`completion`: when every participant has acknowledged it. {about}",
+    }
+
+
+def _metadata(limits: Limits) -> Schema:
+    what = f"Kept with the transaction and shown; at most {size_text(limits.metadata_bytes)}."
+    return {"type": "object", "description": what}
 
 
 def _participant() -> Schema:
@@ -234,6 +267,26 @@ def _participant() -> Schema:
         },
         optional=("name", "url", "prepare", "commit", "rollback", "payload"),
         example=SUBMISSION_EXAMPLE["participants"][0],  # type: ignore[index]
+    )
+
+
+def _enlisted() -> Schema:
+    branch = _branch()
+    return _object(
+        {
+            "transaction_id": _id("The transaction's id."),
+            "expires_at": _time("Until when all votes must be in."),
+            **branch["properties"],
+        },
+        optional=("prepare", "commit", "rollback"),
+        example={
+            **TRANSACTION_EXAMPLE["branches"][0],  # type: ignore[dict-item,index]
+            "transaction_id": TRANSACTION_EXAMPLE["id"],
+            "expires_at": TRANSACTION_EXAMPLE["expires_at"],
+            "vote": None,
+            "state": "active",
+            "attempts": 0,
+        },
     )
 
 

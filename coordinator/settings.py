@@ -107,6 +107,9 @@ class Timings:
     """Of a one-shot transaction that names none: time for a slow service, and locks held no
     longer."""
 
+    interactive_timeout_ms: int = 60_000
+    """Of an interactive one: its client works in between."""
+
     min_timeout_ms: int = 100
     """The least that a client may ask for: below, a busy network alone would abort."""
 
@@ -117,10 +120,9 @@ class Timings:
         _all_positive(self)
         if self.retry_max_ms < self.retry_initial_ms:
             raise ValueError("retry_max_ms: must not be less than retry_initial_ms")
-        if not self.min_timeout_ms <= self.default_timeout_ms <= self.max_timeout_ms:
-            raise ValueError(
-                "default_timeout_ms: must lie between min_timeout_ms and max_timeout_ms"
-            )
+        for name in ("default_timeout_ms", "interactive_timeout_ms"):
+            if not self.min_timeout_ms <= getattr(self, name) <= self.max_timeout_ms:
+                raise ValueError(f"{name}: must lie between min_timeout_ms and max_timeout_ms")
 
 
 @dataclass(frozen=True, slots=True)

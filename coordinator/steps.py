@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from coordinator.conversation import Leg
 from coordinator.facts import Outcome, Transaction
+from coordinator.leg import Leg
 from participants.contract import Failed, Operation, Working
 
 LOG = logging.getLogger("assent.transaction")
@@ -73,7 +73,14 @@ class Steps:
 
     def began(self, transaction: Transaction) -> None:
         self.observer.began()
-        self._say(transaction.id, f"begun with {transaction.branches.names}")
+        names = transaction.branches.names
+        self._say(transaction.id, f"begun with {names}" if names else "begun, and open")
+
+    def enlisted(self, transaction_id: str, name: str) -> None:
+        self._say(transaction_id, f"{name} enlisted")
+
+    def ending(self, transaction_id: str) -> None:
+        self._say(transaction_id, "its client asks for the end")
 
     def sent(self, transaction_id: str, operation: Operation, legs: Sequence[Leg]) -> None:
         """Messages have gone to these branches; the first tries of a phase share a line."""

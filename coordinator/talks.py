@@ -23,14 +23,14 @@ from coordinator.commands import Acknowledge, Command, Decide, encode
 from coordinator.conversation import (
     Action,
     Conversation,
-    Leg,
     ProposeDecision,
     SendEnd,
     SendPrepare,
     WithdrawPrepare,
 )
-from coordinator.facts import Transaction, outstanding
+from coordinator.facts import Mode, Transaction, outstanding
 from coordinator.gateway import Call, Gateway
+from coordinator.leg import Leg
 from coordinator.live import Live
 from coordinator.log import Overloaded, ReplicatedLog
 from coordinator.machine import Applied
@@ -65,7 +65,7 @@ LET_GO_AT_ONCE = 250
 """Transactions of an ended leadership in a turn of the event loop: some 3 ms. 50,000 in one took
 0.6 s, in which this node answered nobody, the next leader's messages among them."""
 
-_PREPARE = Operation.PREPARE  # looked up once: 90 ns each time
+_PREPARE, _INTERACTIVE = Operation.PREPARE, Mode.INTERACTIVE  # looked up once: 90 ns each time
 
 
 class Talks:
@@ -143,6 +143,11 @@ class Talks:
                 self._gateway.wake(participant)
             self._perform(live, live.conversation.hurry(self._loop.time()))
 
+    def roll_back(self, live: Live, reason: str) -> None:
+        """Its client asks for it."""
+        if live.conversation is not None:
+            self._perform(live, live.conversation.roll_back(reason))
+
     def begin(self, live: Live, transaction: Transaction, *, took_over: bool) -> None:
         """Converse with its branches: `Begin` is under way or applied, or it was unfinished."""
         if not took_over:
@@ -198,6 +203,7 @@ class Talks:
             transaction.fingerprint,
             rfc3339(transaction.deadline_ms),
             self._coordinators,
+            transaction.mode is _INTERACTIVE,
         )
         call = Call(
             transaction.branches.participants[position],

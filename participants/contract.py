@@ -143,11 +143,13 @@ def prepare_body(
     fingerprint: str,
     expires_at: str,
     coordinators: bytes,
+    interactive: bool = False,
 ) -> bytes:
     """The body of a prepare. `payload` and `coordinators` (a list of URLs) are JSON already."""
     before = f'{{"transaction_id":"{transaction_id}","branch_id":"{branch_id}","payload":'
     after = f',"fingerprint":"{fingerprint}","expires_at":"{expires_at}","coordinators":'
-    return b"".join((before.encode("ascii"), payload, after.encode("ascii"), coordinators, b"}"))
+    end = b',"interactive":true}' if interactive else b"}"
+    return b"".join((before.encode("ascii"), payload, after.encode("ascii"), coordinators, end))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -417,14 +419,17 @@ def _batch_answer(
 # --- the fingerprint ----------------------------------------------------------------------------
 
 
-def fingerprint(mode: str, participants: Iterable[tuple[str, str, str, str, bytes]]) -> str:
+def fingerprint(
+    mode: str, participants: Iterable[tuple[str, str, str, str, bytes]], transaction_id: str = ""
+) -> str:
     """A digest of what was asked: SHA-256, hexadecimal, of mode and participants in their order.
 
     A participant is (name, prepare URL, commit URL, rollback URL, payload as `encode_json` gives
     it). Times, metadata and what the client waits for are not part of it: asking again with another
-    timeout is the same transaction (PROTOCOL, section 2).
+    timeout is the same transaction (PROTOCOL, section 2). Of an interactive one, whose participants
+    come later, it is of mode and id.
     """
-    parts = [_encoded_once(mode)]
+    parts = [encode_json((mode, transaction_id)) if transaction_id else _encoded_once(mode)]
     for name, prepare_url, commit_url, rollback_url, payload in participants:
         parts.append(_encoded_once(name, prepare_url, commit_url, rollback_url, len(payload)))
         parts.append(payload)

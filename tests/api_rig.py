@@ -139,7 +139,7 @@ class ScriptedDriver:
     def knows(self, _transaction_id: str) -> bool:
         return False
 
-    def wait_for_end(self, transaction_id: str) -> asyncio.Future[Transaction]:
+    def wait_for(self, transaction_id: str, _wait: Wait) -> asyncio.Future[Transaction]:
         return self._future(self.outcome(cast(Plan, transaction_id)))
 
     def progress(self, _transaction_id: str) -> tuple[Progress, ...] | None:

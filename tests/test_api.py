@@ -247,7 +247,7 @@ def test_a_batch_answers_each_element_in_order() -> None:
             assert codes == [
                 "bad_request",
                 "transaction_id_conflict",
-                "interactive_not_supported",
+                "bad_request",
                 "bad_request",
                 "bad_request",
             ]
@@ -668,7 +668,7 @@ def test_an_unknown_id_is_unknown_not_aborted() -> None:
             for path in ("/t-9", "/t-9?stale=true", "/t-9?wait_ms=10"):
                 status, answer = await node.get(PATH + path)
                 assert (status, error_of(answer)["code"]) == (404, "unknown_transaction")
-            for path in ("/t-9/commit", "/t-9/rollback", "/t-9/branches", "/t-9/retry"):
+            for path in ("/t-9/commit", "/t-9/rollback", "/t-9/retry"):
                 status, answer, _ = await node.request("POST", PATH + path)
                 assert (status, error_of(answer)["code"]) == (404, "unknown_transaction")
 
@@ -877,17 +877,6 @@ def test_retry_answers_with_the_transaction() -> None:
             for body in (b"", b"{}"):
                 status, answer, _ = await node.request("POST", f"{PATH}/t-1/retry", body=body)
                 assert (status, answer["id"]) == (200, "t-1")
-
-    run(test())
-
-
-def test_a_one_shot_transaction_is_not_interactive() -> None:
-    async def test() -> None:
-        async with api_node() as node:
-            await node.post(PATH, node.body(id="t-1"))
-            for call in ("commit", "rollback", "branches"):
-                status, answer, _ = await node.request("POST", f"{PATH}/t-1/{call}")
-                assert (status, error_of(answer)["code"]) == (409, "not_interactive")
 
     run(test())
 

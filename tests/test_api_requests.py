@@ -83,7 +83,7 @@ def test_before_the_body_comes_it_is_said_whether_any_of_it_is_needed() -> None:
             head = Request("POST", PATH, "", {})
             assert node.api.admit(head) == 2_000
             assert node.api.admit(head._replace(path=f"{PATH}/t-1/resolve")) == 1_000
-            assert node.api.admit(head._replace(path=f"{PATH}/t-1/commit")) == 0
+            assert node.api.admit(head._replace(path=f"{PATH}/t-1/commit")) == 1_000
             assert node.api.admit(get("/healthz")) == 0
             assert code_of(node.api.admit(head._replace(query="wait=none"))) == "bad_request"
             assert code_of(node.api.admit(get("/nowhere"))) == "not_found"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import api_errors, api_fields, api_shapes, errors
+from coordinator import api_errors, api_fields, api_shapes, api_show, errors
 from coordinator.api_errors import CODES, ApiError
 from coordinator.api_shapes import (
     MAX_AHEAD_MS,
@@ -229,10 +229,16 @@ def test_a_name_that_comes_twice_is_asked_for() -> None:
     read({"participants": [same, {**same, "name": "other"}]})
 
 
-def test_interactive_is_honestly_not_supported() -> None:
-    with pytest.raises(ApiError) as caught:
-        read({"mode": "interactive"})
-    assert (caught.value.status, caught.value.code) == (400, "interactive_not_supported")
+def test_an_interactive_transaction_has_no_participants_yet_and_more_time() -> None:
+    open_ = read({"mode": "interactive", "id": "t", "metadata": {"a": 1}}).plan
+    assert (open_.mode, open_.branches, open_.payloads) == (Mode.INTERACTIVE, (), ())
+    assert (open_.timeout_ms, open_.metadata) == (60_000, b'{"a":1}')
+    assert read({"mode": "interactive", "id": "t", "timeout_ms": 500}).plan.fingerprint == (
+        open_.fingerprint
+    )
+    assert read({"mode": "interactive", "id": "u"}).plan.fingerprint != open_.fingerprint
+    refused({"mode": "interactive", "participants": []}, "participants")
+    refused({"mode": "interactive", "wait": "decision"}, "wait")
 
 
 def test_an_id_from_the_future_is_refused() -> None:
@@ -398,7 +404,7 @@ UNDECIDED = Transaction(
 
 
 def show(transaction: Transaction, progress: tuple[Progress, ...] | None = None) -> dict[str, Any]:
-    shown: dict[str, Any] = json.loads(api_shapes.show(transaction, progress))
+    shown: dict[str, Any] = json.loads(api_show.show(transaction, progress))
     return shown
 
 

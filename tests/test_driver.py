@@ -690,7 +690,7 @@ def test_with_leadership_gone_those_who_wait_are_told_that_the_end_is_unknown() 
         rig.gateway.script = silence
         waits = [rig.driver.submit(plan(), wait) for wait in (Wait.DECISION, Wait.COMPLETION)]
         await rig.settle()
-        waits.append(rig.driver.wait_for_end("t"))
+        waits.append(rig.driver.wait_for("t", Wait.COMPLETION))
         waits.append(rig.driver.submit(plan("not even begun"), Wait.NONE))
         rig.log.stop_leading()
         for wait in waits:
@@ -807,7 +807,7 @@ def test_a_plain_branch_is_rolled_back_after_the_time_that_its_prepare_named() -
         rig.fail_over()
         await rig.driver.submit(plan(), Wait.DECISION)
         assert asyncio.get_running_loop().time() < CLOCK_STARTS_S + 1
-        await rig.driver.wait_for_end("t")
+        await rig.driver.wait_for("t", Wait.COMPLETION)
         assert asyncio.get_running_loop().time() >= CLOCK_STARTS_S + DAY_MS / 1000 + 15
 
     play(scene, plain=True)
@@ -841,7 +841,7 @@ def test_a_new_leadership_goes_on_with_phase_two(plain: bool) -> None:
         rig.gateway.under_way = []
         rig.gateway.script = yes_to_all
         rig.fail_over()
-        await rig.driver.wait_for_end("t")
+        await rig.driver.wait_for("t", Wait.COMPLETION)
         assert rig.gateway.sent(COMMIT) == ["1", "2", "2"]
         assert rig.driver.live_count == 0
 
@@ -879,7 +879,7 @@ def test_a_begin_that_is_applied_after_its_leadership_was_let_go_sends_nothing()
         assert not rig.driver._capacity._beginning, "it holds no room at its participant"
         assert not rig.driver._admission.waiting, "nor among those that wait to begin"
         assert rig.driver.take_up_forgotten() == 1
-        await rig.driver.wait_for_end("t")
+        await rig.driver.wait_for("t", Wait.COMPLETION)
 
     play(scene)
 
@@ -1442,22 +1442,24 @@ def test_waiting_for_the_end_finds_the_transaction_wherever_it_is() -> None:
     async def scene(rig: Rig) -> None:
         rig.gateway.script = silence
         rig.driver.submit(plan(), Wait.NONE)
-        early = rig.driver.wait_for_end("t")
+        early = rig.driver.wait_for("t", Wait.COMPLETION)
         for _ in range(3):
             await rig.settle()
             rig.gateway.answer_all()
-        assert await early == await rig.driver.wait_for_end("t") == rig.record()
+        assert await early == await rig.driver.wait_for("t", Wait.COMPLETION) == rig.record()
         with pytest.raises(UnknownTransaction):
-            await rig.driver.wait_for_end("stranger")
+            await rig.driver.wait_for("stranger", Wait.COMPLETION)
         rig.machine.step(begin("not taken up yet", epoch=rig.machine.epoch, now_ms=NOW_MS))
         rig.gateway.script = yes_to_all
-        assert (await rig.driver.wait_for_end("not taken up yet")).outcome is Outcome.COMMIT
+        assert (
+            await rig.driver.wait_for("not taken up yet", Wait.COMPLETION)
+        ).outcome is Outcome.COMMIT
         rig.gateway.script = silence
         await rig.driver.submit(plan("u"), Wait.NONE)
         rig.log.stop_leading()
-        assert await rig.driver.wait_for_end("t") == rig.record()
+        assert await rig.driver.wait_for("t", Wait.COMPLETION) == rig.record()
         with pytest.raises(NotLeader):
-            await rig.driver.wait_for_end("u")
+            await rig.driver.wait_for("u", Wait.COMPLETION)
 
     play(scene)
 
@@ -1611,9 +1613,9 @@ def test_who_gave_up_waiting_is_let_go_of() -> None:
         rig.gateway.script = silence
         await rig.driver.submit(plan(), Wait.NONE)
         live = rig.driver._talks.lives["t"]
-        staying = rig.driver.wait_for_end("t")
+        staying = rig.driver.wait_for("t", Wait.COMPLETION)
         for _ in range(1_000):
-            rig.driver.wait_for_end("t").cancel()
+            rig.driver.wait_for("t", Wait.COMPLETION).cancel()
         assert len(live._waiting) < 50
         rig.gateway.answer_all()
         await rig.settle()

@@ -152,7 +152,9 @@ def test_the_limits_it_names_are_those_that_are_set() -> None:
             metadata_bytes=512,
             page_size=5,
         )
-        timings = Timings(min_timeout_ms=7, default_timeout_ms=8, max_timeout_ms=9)
+        timings = Timings(
+            min_timeout_ms=7, default_timeout_ms=8, interactive_timeout_ms=9, max_timeout_ms=9
+        )
         async with api_node(limits=limits, timings=timings) as node:
             _, answer = await node.get("/openapi.json")
             said = answer["components"]["schemas"]
@@ -171,7 +173,8 @@ def test_the_limits_it_names_are_those_that_are_set() -> None:
 
 
 def test_what_a_body_may_be_refused_for_is_said_of_every_call_that_takes_one() -> None:
-    for path in (PATH, f"{PATH}/{{id}}/resolve", f"{PATH}/{{id}}/retry"):
+    for call in ("", "/resolve", "/retry", "/branches", "/commit", "/rollback"):
+        path = f"{PATH}/{{id}}{call}" if call else PATH
         said = DOCUMENT["paths"][path]["post"]["responses"]
         assert {"408", "413", "415", "417"} <= said.keys()
     assert "403" in DOCUMENT["paths"][f"{PATH}/{{id}}/decision"]["get"]["responses"]
@@ -240,8 +243,17 @@ def test_real_answers_fit_their_schemas() -> None:
                 body={"branch_id": "1", "effect": "unknown", "actor": "ada", "reason": "why"},
             )
             await _check(node, "POST", PATH + "/{id}/retry", body={})
-            for call in ("branches", "commit", "rollback"):
-                await _check(node, "POST", PATH + "/{id}/" + call, 409, body={})
+            one_shot = {"branches": node.service(), "commit": {}, "rollback": {}}
+            for call, body in one_shot.items():
+                await _check(node, "POST", f"{PATH}/{{id}}/{call}", 409, body=body)
+            opening = {"id": "t-3", "mode": "interactive"}
+            fits(opening, SCHEMAS["Opening"])
+            await _check(node, "POST", PATH, 201, body=opening)
+            branches, commit = PATH + "/{id}/branches", PATH + "/{id}/commit"
+            await _check(node, "POST", branches, 201, body=node.service(), transaction_id="t-3")
+            fits({"wait": "none"}, SCHEMAS["Ending"])
+            await _check(node, "POST", commit, 202, body={"wait": "none"}, transaction_id="t-3")
+            await _check(node, "POST", commit, body={}, transaction_id="t-3")
             await _check(node, "GET", "/v1/cluster")
             await _check(node, "GET", "/healthz")
             await _check(node, "GET", "/readyz")
@@ -264,7 +276,7 @@ async def _check(
     transaction_id: str = "t-2",
 ) -> None:
     """Call, and hold the answer (and the body that was accepted) against the document."""
-    if body is not None and expected < 300 and path == PATH and "transactions" not in body:
+    if body is not None and expected < 300 and path == PATH and "participants" in body:
         fits(body, SCHEMAS["Submission"])
     raw = None if body is None else json.dumps(body).encode()
     target = path.replace("{id}", transaction_id) + query

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import api_shapes, packed, plan
+from coordinator import api_show, packed, plan
 from coordinator.facts import Branch, Branches
 from coordinator.packed import unpack_branches
 from coordinator.plan import Planned, recorded
@@ -38,7 +38,7 @@ def show_them(places: tuple[Planned, ...]) -> None:
     branches = begun(places)
     count = len(branches)
     machine = led_machine(begin(of=branches), decide((YES,) * count), acknowledge(2**count - 1))
-    api_shapes.show(record(machine))
+    api_show.show(record(machine))
 
 
 def begun(places: tuple[Planned, ...]) -> Branches:
@@ -48,7 +48,7 @@ def begun(places: tuple[Planned, ...]) -> Branches:
 CACHES: dict[str, tuple[_lru_cache_wrapper[Any], Callable[[tuple[Planned, ...]], None]]] = {
     "recorded": (plan._recorded_short, record_them),
     "unpacked": (packed._unpack_short, unpack_them),
-    "shown": (api_shapes._remembered_branches, show_them),
+    "shown": (api_show._remembered_branches, show_them),
 }
 
 

@@ -20,10 +20,11 @@ import coordinator.machine
 import coordinator.records
 import participants.branch
 from coordinator.commands import Begin, Command, Decide, Epoch
-from coordinator.conversation import Conversation, Fate, Leg
+from coordinator.conversation import Conversation
 from coordinator.driver import Driver
 from coordinator.facts import Outcome, Transaction
 from coordinator.indexes import _SEQUENCE, Timeline
+from coordinator.leg import Fate, Leg
 from coordinator.live import Live
 from coordinator.machine import _MOVES, Applied, Machine, Result
 from coordinator.moves import MOVES, Move, Phase

@@ -28,18 +28,12 @@ from coordinator.commands import (
     Forget,
     Resolve,
 )
-from coordinator.conversation import (
-    Action,
-    Conversation,
-    Fate,
-    Leg,
-    ProposeAcknowledgement,
-    ProposeDecision,
-)
+from coordinator.conversation import Action, Conversation, ProposeAcknowledgement, ProposeDecision
 from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError
 from coordinator.facts import Outcome, Transaction
 from coordinator.gateway import Gateway as RealGateway
+from coordinator.leg import Fate, Leg
 from coordinator.live import Live as DriverLive
 from coordinator.log import LogError
 from coordinator.machine import Machine, Result

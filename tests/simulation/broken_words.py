@@ -20,10 +20,11 @@ from cluster.raft.core import RaftCore
 from cluster.storage.journal import Journal
 from cluster.storage.journal_segments import Segments
 from coordinator.commands import Resolve
-from coordinator.conversation import Conversation, Leg, ProposeDecision
+from coordinator.conversation import Conversation, ProposeDecision
 from coordinator.courier import Delivery
 from coordinator.driver import Driver
 from coordinator.facts import Transaction
+from coordinator.leg import Leg
 from coordinator.machine import _MOVES, Machine, Restoring, Result
 from coordinator.moves import Move, Refusal
 from coordinator.records import branch_ended_by_hand

@@ -1,0 +1,125 @@
+"""The API's calls of interactive transactions: enlist a participant, commit, roll back.
+
+All are answered by the leader, and may be repeated: an answer that was lost is given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from coordinator import api_fields
+from coordinator.api_errors import log_refusal
+from coordinator.api_fields import object_of, one_of
+from coordinator.api_leadership import Leadership
+from coordinator.api_requests import (
+    Answer,
+    Endpoint,
+    Request,
+    read_query,
+    require_id,
+    require_json,
+    text_answer,
+)
+from coordinator.api_shapes import read_participant
+from coordinator.api_show import show, show_branch
+from coordinator.driver import Driver
+from coordinator.facts import Transaction
+from coordinator.live import is_reached
+from coordinator.log import LogError
+from coordinator.machine import Machine
+from coordinator.patience import Patience
+from coordinator.plan import Wait
+from coordinator.settings import Limits
+
+ONE = "/v1/transactions/{id}"
+
+END_MARGIN_S = 5.0
+"""An end waits until the deadline and this for the decision; then 202."""
+
+Asked = TypeVar("Asked")
+
+_END_FIELDS = dict.fromkeys(("wait",))
+
+
+class InteractiveCalls:
+    """See the file's docstring."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        machine: Machine,
+        leadership: Leadership,
+        limits: Limits,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._driver = driver
+        self._machine = machine
+        self._leadership = leadership
+        self._limits = limits
+        self._now_ms = now_ms
+        self._patience = Patience()
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        body = self._limits.body_bytes
+        return (
+            Endpoint("POST", ONE + "/branches", self.enlist, self.admit, body),
+            Endpoint("POST", ONE + "/commit", self.commit, self.admit, body),
+            Endpoint("POST", ONE + "/rollback", self.rollback, self.admit, body),
+        )
+
+    def admit(self, request: Request, transaction_id: str) -> None:
+        read_query(request, ())
+        require_id(transaction_id)
+        self._leadership.require(request)
+        require_json(request)
+
+    async def enlist(self, request: Request, transaction_id: str) -> Answer:
+        """POST /v1/transactions/{id}/branches: 201 with the branch, which may work from now on."""
+        place, payload = read_participant(api_fields.decode_json(request.body))
+        enlisting = self._driver.interactive.enlist(transaction_id, place, payload)
+        transaction, position = await self._asked(request, transaction_id, enlisting)
+        return text_answer(201, show_branch(transaction, position))
+
+    async def commit(self, request: Request, transaction_id: str) -> Answer:
+        """POST /v1/transactions/{id}/commit: 200 with the outcome, whatever it is."""
+        wait = _read_wait(request)
+        ending = self._driver.interactive.commit(transaction_id)
+        return await self._ended(request, await self._asked(request, transaction_id, ending), wait)
+
+    async def rollback(self, request: Request, transaction_id: str) -> Answer:
+        """POST /v1/transactions/{id}/rollback: likewise; of a committed one nothing is undone."""
+        wait = _read_wait(request)
+        ending = self._driver.interactive.rollback(transaction_id)
+        return await self._ended(request, await self._asked(request, transaction_id, ending), wait)
+
+    async def _asked(self, request: Request, transaction_id: str, asked: Awaitable[Asked]) -> Asked:
+        try:
+            return await asked
+        except LogError as error:
+            self._leadership.redirect(request)  # what is asked again happens once
+            raise log_refusal(error, transaction_id) from error
+
+    async def _ended(self, request: Request, transaction: Transaction, wait: Wait) -> Answer:
+        """When its outcome is known, as far as `wait` says; 202 where that takes too long."""
+        if wait is not Wait.NONE and not is_reached(transaction, wait):
+            future = self._driver.wait_for(transaction.id, wait)
+            left_s = max(0, transaction.deadline_ms - self._now_ms()) / 1000
+            try:
+                settled = await self._patience.settled(future, left_s + END_MARGIN_S)
+            except LogError as error:
+                self._leadership.redirect(request)
+                raise log_refusal(error, transaction.id) from error
+            transaction = settled or self._machine.get(transaction.id) or transaction
+        status = 200 if wait is not Wait.NONE and is_reached(transaction, wait) else 202
+        progress = None
+        if transaction.finished_ms is None:
+            progress = self._driver.progress(transaction.id)
+        return text_answer(status, show(transaction, progress))
+
+
+def _read_wait(request: Request) -> Wait:
+    if not request.body:
+        return Wait.DECISION
+    fields = object_of(api_fields.decode_json(request.body), "body", _END_FIELDS)
+    return one_of(fields, "wait", Wait, Wait.DECISION)
