@@ -189,9 +189,11 @@ class Conversation:
         for branch in self.transaction.branches[len(self.legs) :]:
             self.legs.append(Leg(branch, perhaps_sent=False))
             self._votes_missing += 1
-        is_closed_now = self.transaction.closed and not before.closed
-        # With a rollback or the deadline proposed, a prepare would leave between this and that.
-        return self._ask_all(now_s) if is_closed_now and self._decision is None else []
+        if not self.transaction.closed or before.closed:
+            return []
+        if self._decision is not None or now_s >= self.deadline_s:
+            return []  # a prepare would leave between this and the decision that is proposed
+        return self._ask_all(now_s)
 
     def roll_back(self, reason: str) -> list[Action]:
         """Its client asks for it. What is proposed, or decided, comes first."""

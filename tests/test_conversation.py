@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.alarms import GRAIN_S, NEVER_S
-from coordinator.commands import Acknowledge, Decide
+from coordinator.commands import Acknowledge, Close, Decide, Enlist
 from coordinator.conversation import (
     ACKNOWLEDGE_WITHIN_S,
     CALLS_AT_ONCE,
@@ -839,6 +839,101 @@ def test_an_open_transaction_waits_for_its_client_until_the_deadline() -> None:
     proposal = decision(talk.woken())
     assert proposal.reason == "the deadline passed before the client ended the transaction"
     assert talk.log_applies([proposal]) == rollbacks(0, 1)
+
+
+# --- interactive transactions ---------------------------------------------------------------------
+
+
+def opened(*asked: Branch) -> Talk:
+    """A talk in which these were enlisted; the first of them before it began."""
+    talk = Talk(machine=led_machine(begin(of=asked[:1], mode=Mode.INTERACTIVE)))
+    assert talk.started == []
+    for each in asked[1:]:
+        assert (
+            talk.changed(applied(talk.machine, Enlist(EPOCH, BEGAN_MS, "t", each, b"null"))) == []
+        )
+    return talk
+
+
+def closed(talk: Talk) -> list[Action]:
+    return talk.changed(applied(talk.machine, Close(EPOCH, BEGAN_MS, "t")))
+
+
+def test_prepares_leave_when_the_close_is_applied_to_all_that_were_enlisted() -> None:
+    talk = opened(*branches(3, plain=True))
+    assert talk.due_s == EXPIRES_S
+    assert closed(talk) == prepares(0, 1, 2)
+    for position in range(2):
+        assert talk.prepared(position, YES) == []
+    assert talk.log_applies(talk.prepared(2, YES)) == commits(0, 1, 2)
+
+
+def test_a_close_that_is_applied_twice_asks_nobody_twice() -> None:
+    talk = opened(*branches(2, plain=True))
+    closed(talk)
+    assert closed(talk) == []
+
+
+def test_nobody_enlisted_and_there_is_nothing_to_vote_on() -> None:
+    talk = Talk(machine=led_machine(begin(of=(), mode=Mode.INTERACTIVE)))
+    assert talk.log_applies(closed(talk)) == []
+    assert talk.decided() is Outcome.COMMIT
+
+
+def test_its_client_rolls_it_back_before_anybody_was_asked() -> None:
+    talk = opened(*branches(2, plain=True))
+    proposal = talk.conversation.roll_back("rolled back")
+    assert decision(proposal).votes == (Vote.UNSENT, Vote.UNSENT)
+    assert talk.conversation.roll_back("rolled back") == [], "it is proposed once"
+    assert talk.log_applies(proposal) == rollbacks(0, 1)
+    talk.ended(0)
+    assert talk.ended(1) == [ProposeAcknowledgement(0b11)], "no prepare can come after it"
+    assert talk.conversation.roll_back("rolled back") == []
+
+
+def test_no_prepare_leaves_between_a_close_and_the_rollback_proposed_before_it() -> None:
+    talk = opened(*branches(2, plain=True))
+    proposal = talk.conversation.roll_back("rolled back")
+    assert closed(talk) == []
+    assert talk.log_applies(proposal) == rollbacks(0, 1)
+
+
+def test_no_prepare_leaves_when_the_close_comes_with_the_deadline() -> None:
+    talk = opened(*branches(2, plain=True))
+    talk.now_s = EXPIRES_S
+    assert closed(talk) == []
+    assert decision(talk.woken()).votes == (Vote.UNSENT, Vote.UNSENT)
+
+
+def test_a_rollback_while_it_is_prepared_aborts_it_with_the_votes_that_are_in() -> None:
+    talk = opened(*branches(2))
+    closed(talk)
+    talk.prepared(0, YES)
+    proposal = talk.conversation.roll_back("rolled back")
+    assert decision(proposal).votes == (Vote.YES, Vote.UNKNOWN)
+
+
+@pytest.mark.parametrize("answer", [NO, REFUSED])
+def test_who_promised_nothing_hears_of_the_rollback_for_it_has_worked(
+    answer: PrepareAnswer,
+) -> None:
+    talk = opened(*branches(2, plain=True))
+    closed(talk)
+    actions = talk.log_applies(talk.prepared(0, answer))
+    assert [a for a in actions if isinstance(a, SendEnd)] == rollbacks(0, 1)
+    assert talk.ended(0) == []
+    assert talk.prepared(1, NO) == [], "its rollback is under way, and was too early"
+    assert ProposeAcknowledgement(0b01) in talk.ended(1)
+    assert talk.woken() == rollbacks(1)
+    assert talk.ended(1) == [ProposeAcknowledgement(0b10)]
+
+
+def test_a_new_leader_goes_on_with_what_is_open_and_nobody_was_asked_before_it() -> None:
+    machine = led_machine(begin(of=branches(2, plain=True), mode=Mode.INTERACTIVE))
+    talk = Talk(machine=machine, took_over=True)
+    assert closed(talk) == prepares(0, 1)
+    assert talk.log_applies(talk.prepared(0, REFUSED))
+    assert record(talk.machine).votes == (Vote.UNSENT, Vote.UNKNOWN)
 
 
 def test_the_first_leader_too_decides_at_once_what_began_past_its_deadline() -> None:

@@ -300,6 +300,38 @@ def test_a_name_enlisted_again_with_another_url_is_a_conflict() -> None:
     assert snapshot(machine) == before
 
 
+def test_many_enlists_under_way_at_once_get_numbers_of_their_own() -> None:
+    machine = led_machine(begin(of=0, mode=Mode.INTERACTIVE))
+    for name in ("a", "b", "c"):
+        same_number = branch(1)._replace(name=name)
+        applied(machine, Enlist(EPOCH, BEGAN_MS, "t", same_number, PAYLOAD))
+    assert [b.branch_id for b in record(machine).branches] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Enlist(
+            EPOCH, BEGAN_MS, "t", branch(1, plain=True)._replace(prepare_url="http://x"), PAYLOAD
+        ),
+        Enlist(EPOCH, BEGAN_MS, "t", branch(1)._replace(commit_url="http://x"), PAYLOAD),
+        Enlist(EPOCH, BEGAN_MS, "t", branch(1), b"7"),
+    ],
+)
+def test_a_name_enlisted_again_with_anything_else_is_a_conflict(other: Enlist) -> None:
+    machine = led_machine(begin(mode=Mode.INTERACTIVE))
+    before = snapshot(machine)
+    assert machine.step(other) is Refusal.CONFLICT
+    assert snapshot(machine) == before
+    repeated = other._replace(branch=branch(1)._replace(repeatable=False), payload=PAYLOAD)
+    assert applied(machine, repeated) == record(machine), "what it declares since is no matter"
+
+
+def test_what_is_aborted_by_hand_while_it_is_open_was_never_asked() -> None:
+    machine = led_machine(begin(mode=Mode.INTERACTIVE))
+    assert applied(machine, resolve()).votes == (Vote.UNSENT, Vote.UNSENT)
+
+
 def test_an_abort_by_hand_sends_everybody_a_rollback_and_is_kept_in_the_history() -> None:
     aborted = applied(led_machine(begin()), resolve())
     assert (aborted.outcome, outstanding(aborted)) == (Outcome.ABORT, 0b11)
