@@ -258,7 +258,8 @@ class Driver:
         return transaction
 
     def figures(self) -> Figures:
-        oldest = next(self._machine.unfinished(), None)
+        # What is open waits for its client, and is not in doubt.
+        oldest = next((t for t in self._machine.unfinished() if t.closed), None)
         return Figures(
             leading=self._log.epoch is not None,
             waiting_for_room=len(self.line),

@@ -365,8 +365,10 @@ def test_it_is_listed_while_it_is_open() -> None:
     async def test() -> None:
         async with api_node() as node:
             await opened(node)
+            await asyncio.sleep(0.01)
             _, page = await node.get(f"{PATH}?state=active")
             assert [t["id"] for t in page["transactions"]] == ["t"]
+            assert page["oldest_in_doubt_ms"] == 0, "it waits for its client"
             record = node.machine.get("t")
             assert record is not None
             assert record.mode is Mode.INTERACTIVE
