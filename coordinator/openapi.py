@@ -187,8 +187,10 @@ def _enlist(limits: Limits) -> Operation:
     return {
         "operationId": "enlist",
         "summary": "Enlist a participant in an interactive transaction",
-        "description": "Only then may it work. The same name with the same URLs and payload is the "
-        f"same branch; at most {limits.branches}. 409 once the end has begun." + _LEADER,
+        "description": "Only then may it work. With a payload it does that when it is asked to "
+        "prepare; without one it votes on what it has done. The same name with the same URLs and "
+        f"payload is the same branch; at most {limits.branches}. 409 once the end has begun."
+        + _LEADER,
         "parameters": [_ID],
         "requestBody": {"required": True, "content": _json(ref("Participant"))},
         "responses": {

@@ -195,15 +195,16 @@ class Talks:
 
     def _send_prepare(self, live: Live, conversation: Conversation, position: int) -> Leg:
         transaction, leg = conversation.transaction, conversation.legs[position]
-        branch = leg.branch
+        branch, payload = leg.branch, transaction.payloads[position]
         body = prepare_body(
             live.id,
             branch.branch_id,
-            transaction.payloads[position],
+            payload,
             transaction.fingerprint,
             rfc3339(transaction.deadline_ms),
             self._coordinators,
-            transaction.mode is _INTERACTIVE,
+            # Who was given something to do does that now.
+            transaction.mode is _INTERACTIVE and payload == b"null",
         )
         call = Call(
             transaction.branches.participants[position],

@@ -61,6 +61,7 @@ class Services:
     def __init__(self) -> None:
         self.url = ""
         self.calls: list[tuple[str, str, str]] = []
+        self.prepares: list[dict[str, Any]] = []
         self.arrived = asyncio.Condition()
         self._go = asyncio.Event()
 
@@ -79,7 +80,9 @@ class Services:
         self.calls.append((kind, operation, body["transaction_id"]))
         async with self.arrived:
             self.arrived.notify_all()
-        if operation != "prepare":
+        if operation == "prepare":
+            self.prepares.append(body)
+        else:
             return web.json_response({}, status=503 if kind == "down" else 200)
         if kind == "slow":
             await self._go.wait()

@@ -57,7 +57,7 @@ def test_it_is_open_until_its_client_commits_it() -> None:
             assert (answer["state"], answer["mode"], answer["branches"]) == (
                 "active", "interactive", []
             )  # fmt: skip
-            first = await enlisted(node, "yes", payload={"sku": "A"})
+            first = await enlisted(node, "yes", payload={"sku": "A"})  # to be done at prepare
             assert (first["branch_id"], first["state"], first["transaction_id"]) == (
                 "1", "active", "t"
             )  # fmt: skip
@@ -72,6 +72,8 @@ def test_it_is_open_until_its_client_commits_it() -> None:
             assert await ended(node, "commit") == await ended(node, "rollback")
             asked = {kind: asked_of(node, kind) for kind in ("yes", "read_only")}
             assert asked == {"yes": ["prepare", "commit"], "read_only": ["prepare"]}
+            said = {p["branch_id"]: p.get("interactive") for p in node.services.prepares}
+            assert said == {"1": None, "2": True}, "who has worked already votes on that"
 
     run(test())
 
