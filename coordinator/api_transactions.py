@@ -178,7 +178,7 @@ class Transactions:
                 self._leadership.redirect(request)
             raise log_refusal(error, submission.plan.id, named=submission.named) from error
         status = _status_of(transaction, submission.wait)
-        if transaction.mode is Mode.INTERACTIVE:  # it may have ended since it was begun
+        if submission.plan.mode is Mode.INTERACTIVE:  # it may have ended, or its id be refused
             status = 200 if transaction.closed else 201
         return text_answer(status, self._show(transaction))
 

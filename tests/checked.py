@@ -14,6 +14,38 @@ COMMITTED, ABORTED = "committed", "aborted"
 
 
 @dataclass(slots=True)
+class Enlisting:
+    """What is known of an interactive transaction beyond that."""
+
+    works: dict[str | None, None] = field(default_factory=dict)
+    """The bodies that are filled by and by: in `Transaction.bodies` stands what is surely in."""
+    offered: dict[str, list[Sequence[Any]]] = field(default_factory=dict)
+    """Participant → what it was to be enlisted for, whatever came of it."""
+    offers: dict[str, int] = field(default_factory=dict)
+    """Participant → how many enlists of it were not refused."""
+    numbers: dict[str, str] = field(default_factory=dict)
+    """Branch → the participant of which somebody was told that this is its number."""
+    commits: int = 0
+    """How many calls that ask it to commit were not refused."""
+    prepared: dict[tuple[str, str], None] = field(default_factory=dict)
+    """(participant, branch) that was asked to prepare."""
+    heard: dict[tuple[str, str], None] = field(default_factory=dict)
+    """(participant, branch) that was told the outcome."""
+
+    def offer(self, participant: str, asked: Sequence[Any]) -> None:
+        self.offered.setdefault(participant, []).append(asked)
+        self.offers[participant] = self.offers.get(participant, 0) + 1
+
+    def number(self, participant: str, branch: str) -> str | None:
+        """Its number is told; what is wrong with it."""
+        other = self.numbers.setdefault(branch, participant)
+        if other != participant:
+            return f"branch {branch} is told to be {participant}, and was told to be {other}"
+        several = [b for b, name in self.numbers.items() if name == participant]
+        return f"{participant} is branches {' and '.join(several)}" if several[1:] else None
+
+
+@dataclass(slots=True)
 class Transaction:
     """What is known of an id. `named_at`: when anybody named it first."""
 
@@ -42,6 +74,7 @@ class Transaction:
     """Participants of whose branch somebody says, or is about to, that it is over."""
     resolved: dict[str, dict[str, None]] = field(default_factory=dict)
     """Branch → the effects that somebody told of it, and was answered that they are taken down."""
+    enlisting: Enlisting = field(default_factory=Enlisting)
     rank: int = 0
     rank_by_client: dict[str, int] = field(default_factory=dict)
 
@@ -58,6 +91,18 @@ class Transaction:
     def moved(self) -> list[Event]:
         """What was committed, by whomever."""
         return [e for es in self.effects.values() for e in es if e["effect"] == COMMITTED]
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether nobody has asked for anything else under its id."""
+        return bool(self.bodies) and self.bodies.keys() <= self.enlisting.works.keys()
+
+    def asked_of(self, work: str | None, participant: str) -> list[Sequence[Any] | None]:
+        """What this participant may have to do for this body."""
+        asked = [self.bodies[work].get(participant)]
+        if work in self.enlisting.works:
+            asked += self.enlisting.offered.get(participant, ())
+        return asked
 
     def is_by_hand(self, participant: str) -> bool:
         return any(name == participant for name, _ in self.by_hand)

@@ -40,10 +40,15 @@ FAILING = "failing syncs"
 """Another one: but it may stop for nothing else than the operation that failed."""
 PLAIN_KINDS = ("plain", "forgetful")
 EXPIRED = "transaction_id_expired"
+UNKNOWN = "unknown_transaction"
 CRASHED = 70
 """The exit code of a program that something surprised which it does not foresee (EX_SOFTWARE)."""
-_RANK = {"unknown": 0, "refused": 1, "active": 1, "preparing": 1}
-_DECIDED, _FINISHED = 2, 3
+_RANK = {"unknown": 0, "active": 1, "refused": 2, "preparing": 2}
+_CLOSED, _DECIDED, _FINISHED = 2, 3, 4
+_BEGIN = ("submit", "open")
+"""Calls that begin a transaction, with all that it is to do or to be filled by and by."""
+_CURRENT = ("get", "enlist", "commit")
+"""Calls whose answers tell no less than was told to anybody before they were made."""
 _CALLS = {"commit": COMMITTED, "rollback": ABORTED}
 
 
@@ -143,9 +148,17 @@ class Checker:
         transaction = self._of(event["id"])
         if event["call"] == "resolve" and event.get("participant") is not None:
             transaction.resolving[event["participant"]] = None
+        work = event.get("work")
         if event["call"] == "submit":
-            work = event.get("work")
             transaction.bodies[work] = event["participants"]
+        elif event["call"] == "open":
+            transaction.bodies.setdefault(work, {})
+            transaction.enlisting.works[work] = None
+        elif event["call"] == "enlist":
+            transaction.enlisting.offer(event["participant"], event["asked"])
+        elif event["call"] == "commit":
+            transaction.enlisting.commits += 1
+        if event["call"] in _BEGIN:
             transaction.asking[work] = transaction.asking.get(work, 0) + 1
             transaction.refused.pop(work, None)
         own = transaction.rank_by_client.get(event["client"], 0)
@@ -165,16 +178,31 @@ class Checker:
         if event["call"] == "decision":
             self._inquired(transaction, invoked, event)
             return
+        if event["call"] == "enlist":
+            self._enlisted(id, transaction, invoked, event)
         now = _rank(event)
         if now == _FINISHED and outcome == COMMITTED:
             self._check_done(id, transaction, invoked.get("work"))
-        if event["call"] == "get" and not invoked.get("stale"):
-            forgotten = now == 0 and self._run["forgets"] and not self._is_young(transaction)
-            if now < own and not forgotten:
-                self._found("I10", id, f"{client} saw rank {own} before, now {event['state']}")
-            elif now < rank and not forgotten:
-                self._found("I11", id, f"{client} reads {event['state']}, told before: rank {rank}")
+        if event["call"] in _CURRENT and not invoked.get("stale"):
+            self._check_current(event, now, rank, own)
         self._seen(transaction, client, now)
+
+    def _check_current(self, event: Event, now: int, rank: int, own: int) -> None:
+        """`rank`, `own`: what anybody, and this client, had been told when it asked."""
+        id, client, state = event["id"], event["client"], event.get("state", "unknown")
+        forgotten = now == 0 and self._run["forgets"] and not self._is_young(self._of(id))
+        if now < own and not forgotten:
+            self._found("I10", id, f"{client} saw rank {own} before, now {state}")
+        elif now < rank and not forgotten:
+            self._found("I11", id, f"{client} reads {state}, told before: rank {rank}")
+
+    def _enlisted(self, id: str, transaction: Transaction, invoked: Event, event: Event) -> None:
+        name = invoked["participant"]
+        transaction.bodies.setdefault(invoked["work"], {})[name] = invoked["asked"]
+        if event["participant"] != name:
+            self._found("I12", id, f"{name} is told to be {event['participant']}")
+        if (wrong := transaction.enlisting.number(name, event["branch"])) is not None:
+            self._found("I12", id, wrong)
 
     def _is_young(self, transaction: Transaction) -> bool:
         """It has ended lately, or not at all: its end is behind its beginning."""
@@ -210,8 +238,9 @@ class Checker:
 
     def _on_fail(self, event: Event) -> None:
         """Surely not done; only "the id is too old" says nothing of that."""
-        invoked, _, _ = self._calls.pop((event["client"], event["op"]), (event, 0, 0))
-        if event["call"] != "submit":
+        invoked, rank, own = self._calls.pop((event["client"], event["op"]), (event, 0, 0))
+        if event["call"] not in _BEGIN:
+            self._not_done(event, invoked, rank, own)
             return
         if event["error"] == EXPIRED:
             if event["id"] is not None and self._is_young(self._of(event["id"])):
@@ -229,6 +258,16 @@ class Checker:
             transaction.refused[work] = by
             if any(e.get("work") == work for e in transaction.committed()):
                 self._found("I3", event["id"], f"{by}, and {work} has committed")
+
+    def _not_done(self, event: Event, invoked: Event, rank: int, own: int) -> None:
+        """Of a call to what was begun before."""
+        if event["call"] in ("enlist", "commit", "rollback"):
+            if event["error"] == UNKNOWN:
+                self._check_current(event, 0, rank, own)
+            enlisting = self._of(event["id"]).enlisting
+            if event["call"] == "enlist":
+                enlisting.offers[invoked["participant"]] -= 1
+            enlisting.commits -= event["call"] == "commit"
 
     def _on_info(self, event: Event) -> None:
         invoked, _, _ = self._calls.pop((event["client"], event["op"]), (event, 0, 0))
@@ -264,6 +303,9 @@ class Checker:
         for other, first in transaction.told.items():
             self._found("I3", id, f"{by} says {outcome}, {first} said {other}")
         transaction.told[outcome] = by
+        enlisting = transaction.enlisting
+        if outcome == COMMITTED and transaction.is_interactive and not enlisting.commits:
+            self._found("I16", id, f"{by} says committed, nobody asked for that")
 
     # --- participants
 
@@ -271,10 +313,21 @@ class Checker:
         self._claimed(event.get("work"), event["id"])
         self._check_asked_once(event)
         self._check_somebody_began(event)
+        transaction = self._of(event["id"])
+        if not transaction.is_interactive:
+            return
+        transaction.enlisting.prepared[event["participant"], event["branch"]] = None
+        transaction.rank = max(transaction.rank, _CLOSED)
+        if not transaction.enlisting.commits:
+            text = f"{event['participant']} is asked to prepare, nobody asked for the end"
+            self._found("I16", event["id"], text)
 
     def _check_somebody_began(self, event: Event) -> None:
+        name, transaction = event["participant"], self._of(event["id"])
         if not self._is_begun(event["id"]):
-            self._found("I16", event["id"], f"{event['participant']} is asked, nobody began it")
+            self._found("I16", event["id"], f"{name} is asked, nobody began it")
+        elif transaction.is_interactive and not transaction.enlisting.offers.get(name):
+            self._found("I16", event["id"], f"{name} is asked, nobody enlisted it")
 
     def _check_asked_once(self, event: Event) -> None:
         """Who does not say that asking again is safe, nor asks for it, is asked for one vote."""
@@ -292,6 +345,7 @@ class Checker:
         self._told(event["id"], _CALLS[event["event"]], f"the call to {event['participant']}")
         transaction = self._of(event["id"])
         transaction.rank = max(transaction.rank, _DECIDED)
+        transaction.enlisting.heard[event["participant"], event["branch"]] = None
 
     _on_rollback = _on_commit
 
@@ -347,13 +401,13 @@ class Checker:
     def _check_invented(self, event: Event, transaction: Transaction) -> None:
         if event.get("work") is None:
             return
-        body = transaction.bodies.get(event["work"])
-        if body is None:
+        if event["work"] not in transaction.bodies:
             if self._run["complete"]:
                 self._found("I16", event["id"], f"work {event['work']} was never asked for")
             return
-        asked = body.get(event["participant"])
-        if asked is None or list(asked[:2]) != [event["account"], event["amount"]]:
+        asked = transaction.asked_of(event["work"], event["participant"])
+        done = [event["account"], event["amount"]]
+        if not any(each is not None and list(each[:2]) == done for each in asked):
             what = f"{event['amount']} on {event['account']}"
             self._found("I16", event["id"], f"{event['participant']} does {what}, asked: {asked}")
 
@@ -490,6 +544,7 @@ class Checker:
                 elif known not in (None, outcome):
                     self._found("I4", id, f"{by} said {outcome}, {node} has {known}")
         self._check_by_hand(id, transaction)
+        self._check_enlisted(id, transaction)
         committed = transaction.committed()
         works = sorted({event["work"] for event in committed if event.get("work") is not None})
         if len(works) > 1:
@@ -510,6 +565,31 @@ class Checker:
                 if kept != effect:
                     what = "knows nothing of it" if kept is None else f"has {kept}"
                     self._found("I4", id, f"branch {branch} was told to be {effect}, {node} {what}")
+
+    def _check_enlisted(self, id: str, transaction: Transaction) -> None:
+        """Whoever was told to be in is in the record, and has heard of the outcome; nobody else."""
+        enlisting = transaction.enlisting
+        for node, event in self._nodes.items():
+            record = event.get("enlisted", {}).get(id)
+            if record is None:
+                continue
+            for branch, name in enlisting.numbers.items():
+                kept = record.get(branch, ["nobody"])[0]
+                if kept != name:
+                    self._found("I4", id, f"branch {branch} was told to be {name}, {node}: {kept}")
+            for branch, (name, vote) in record.items():
+                if not enlisting.offers.get(name):
+                    self._found("I16", id, f"{node} has {name} enlisted, nobody enlisted it")
+                if vote == "unsent" and (name, branch) in enlisting.prepared:
+                    self._found("I8", id, f"{node}: {name} was never asked to prepare; it was")
+                said = transaction.votes.get((name, branch))
+                if event["outcomes"].get(id) == COMMITTED and said not in ("yes", "read_only"):
+                    self._found("I2", id, f"{node} has it committed, and {name} voted {said}")
+        for branch, name in enlisting.numbers.items():
+            if self._run["participants"].get(name) not in PLAIN_KINDS:
+                continue  # the SDK's branches may learn it by inquiry
+            if (name, branch) not in enlisting.heard and name not in transaction.resolving:
+                self._found("I5", id, f"{name} is enlisted, and has heard of no outcome")
 
     def _check_complete(self, id: str, transaction: Transaction, committed: list[Event]) -> None:
         """Committed anywhere, or told so: committed everywhere."""

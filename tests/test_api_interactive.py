@@ -205,6 +205,17 @@ def test_it_is_begun_once_under_its_id() -> None:
     run(test())
 
 
+def test_an_id_that_was_refused_is_told_to_be_aborted_and_not_to_be_begun() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            id_ = "01977420-e693-7610-99b8-40be64872b27"
+            await node.get(f"{PATH}/{id_}/decision?branch_id=1&fingerprint=x")
+            status, answer = await node.post(PATH, {"id": id_, "mode": "interactive"})
+            assert (status, answer["outcome"]) == (200, "aborted")
+
+    run(test())
+
+
 @pytest.mark.parametrize("how", ["commit", "rollback", "branches"])
 def test_what_is_no_interactive_transaction_is_said_to_be_none(how: str) -> None:
     async def test() -> None:

@@ -176,6 +176,8 @@ class Environment:
     nonsense: float
     burst: float
     """Shares of what clients do: abort by hand, send what is no request, ask for many at once."""
+    interactive: float
+    """The share of what clients do that is a transaction which they fill and end themselves."""
     manners: Manners
     inquiry_after_s: float
     astray: float
@@ -322,6 +324,7 @@ def draw_environment(seed: int) -> Environment:
         operator_s=0.0 if calm or brief else Random(f"operator {seed}").choice((0, 0, 0.15, 0.6)),
         nonsense=choice((0.0, 0.0, 0.1)),
         burst=choice((0.0, 0.0, 0.3)),
+        interactive=Random(f"interactive {seed}").choice((0.0, 0.0, 0.3)),
         manners=Manners()
         if calm or brief or chance() < 0.4
         else Manners(

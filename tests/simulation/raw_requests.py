@@ -7,6 +7,7 @@ import json
 from cluster.client.calls import HttpAnswer, NoAnswer
 from tests.simulation.astray import VIA
 from tests.simulation.sessions import Body, Call, Session, told_of
+from tests.simulation.world import NodeHost
 
 READ_S = 20.0
 """How long a direct request waits: longer than a node that was stopped sleeps."""
@@ -58,7 +59,7 @@ class RawRequests(Session):
 
         One that was asleep, or cut off, and believes that it leads, must not answer from the past.
         """
-        told, known = self.load.told, list(self.load.bodies)
+        told, known = self.load.told, [*self.load.bodies, *self.load.opened]
         if not told:
             return
         id = self._draw.choice(told[-3:] if self._draw.random() < 0.5 else known[-6:])
@@ -68,6 +69,9 @@ class RawRequests(Session):
         node = self._draw.choice(nodes)
         if self.world.asleep is not None and self._draw.random() < 0.7:
             id, node = told[-1], self.world.asleep
+        await self.read_at(node, id)
+
+    async def read_at(self, node: NodeHost, id: str) -> None:
         call = self.invoke("get", id, stale=False, node=node.name)
         how = self.world.draw("how to read").choice((f"/{id}", f"/{id}?wait_ms=300", "?limit=20"))
         url = f"{node.settings.api.url}/v1/transactions{how}"
@@ -104,7 +108,7 @@ class RawRequests(Session):
         url = f"{self._draw.choice(self.world.nodes).settings.api.url}/v1/transactions"
         encoded = json.dumps(body).encode()
         try:
-            answer = await self._followed("POST", url, encoded)
+            answer = await self.followed("POST", url, encoded)
         except NoAnswer as error:
             call.end("info", error=str(error)[:80])
             return
@@ -128,10 +132,12 @@ class RawRequests(Session):
         self.load.bodies[id] = {**body, "id": id}
         call.id = id
 
-    async def _followed(self, method: str, url: str, body: bytes) -> HttpAnswer:
+    async def followed(
+        self, method: str, url: str, body: bytes, timeout_s: float = READ_S
+    ) -> HttpAnswer:
         """Raises NoAnswer."""
         for _ in range(HOPS):
-            answer = await self.library._exchange.send(method, url, body, READ_S)
+            answer = await self.library._exchange.send(method, url, body, timeout_s)
             if answer.status != 307:
                 return answer
             url = answer.headers["Location"]

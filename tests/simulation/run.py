@@ -25,6 +25,7 @@ from typing import Any
 
 from aiohttp import web_app
 
+from coordinator.facts import Mode
 from tests.checker import Violation, check
 from tests.simulation.environment import Environment, draw_environment
 from tests.simulation.ledger import OPENING_BALANCE
@@ -213,6 +214,8 @@ def unsettled(world: World) -> list[str]:
             left.append(f"{service.name} is down")
         if doubtful := service.store.in_doubt_now():
             left.append(f"{service.name} has {doubtful[:3]} in doubt")
+        if begun := service.store.begun_now():
+            left.append(f"{service.name} has worked on {begun[:3]}")
     alive = [host for host in world.nodes if not host.retired]
     applied = set()
     for host in alive:
@@ -265,7 +268,7 @@ async def _probe(world: World, load: Load) -> None:
                 world.record("probe", id=body["id"], outcome=outcome, took_s=took_s)
                 if outcome != "committed":  # what it left prepared would make the next one fail
                     await _settle(world)
-            for id in list(load.bodies)[-12:]:
+            for id in [*list(load.bodies)[-12:], *list(load.opened)[-6:]]:
                 await user.ask(id)
             for id in list(load.bodies)[-4:]:
                 await user.ask(id, stale=True)
@@ -287,13 +290,13 @@ async def _nothing_to_do(_: ClientHost) -> None:
 
 async def _finish(world: World, load: Load) -> None:
     """What everybody has in the end."""
-    ids = dict.fromkeys(load.bodies)
+    ids = dict.fromkeys(load.bodies) | dict.fromkeys(load.opened)
     ids |= dict.fromkeys(e["id"] for e in world.history if e.get("id") is not None)
     for service in world.services:
         world.record(
             "participant_end",
             participant=service.name,
-            in_doubt=service.store.in_doubt_now(),
+            in_doubt=service.store.in_doubt_now() + service.store.begun_now(),
             held=service.store.held(),
             balances=service.store.balances(),
             opening=OPENING_BALANCE,
@@ -307,6 +310,7 @@ async def _finish(world: World, load: Load) -> None:
             digest.update(chunk)
         outcomes = {}
         by_hand = {}
+        enlisted = {}
         for id in ids:
             transaction = machine.get(id)
             if transaction is None or transaction.outcome is None:
@@ -315,12 +319,16 @@ async def _finish(world: World, load: Load) -> None:
             said = {r.branch_id: r.effect for r in transaction.resolutions if r.branch_id}
             if said:
                 by_hand[id] = said
+            if transaction.mode is Mode.INTERACTIVE:
+                votes = zip(transaction.branches, transaction.votes, strict=True)
+                enlisted[id] = {b.branch_id: [b.name, vote.value] for b, vote in votes}
         world.record(
             "node_end",
             node=host.name,
             digest=digest.hexdigest(),
             outcomes=outcomes,
             by_hand=by_hand,
+            **({"enlisted": enlisted} if enlisted else {}),
         )
 
 

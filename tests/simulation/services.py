@@ -138,6 +138,10 @@ class SimStore(MemoryStore):
         plain = [key.removeprefix("branch ") for key in self.table if key.startswith("branch ")]
         return sorted([f"{id}/{branch}" for id, branch in self._prepared] + plain)
 
+    def begun_now(self) -> list[str]:
+        """Branches on which a plain service has worked, and that nobody has asked for a vote."""
+        return sorted(k.removeprefix("begun ") for k in self.table if k.startswith("begun "))
+
     def balances(self) -> dict[str, int]:
         return {k.split()[1]: v for k, v in self.table.items() if k.startswith("balance ")}
 
@@ -226,7 +230,8 @@ class SdkService(Participant[MemoryTable]):
 
 
 class PlainService:
-    """Three calls that answer with a bare `true`, `false` or nothing.
+    """Three calls that answer with a bare `true`, `false` or nothing; and `work`, for clients of
+    interactive transactions: who is enlisted without a payload votes on what it has done.
 
     It remembers what is prepared. `remembers`: also what has ended, and rollbacks of what it did
     not know; else it refuses a prepare after its `expires_at`, by its own clock. While `faulty` it
@@ -258,11 +263,27 @@ class PlainService:
         application = web.Application()
         for operation in Operation:
             application.router.add_post(f"/{operation}", self._receive)
+        application.router.add_post("/work", self._begin)
         application.on_startup.append(self._open)
         return application
 
     async def _open(self, _: web.Application) -> None:
         await self._store.open(lambda table: open_accounts(table, ACCOUNTS))
+
+    async def _begin(self, request: web.Request) -> web.Response:
+        """Work of an enlisted branch, before its prepare; not of one that is over, or prepared."""
+        message = await request.json()
+        key, payload = "/".join(read_end(message)), message["payload"]
+
+        def work(_: LocalTransaction[MemoryTable]) -> None:
+            table = self._store.table
+            if f"ended {key}" in table or f"branch {key}" in table:
+                raise Refused("it has ended, or is about to")
+            hold(table, key, {**payload, "vote": Vote.YES})
+            table[f"begun {key}"] = payload
+
+        (refusal,) = await self._store.perform([work])
+        return web.Response(status=200 if refusal is None else 409)
 
     async def _receive(self, request: web.Request) -> web.Response:
         operation = Operation(request.path.rpartition("/")[2])
@@ -342,7 +363,8 @@ class PlainService:
         id, branch = read_end(message)
         fields: dict[str, Any] = {}
         if operation is Operation.PREPARE:
-            fields = {"work": message["payload"]["work"], "again": again}
+            payload = message["payload"] or self._store.table.get(f"begun {id}/{branch}") or {}
+            fields = {"work": payload.get("work"), "again": again}
         self._store.note(str(operation), id=id, branch=branch, **fields)
 
     async def replay(self, draw: Random, count: int, youngest_s: float) -> None:
@@ -358,25 +380,31 @@ class PlainService:
         late = self._now_ms() > read_time_ms(message.expires_at)
         if (late and not self._remembers) or f"ended {key}" in table:
             return b"false"
+        begun = table.get(f"begun {key}")
+        payload = message.payload or begun
         try:
-            hold(table, key, message.payload)
+            if payload is None:
+                raise Refused("it has done nothing")
+            hold(table, key, payload)
         except Refused:
-            return b"false"
-        table[f"branch {key}"] = message.payload
-        store.effect(
-            message.transaction_id, message.branch_id, State.PREPARED, message.payload, held=False
-        )
+            return b"false"  # what it has begun stays until the rollback
+        if begun is not None:
+            del table[f"begun {key}"]
+        table[f"branch {key}"] = payload
+        store.effect(message.transaction_id, message.branch_id, State.PREPARED, payload, held=False)
         return b"true"
 
     def _end(self, id: str, branch: str, *, commit: bool) -> bytes:
         store, table = self._store, self._store.table
         key = f"{id}/{branch}"
-        payload = table.get(f"branch {key}")
-        if payload is not None:
+        for what in ("branch", "begun"):
+            payload = table.get(f"{what} {key}")
+            if payload is None:
+                continue
             settle(table, key, payload, commit=commit)
-            del table[f"branch {key}"]
+            del table[f"{what} {key}"]
             state = State.COMMITTED if commit else State.ROLLED_BACK
-            store.effect(id, branch, state, payload, held=True)
+            store.effect(id, branch, state, payload, held=what == "branch" or not commit)
         if self._remembers:
             table[f"ended {key}"] = True
         return b""

@@ -38,6 +38,10 @@ class Session:
         if process is not None and process.alive:
             self.world.record(event, client=self._session, **fields)
 
+    def failed_at(self, answer: HttpAnswer) -> None:
+        """A node has met what its code does not foresee."""
+        self.record("unhandled", message="a node answered 500", error=answer.body.decode()[:200])
+
 
 class Call:
     """One call in the history."""
@@ -81,6 +85,8 @@ class Call:
                 self.end("ok", outcome=row["outcome"], state=row["state"])
         else:
             self.end("info", error=str(answer.status))
+            if answer.status == 500:
+                self._user.failed_at(answer)
 
     def refused_to_say(self, error: Refused) -> None:
         """404 or 410: nobody knows of it, if it was a node that said so."""

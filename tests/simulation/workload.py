@@ -14,6 +14,7 @@ from typing import Any
 from cluster.client.answers import ClientError, Expired, Refused, Transaction, UnknownTransaction
 from cluster.client.async_client import Client
 from coordinator.api_shapes import read_submission
+from tests.simulation.interactive import Interaction, Opened
 from tests.simulation.raw_requests import RawRequests
 from tests.simulation.services import ACCOUNTS
 from tests.simulation.sessions import Body, told_of
@@ -29,6 +30,8 @@ class Load:
     def __init__(self, world: World) -> None:
         self.world = world
         self.bodies: dict[str, Body] = {}
+        self.opened: dict[str, Opened] = {}
+        """The interactive ones, by id."""
         self.unknown: list[str] = []
         """Ids of which a client was told nothing."""
         self.told: list[str] = []
@@ -71,8 +74,7 @@ class Load:
         if chosen is None:
             chosen = draw.sample(services, draw.randint(1, len(services)))
         accounts = ACCOUNTS[:1] if environment.contended else ACCOUNTS[:-1]
-        self._numbers += 1
-        work = f"w{self._numbers}"
+        work = self.new_work()
         amounts = [draw.randint(-30, 30) for _ in chosen[1:]]
         amounts = [-sum(amounts), *amounts]
         refuses = draw.random() < environment.vote_no
@@ -102,6 +104,10 @@ class Load:
             "wait": draw.choice(("decision", "decision", "completion", "none")),
         }
 
+    def new_work(self) -> str:
+        self._numbers += 1
+        return f"w{self._numbers}"
+
     def fingerprint(self, body: Body) -> str:
         """What the coordinator tells participants of this body, to tell it from others."""
         settings = self.world.settings
@@ -129,6 +135,11 @@ class User(RawRequests):
     async def act(self) -> None:
         """One thing that clients do."""
         draw, environment = self._draw, self.world.environment
+        if environment.interactive:
+            own = self.world.draw("interactive")
+            if own.random() < environment.interactive:
+                await Interaction(self, own).run()
+                return
         known = list(self.load.bodies)
         kind = draw.random()
         if draw.random() < environment.nonsense:
@@ -251,7 +262,7 @@ class User(RawRequests):
     async def use_again(self, id: str) -> None:
         """Ask for other work under an id of which nothing was heard, perhaps of the same ones."""
         chosen: list[ServiceHost] | None = None
-        if self._draw.random() < 0.7:
+        if self._draw.random() < 0.7 and id in self.load.bodies:  # else it is interactive
             before = [entry["name"] for entry in self.load.bodies[id]["participants"]]
             services = {service.name: service for service in self.world.services}
             chosen = [services[name] for name in before]
