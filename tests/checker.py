@@ -197,8 +197,13 @@ class Checker:
             self._found("I11", id, f"{client} reads {state}, told before: rank {rank}")
 
     def _enlisted(self, id: str, transaction: Transaction, invoked: Event, event: Event) -> None:
-        name = invoked["participant"]
-        transaction.bodies.setdefault(invoked["work"], {})[name] = invoked["asked"]
+        name, asked = invoked["participant"], invoked["asked"]
+        body = transaction.bodies.setdefault(invoked["work"], {})
+        before = body.setdefault(name, asked)
+        if before != asked:
+            self._found("I12", id, f"{name} is enlisted for {asked}, and was for {before}")
+        if event["state"] != "active":
+            self._found("I10", id, f"{name} is enlisted, and it is {event['state']}")
         if event["participant"] != name:
             self._found("I12", id, f"{name} is told to be {event['participant']}")
         if (wrong := transaction.enlisting.number(name, event["branch"])) is not None:

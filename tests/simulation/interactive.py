@@ -105,7 +105,7 @@ class Interaction:
         else:
             whole = all([await self._take_in(opened, part) for part in parts])
         await self._pause()
-        spare = self._part(opened, draw.choice(self._world.services), 0)
+        spare = self._part(opened, draw.choice(self._world.services), 0)._replace(by_hand=False)
         if draw.random() < 0.3:
             late = self._enlist(opened, spare, after_s=draw.random() / 10)
             await asyncio.gather(self._end(opened, whole=whole), late)
@@ -193,7 +193,8 @@ class Interaction:
             calls.append(self._enlist(opened, part, after_s=after_s))
         asked = asyncio.gather(*calls)
         if draw.random() < 0.1:
-            other = part._replace(payload={**part.payload, "account": ACCOUNTS[0], "amount": 0})
+            payload = {**part.payload, "account": ACCOUNTS[0], "amount": 0}
+            other = Part(part.service, payload, by_hand=False)
             await self._enlist(opened, other, after_s=draw.choice((0.0, 0.3)))
         is_enlisted = any(await asked)
         if is_enlisted and part.by_hand:

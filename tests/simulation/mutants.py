@@ -24,6 +24,7 @@ import coordinator.api
 import coordinator.api_connection
 import coordinator.courier
 import coordinator.driver
+import coordinator.facts
 import coordinator.inquiry
 import coordinator.machine
 import coordinator.records
@@ -46,12 +47,15 @@ from cluster.storage.journal_segments import Segments
 from cluster.storage.snapshots import SnapshotStore
 from coordinator.api_transactions import Transactions
 from coordinator.capacity import Capacity
+from coordinator.commands import Enlist
 from coordinator.conversation import Conversation
 from coordinator.courier import Courier
 from coordinator.driver import Driver
 from coordinator.gateway import Gateway
 from coordinator.ids import IdMaker
-from coordinator.machine import Restoring
+from coordinator.interactive import Interactive
+from coordinator.machine import Machine, Restoring
+from coordinator.moves import Move, Phase
 from coordinator.participant_connections import Connections
 from coordinator.places import Places
 from coordinator.sweep import Sweep
@@ -60,9 +64,10 @@ from participants.clock import LeastClock
 from participants.inquiry import Inquirer
 from participants.sdk import Participant
 from tests.model import mutants as model
-from tests.model.broken_rules import Taken, replaced, together
+from tests.model.broken_rules import Taken, other_move, replaced, together
 from tests.simulation import broken_disk as disk
 from tests.simulation import broken_fronts as fronts
+from tests.simulation import broken_interactive as interactive
 from tests.simulation import broken_leftovers as left
 from tests.simulation import broken_rules as rules
 from tests.simulation import broken_state as state
@@ -684,6 +689,77 @@ MUTANTS = {
             "retries-of-the-finished",
             "whose transaction is finished waits no more",
             left.retries_of_the_finished,
+        ),
+        # Interactive transactions.
+        Mutant(
+            "enlisted-before-applied",
+            "a branch is in the log before anybody is told its number",
+            replaced(Interactive, "enlist", interactive.enlisted_before_applied),
+        ),
+        Mutant(
+            "numbered-by-the-leader",
+            "a branch has a number of its own",
+            interactive.numbered_by_the_leader,
+        ),
+        Mutant(
+            "name-is-enough",
+            "other work under a name that is enlisted is refused",
+            replaced(Machine, "_enlist", interactive.name_is_enough),
+        ),
+        Mutant(
+            "enlisted-after-close",
+            "nobody is enlisted once the end has begun",
+            other_move(Enlist, (Phase.UNDECIDED,), Move.ADD_BRANCH),
+        ),
+        Mutant(
+            "asked-beside-a-rollback",
+            "no prepare leaves where a rollback is proposed",
+            replaced(Conversation, "_went_on", interactive.asked_all_the_same),
+        ),
+        Mutant(
+            "prepared-before-closed",
+            "prepares leave when Close is applied",
+            replaced(Interactive, "commit", interactive.prepared_before_closed),
+        ),
+        Mutant(
+            "aborted-before-applied",
+            "a rollback is durable before it is told",
+            replaced(Interactive, "rollback", interactive.aborted_before_applied),
+        ),
+        Mutant(
+            "closed-by-the-next-leader",
+            "what is open stays open",
+            replaced(Driver, "_take_up", interactive.closed_by_the_next_leader),
+        ),
+        Mutant(
+            "open-not-taken-up",
+            "a new leader takes up what is open, too",
+            replaced(Driver, "lead", interactive.open_not_taken_up),
+        ),
+        Mutant(
+            "open-for-ever",
+            "what its client leaves open ends with its deadline",
+            replaced(Conversation, "__init__", interactive.open_for_ever),
+        ),
+        Mutant(
+            "decided-as-if-closed",
+            "what is open does not commit",
+            replaced(coordinator.machine, "decided", interactive.decided_as_if_closed),
+        ),
+        Mutant(
+            "refuser-holds-nothing",
+            "who voted NO hears of the rollback, for it has worked",
+            replaced(Conversation, "__init__", interactive.refuser_holds_nothing),
+        ),
+        Mutant(
+            "only-who-promised",
+            "who was never asked hears of the rollback, for it has worked",
+            replaced(coordinator.facts, "_voted_for_phase_two", interactive.only_who_promised),
+        ),
+        Mutant(
+            "ended-without-a-barrier",
+            "what is said without the log's word is said after a barrier",
+            replaced(Interactive, "_standing", interactive.without_a_barrier),
         ),
     )
 }
