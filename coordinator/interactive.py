@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable
 
@@ -24,7 +25,7 @@ from coordinator.live import Live
 from coordinator.log import NotLeader, ReplicatedLog, proposed
 from coordinator.machine import Applied, Machine
 from coordinator.moves import Refusal
-from coordinator.plan import Planned
+from coordinator.plan import Planned, Wait
 from coordinator.settings import Limits
 from coordinator.steps import Steps
 from coordinator.talks import Talks
@@ -116,12 +117,18 @@ class Interactive:
                 raise NotLeader("leadership changed before its end was asked for")
 
     async def rollback(self, transaction_id: str) -> Transaction:
-        """Like `commit`, but it is to abort, if nothing is decided yet."""
+        """Like `commit`, but it is to abort, if nothing is decided yet. Gives it with its outcome:
+        what was only proposed may be lost, and the transaction commit.
+        """
         self._leading()
         standing = await self._standing(transaction_id)
-        if standing.outcome is None:
-            self._talks.roll_back(self._live_of(standing), ROLLED_BACK)
-        return standing
+        if standing.outcome is not None:
+            return standing
+        live, decided = self._live_of(standing), asyncio.get_running_loop().create_future()
+        live.wait(Wait.DECISION, decided)
+        self._talks.roll_back(live, ROLLED_BACK)
+        outcome: Transaction = await decided
+        return outcome
 
     async def _standing(self, transaction_id: str) -> Transaction:
         """As it is: of one that is open the log will say whether it still is."""

@@ -54,7 +54,9 @@ def refused(command: Refuse, sequence: int) -> Transaction:
 
 def decided(command: Decide, standing: Transaction) -> Transaction:
     count = len(standing.branches)
-    votes = (command.votes + (_UNKNOWN,) * count)[:count]
+    # Who was enlisted behind the proposal was not asked while it was open.
+    missing = _UNKNOWN if standing.closed else _UNSENT
+    votes = (command.votes + (missing,) * count)[:count]
     commits = standing.closed and everyone_can_commit(votes, count)
     after = _new(
         Transaction,

@@ -336,12 +336,18 @@ def test_leadership_lost_while_an_end_waits_is_no_outcome() -> None:
     run(test())
 
 
-def test_an_end_that_may_be_in_the_log_is_no_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["commit", "rollback"])
+@pytest.mark.parametrize("wait", ["decision", "none"])
+def test_an_end_that_may_be_in_the_log_is_not_accepted(
+    how: str, wait: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it is lost with its leader, the next one may end the transaction otherwise."""
+
     async def test() -> None:
         async with api_node() as node:
             await opened(node)
             monkeypatch.setattr(node.log, "_drain", lambda: None)
-            asking = asyncio.ensure_future(node.post(f"{PATH}/t/commit", {}))
+            asking = asyncio.ensure_future(node.post(f"{PATH}/t/{how}", {"wait": wait}))
             await asyncio.sleep(0.05)
             node.log.follow(None)
             status, answer = await asking

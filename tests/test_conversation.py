@@ -891,6 +891,17 @@ def test_its_client_rolls_it_back_before_anybody_was_asked() -> None:
     assert talk.conversation.roll_back("rolled back") == []
 
 
+def test_who_is_enlisted_behind_the_proposed_rollback_was_not_asked_either() -> None:
+    """Else its participant would be waited for until the deadline is over."""
+    first, second = branches(2, plain=True)
+    talk = opened(first)
+    proposal = talk.conversation.roll_back("rolled back")
+    talk.changed(applied(talk.machine, Enlist(EPOCH, BEGAN_MS, "t", second, b"null")))
+    assert talk.log_applies(proposal) == rollbacks(0, 1)
+    talk.ended(0)
+    assert talk.ended(1) == [ProposeAcknowledgement(0b11)]
+
+
 def test_no_prepare_leaves_between_a_close_and_the_rollback_proposed_before_it() -> None:
     talk = opened(*branches(2, plain=True))
     proposal = talk.conversation.roll_back("rolled back")
