@@ -27,6 +27,8 @@ class Enlisting:
     """Branch → the participant of which somebody was told that this is its number."""
     commits: int = 0
     """How many calls that ask it to commit were not refused."""
+    rolls_back: str | None = None
+    """Whose rollback was answered before anybody asked it to commit."""
     prepared: dict[tuple[str, str], None] = field(default_factory=dict)
     """(participant, branch) that was asked to prepare."""
     heard: dict[tuple[str, str], None] = field(default_factory=dict)

@@ -47,7 +47,7 @@ _RANK = {"unknown": 0, "active": 1, "refused": 2, "preparing": 2}
 _CLOSED, _DECIDED, _FINISHED = 2, 3, 4
 _BEGIN = ("submit", "open")
 """Calls that begin a transaction, with all that it is to do or to be filled by and by."""
-_CURRENT = ("get", "enlist", "commit")
+_CURRENT = ("get", "enlist", "commit", "rollback")
 """Calls whose answers tell no less than was told to anybody before they were made."""
 _CALLS = {"commit": COMMITTED, "rollback": ABORTED}
 
@@ -180,6 +180,8 @@ class Checker:
             return
         if event["call"] == "enlist":
             self._enlisted(id, transaction, invoked, event)
+        elif event["call"] == "rollback" and not transaction.enlisting.commits:
+            transaction.enlisting.rolls_back = client
         now = _rank(event)
         if now == _FINISHED and outcome == COMMITTED:
             self._check_done(id, transaction, invoked.get("work"))
@@ -311,6 +313,9 @@ class Checker:
         enlisting = transaction.enlisting
         if outcome == COMMITTED and transaction.is_interactive and not enlisting.commits:
             self._found("I16", id, f"{by} says committed, nobody asked for that")
+        if outcome == COMMITTED and transaction.is_interactive and enlisting.rolls_back:
+            first = f"the rollback of {enlisting.rolls_back} was answered before that was asked for"
+            self._found("I4", id, f"{by} says committed, {first}")
 
     # --- participants
 
@@ -593,7 +598,9 @@ class Checker:
         for branch, name in enlisting.numbers.items():
             if self._run["participants"].get(name) not in PLAIN_KINDS:
                 continue  # the SDK's branches may learn it by inquiry
-            if (name, branch) not in enlisting.heard and name not in transaction.resolving:
+            over = transaction.votes.get((name, branch)) == "read_only"
+            over = over or name in transaction.resolving
+            if (name, branch) not in enlisting.heard and not over:
                 self._found("I5", id, f"{name} is enlisted, and has heard of no outcome")
 
     def _check_complete(self, id: str, transaction: Transaction, committed: list[Event]) -> None:

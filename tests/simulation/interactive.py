@@ -64,6 +64,9 @@ class Told(NamedTuple):
         return str(self.body["error"]["code"])
 
 
+_WAITS = (None, "decision", "completion", "none")
+
+
 class Interaction:
     """What a client does with one of them."""
 
@@ -126,6 +129,9 @@ class Interaction:
             calls = [self._ask_for(opened, how) for how in ("commit", "rollback")]
             draw.shuffle(calls)
             await asyncio.gather(*calls)
+        elif kind < 0.92 and may_commit:  # it changes its mind, too late
+            await self._ask_for(opened, "rollback", waits=("none",))
+            await self._ask_for(opened, "commit")
         # Else it is left open, until its deadline.
 
     async def _meddle(self, opened: Opened) -> None:
@@ -233,11 +239,12 @@ class Interaction:
         except NoAnswer:
             return
 
-    async def _ask_for(self, opened: Opened, how: str) -> None:
+    async def _ask_for(
+        self, opened: Opened, how: str, waits: tuple[str | None, ...] = _WAITS
+    ) -> None:
         """`commit` or `rollback`, until its outcome is told."""
-        for _ in range(4):
+        for wait in self._draw.sample(waits, len(waits)):
             call = self._user.invoke(how, opened.id, work=opened.work)
-            wait = self._draw.choice((None, "decision", "completion", "none"))
             body = b"" if wait is None else json.dumps({"wait": wait}).encode()
             told = await self._asked(call, f"{PATH}/{opened.id}/{how}", body)
             if told is None:
