@@ -56,6 +56,8 @@ RARE = (
     "contest",
     "ends done twice by a plain service",
     "ends that were refused",
+    "interactive aborts",
+    "interactive commits",
     "seeds with small bounds",
     "submits without an id",
     "syncs that failed",

@@ -255,7 +255,9 @@ class Interaction:
             outcome = told.body["outcome"]
             call.end("ok", outcome=outcome, state=told.body["state"])
             if outcome is not None:
-                self._world.count(f"interactive, {outcome}")
+                self._world.count(
+                    "interactive " + ("commits" if outcome == "committed" else "aborts")
+                )
                 self._load.told.append(opened.id)
                 return
             await self._pause()

@@ -833,5 +833,8 @@ QUICK = (
     "taking-for-ever",
     "refusal-leaves-something",
     "set-clock-believed",
+    "asked-beside-a-rollback",
+    "decided-as-if-closed",
+    "enlisted-after-close",
 )
 """Those that most seeds show, whatever changes in them: for the tests of every day."""
