@@ -180,8 +180,8 @@ class Checker:
             return
         if event["call"] == "enlist":
             self._enlisted(id, transaction, invoked, event)
-        elif event["call"] == "rollback" and not transaction.enlisting.commits:
-            transaction.enlisting.rolls_back = client
+        elif event["call"] == "rollback":
+            self._rolled_back(id, transaction, event)
         now = _rank(event)
         if now == _FINISHED and outcome == COMMITTED:
             self._check_done(id, transaction, invoked.get("work"))
@@ -197,6 +197,13 @@ class Checker:
             self._found("I10", id, f"{client} saw rank {own} before, now {state}")
         elif now < rank and not forgotten:
             self._found("I11", id, f"{client} reads {state}, told before: rank {rank}")
+
+    def _rolled_back(self, id: str, transaction: Transaction, event: Event) -> None:
+        """What is answered is in the log: what is only proposed may be lost with its leader."""
+        if event["outcome"] is None and event["state"] != "refused":
+            self._found("I4", id, f"a rollback was answered, and it is {event['state']}")
+        if not transaction.enlisting.commits:
+            transaction.enlisting.rolls_back = event["client"]
 
     def _enlisted(self, id: str, transaction: Transaction, invoked: Event, event: Event) -> None:
         name, asked = invoked["participant"], invoked["asked"]

@@ -177,10 +177,15 @@ BROKEN: list[tuple[str, str, list[Event]]] = [
         [
             *FILLED,
             invoke(4, "rollback"),
-            ok(4, "rollback", outcome=None, state="active"),
+            ok(4, "rollback", outcome=None, state="refused"),
             invoke(5, "commit"),
             ok(5, "commit"),
         ],
+    ),
+    (
+        "I4",
+        "a rollback is answered that is only proposed",
+        [*FILLED, invoke(4, "rollback"), ok(4, "rollback", outcome=None, state="active")],
     ),
     (
         "I4",

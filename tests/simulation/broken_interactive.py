@@ -107,6 +107,15 @@ async def aborted_before_applied(original: Any, interactive: Interactive, id: st
     return decided(Decide(0, 0, id, votes, reasons, "rolled back"), standing)
 
 
+async def accepted_when_proposed(_original: Any, interactive: Interactive, id: str) -> Transaction:
+    """A rollback is answered once it is proposed, as not yet decided."""
+    interactive._leading()
+    standing = await interactive._standing(id)
+    if standing.outcome is None:
+        interactive._talks.roll_back(interactive._live_of(standing), "rolled back")
+    return standing
+
+
 def closed_by_the_next_leader(original: Any, driver: Driver, transaction: Transaction) -> Live:
     """A new leader ends what it finds open."""
     live: Live = original(driver, transaction)

@@ -727,6 +727,11 @@ MUTANTS = {
             replaced(Interactive, "rollback", interactive.aborted_before_applied),
         ),
         Mutant(
+            "accepted-when-proposed",
+            "a rollback is durable before it is answered",
+            replaced(Interactive, "rollback", interactive.accepted_when_proposed),
+        ),
+        Mutant(
             "closed-by-the-next-leader",
             "what is open stays open",
             replaced(Driver, "_take_up", interactive.closed_by_the_next_leader),
