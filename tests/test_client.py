@@ -203,8 +203,8 @@ def test_a_client_that_was_given_one_node_learns_the_others() -> None:
         first, second = nodes
         async with asking(first) as client:
             assert (await client.submit(ORDER)).committed
-            assert client._learning is not None
-            await client._learning
+            assert client._dialogue._learning is not None
+            await client._dialogue._learning
             await first.die()
             assert (await client.submit(ORDER)).committed
         assert len(second.bodies()) == 1

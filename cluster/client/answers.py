@@ -92,8 +92,8 @@ def refused(transaction_id: str) -> OutcomeUnknown:
     return OutcomeUnknown(transaction_id, why, for_good=True)
 
 
-def expired_since(transaction_id: str, refusal: Expired) -> OutcomeUnknown:
-    """What `Expired` means to a client that has sent the transaction before: it may have run."""
+def forgotten_since(transaction_id: str, refusal: Expired | UnknownTransaction) -> OutcomeUnknown:
+    """What they mean to a client that has sent the transaction before: it may have run."""
     return OutcomeUnknown(transaction_id, str(refusal), for_good=True)
 
 

@@ -6,18 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from cluster.client.answers import (
     BadAnswer,
     ClientError,
     Expired,
     Transaction,
-    expired_since,
+    forgotten_since,
     read_error,
     read_transaction,
     refused,
 )
 
+TRANSACTIONS = "/v1/transactions"
 _DEFINITE = {
     "transaction_id_conflict": 409,
     "not_allowed": 409,
@@ -32,6 +34,11 @@ _AGAIN = _CROWDED | {
 """Errors of an element of a batch after which the same element is sent again."""
 
 
+def path_of(id: str) -> str:
+    """Where the API has that transaction."""
+    return f"{TRANSACTIONS}/{quote(id, safe='')}"
+
+
 @dataclass(frozen=True, slots=True)
 class Open:
     """An element of a batch has no outcome yet. `crowded`: the node asks for a pause."""
@@ -41,8 +48,10 @@ class Open:
 
 
 class Submission:
-    """One transaction's body from its first sending to its last. `is_repeat`: it was sent before,
-    and perhaps done."""
+    """One transaction's body from its first sending to its last, and where it is sent.
+    `is_repeat`: it was sent before, and perhaps done."""
+
+    path = TRANSACTIONS
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._body = dict(body)
@@ -106,7 +115,7 @@ def element_answer(
                 return Open(str(refusal), crowded=refusal.code in _CROWDED)
             refusal = read_error(_DEFINITE.get(refusal.code, 400), entry)
             if is_repeat and isinstance(refusal, Expired):
-                return expired_since(id, refusal)
+                return forgotten_since(id, refusal)
             return refusal
         transaction = read_transaction(entry, id)
     except BadAnswer as error:
