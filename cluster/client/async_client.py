@@ -8,11 +8,13 @@ from __future__ import annotations
 import builtins
 import json
 import random as random_module
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 from urllib.parse import urlencode
 
+from cluster.client import interactive
 from cluster.client.answers import (
     BadAnswer,
     ClientError,
@@ -27,6 +29,7 @@ from cluster.client.answers import (
 )
 from cluster.client.calls import AiohttpExchange, Call, Exchange, NoAnswer, Nodes, node_urls
 from cluster.client.dialogue import DEADLINE, Dialogue, from_now
+from cluster.client.interactive import InteractiveTransaction
 from cluster.client.submission import (
     TRANSACTIONS,
     Batch,
@@ -170,6 +173,43 @@ class Client:
             answers.get(index) or OutcomeUnknown(str(body["id"]), reasons.get(index, "no answer"))
             for index, body in enumerate(bodies)
         ]
+
+    async def begin(
+        self,
+        *,
+        id: str | None = None,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        deadline: float = DEADLINE,
+    ) -> InteractiveTransaction:
+        """Begin a transaction that its client ends: a block of its own, too (`async with order`).
+
+        `timeout_s`: what is not ended by then aborts; by default as long as the cluster says. Under
+        an `id` that has begun already: that transaction as it stands, perhaps with its outcome.
+        Raises Refused, Unavailable, OutcomeUnknown (the id is refused).
+        """
+        return await interactive.begin(
+            self._dialogue,
+            self._new_id() if id is None else id,
+            timeout_s=timeout_s,
+            metadata=metadata,
+            deadline=deadline,
+        )
+
+    @asynccontextmanager
+    async def transaction(
+        self,
+        *,
+        id: str | None = None,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        deadline: float = DEADLINE,
+    ) -> AsyncIterator[InteractiveTransaction]:
+        """`begin` and its block: left in order it commits, left by an exception it rolls back."""
+        async with await self.begin(
+            id=id, timeout_s=timeout_s, metadata=metadata, deadline=deadline
+        ) as order:
+            yield order
 
     async def get(
         self,

@@ -48,7 +48,7 @@ class Open:
 
 
 class Submission:
-    """One transaction's body from its first sending to its last, and where it is sent.
+    """What runs one transaction, from its first sending to its last, and where it is sent.
     `is_repeat`: it was sent before, and perhaps done."""
 
     path = TRANSACTIONS
@@ -73,6 +73,24 @@ class Submission:
         would keep a decision that is known from the client."""
         self.is_repeat = True
         return json.dumps(_for_decision(self._body)).encode()
+
+
+class End(Submission):
+    """What asks for the end of an interactive transaction; `how`: commit or rollback.
+
+    A repeat from the first on: what it ends has begun, and anybody who knows its id may have ended
+    it.
+    """
+
+    def __init__(self, id: str, how: str, wait: str) -> None:
+        super().__init__({"wait": wait})
+        self._id = id
+        self.path = f"{path_of(id)}/{how}"
+        self.is_repeat = True
+
+    @property
+    def id(self) -> str:
+        return self._id
 
 
 class Batch:
