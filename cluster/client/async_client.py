@@ -23,12 +23,13 @@ from cluster.client.answers import (
     Page,
     Refused,
     Transaction,
+    read_cluster,
     read_decision,
     read_page,
     read_transaction,
 )
 from cluster.client.calls import AiohttpExchange, Call, Exchange, NoAnswer, Nodes, node_urls
-from cluster.client.dialogue import DEADLINE, Dialogue, from_now
+from cluster.client.dialogue import CLUSTER, DEADLINE, Dialogue, from_now
 from cluster.client.interactive import InteractiveTransaction
 from cluster.client.submission import (
     TRANSACTIONS,
@@ -301,6 +302,15 @@ class Client:
         """The cluster as its leader sees it, for it knows how far the others are; without a leader
         that answers, as some node sees it. The nodes are known to this client from then on."""
         return await self._dialogue.cluster(self._dialogue.until(deadline))
+
+    async def transfer_leadership(
+        self, node: str | None = None, *, deadline: float = DEADLINE
+    ) -> ClusterStatus:
+        """Have `node` lead, or whoever lacks least; the cluster as the node sees it that led before
+        (`self_id`). Nothing happens if `node` leads already. Raises Conflict if nobody takes over.
+        """
+        call = Call("POST", f"{CLUSTER}/leader", json.dumps({"node": node}).encode())
+        return read_cluster(await self._dialogue.read(call, self._dialogue.until(deadline)))
 
     # --- within ---------------------------------------------------------------------------------
 
