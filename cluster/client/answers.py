@@ -79,7 +79,8 @@ class TooLarge(Refused):
 
 class OutcomeUnknown(ClientError):
     """The transaction may have committed, aborted, or not begun. `transaction_id` finds out, unless
-    it is unknown `for_good`: the id is refused (PROTOCOL, section 5), and nobody will know more."""
+    it is unknown `for_good`: the id is refused (PROTOCOL, section 5) or forgotten, and nobody will
+    know more."""
 
     def __init__(self, transaction_id: str, why: str, *, for_good: bool = False) -> None:
         super().__init__(f"the outcome of transaction {transaction_id} is unknown: {why}")

@@ -183,7 +183,7 @@ class Client:
         metadata: Mapping[str, Any] | None = None,
         deadline: float = DEADLINE,
     ) -> InteractiveTransaction:
-        """Begin a transaction that its client ends: a block of its own, too (`async with order`).
+        """Begin a transaction that its client ends; what is returned may be used as a block, too.
 
         `timeout_s`: what is not ended by then aborts; by default as long as the cluster says. Under
         an `id` that has begun already: that transaction as it stands, perhaps with its outcome.

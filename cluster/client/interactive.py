@@ -41,10 +41,10 @@ from cluster.client.answers import (
 from cluster.client.calls import Call, NoAnswer
 from cluster.client.dialogue import DEADLINE, Dialogue
 from cluster.client.submission import TRANSACTIONS, End, path_of
+from participants.contract import TRANSACTION_HEADER
 
 _log = logging.getLogger(__name__)
 
-TRANSACTION_HEADER = "Assent-Transaction-Id"
 ROLLBACK_S = 5.0
 """How long an exception waits for the rollback: an election, and a node that is silent. What is not
 told by then its deadline does."""
