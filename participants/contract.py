@@ -23,6 +23,8 @@ from participants import canonical
 from participants.retry_after import retry_after_s
 
 DECLARATION_HEADER = "Assent-Participant"
+TRANSACTION_HEADER = "Assent-Transaction-Id"
+"""A client tells it to each service that it calls in an interactive transaction."""
 CONTRACT_VERSION = 1
 PROXY_STATUSES = (502, 503, 504)
 """What a proxy answers in place of the participant, perhaps while the call goes on behind it."""
