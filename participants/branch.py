@@ -14,8 +14,6 @@ resource for its vote (PREPARE, CHECK), `cell.voted(vote)` is the cell that foll
 carries out the action, keeps the branch `after(branch, message, cell)`, and sends the answer, in
 that order and in one local transaction.
 
-The rows of interactive work are in the table; the SDK does not offer such work yet.
-
 Some plainness is for speed, as a participant meets this file with every message: what is made anew
 for each is a named tuple (a frozen dataclass takes three times as long to make), and members of
 enums are looked up once (Python 3.11 takes 90 ns for each look-up).
@@ -171,11 +169,11 @@ def row_of(branch: Branch | None, message: Message) -> Row:
     match message:
         case End():
             return _ROW_OF_END[message]
-        case DoPrepare() if message.incarnation is None:
+        case DoPrepare():
             if branch is not None and branch.fingerprint not in (None, message.fingerprint):
                 return _PREPARE_OTHER
-            return _PREPARE_LATE if message.late else _PREPARE
-        case DoPrepare():
+            if message.incarnation is None:
+                return _PREPARE_LATE if message.late else _PREPARE
             lost = _work_is_lost(branch, message.incarnation)
             return Row.PREPARE_LOST if lost else Row.PREPARE_INTERACTIVE
         case DoWork():

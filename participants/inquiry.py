@@ -1,18 +1,20 @@
-"""Inquiry: a branch that is prepared and hears nothing asks the coordinator for its outcome.
+"""Inquiry: a branch that hears nothing asks the coordinator for its outcome.
 
 Rules (PROTOCOL, section 5):
 - Only "commit" and "abort" in an answer 200 end a branch. Everything else (404, errors, redirects
-  to nowhere, pages, silence) says nothing, and the branch stays as it is: prepared.
+  to nowhere, pages, silence) says nothing, and the branch stays as it is.
+- Asked about are branches that are prepared, and active ones, which have worked interactively and
+  wait to be asked for their vote. Those "abort" frees, and "commit" cannot be their answer.
 - The answer is obeyed through the same branch table as a call, in the same local transaction.
 - A node that did not answer is passed over for a while, by all branches but one that tries it: the
   branches of a cluster that is gone do not hold up those of one that answers.
 - Which branches are in doubt is read from the store, never remembered beside it. What is remembered
   is only when to ask again.
 
-How it works: one task looks at the store now and then; a branch that has been prepared for
-`first_after_s` is asked about, then again with exponential backoff and full jitter. What is found
-prepared at the start was left by an earlier process, and is asked about at once. The nodes named in
-the prepare are asked in turn until one of them answers; a follower's 307 is followed.
+How it works: one task looks at the store now and then; a branch that has waited for `first_after_s`
+is asked about, then again with exponential backoff and full jitter. What is found at the start was
+left by an earlier process, and is asked about at once. The nodes named in the prepare, or where the
+branch was enlisted, are asked in turn until one of them answers; a follower's 307 is followed.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from participants.contract import BranchKey, Decision
+from participants.contract import BranchKey, Decision, fingerprint
 from participants.store import BranchRecord, StoreError
 from participants.streams import read_within
 
@@ -228,7 +230,7 @@ class _HttpAsking:
     async def ask(self, node: str, record: BranchRecord) -> Decision | None:
         transaction = quote(record.transaction_id, safe="")
         url = URL(f"{node.rstrip('/')}/v1/transactions/{transaction}/decision", encoded=True)
-        query = {"branch_id": record.branch_id, "fingerprint": record.branch.fingerprint or ""}
+        query = {"branch_id": record.branch_id, "fingerprint": fingerprint_of(record)}
         async with self._session.get(url.with_query(query)) as response:
             if response.status != 200:
                 log.debug("%s answered the inquiry with %d", node, response.status)
@@ -237,6 +239,13 @@ class _HttpAsking:
         if body is None:
             return None
         return read_decision(body, (record.transaction_id, record.branch_id))
+
+
+def fingerprint_of(record: BranchRecord) -> str:
+    """Of the transaction that the branch belongs to: known without a prepare where it worked before
+    one came."""
+    prepared_by = record.branch.fingerprint
+    return prepared_by or fingerprint("interactive", (), record.transaction_id)
 
 
 def read_decision(body: bytes, branch: BranchKey) -> Decision | None:

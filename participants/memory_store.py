@@ -5,15 +5,18 @@ Never for use: a prepared branch that is forgotten splits the transaction that i
 The resource makes its changes through a MemoryTable, which the store can undo. Work is carried out
 at once, in the event loop's thread, so that Ctrl-C may interrupt it anywhere: how a change is taken
 back is written down before it is made, and may be done twice.
+
+Interactive work is lost with the store, so each store is an incarnation of its own.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
-from participants.branch import ENDED, State
+from participants.branch import State
 from participants.contract import BranchKey
 from participants.store import (
     BranchRecord,
@@ -26,7 +29,7 @@ from participants.store import (
 R = TypeVar("R")
 Undo = tuple[Callable[..., object], *tuple[Any, ...]]
 """A function that takes a change back, and its arguments."""
-_PREPARED = State.PREPARED
+_PREPARED, _ACTIVE = State.PREPARED, State.ACTIVE
 
 
 class MemoryTable(MutableMapping[str, Any]):
@@ -66,8 +69,10 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.table = MemoryTable()
+        self.incarnation = secrets.randbits(62)
         self._undo = self.table._undo
         self._prepared: dict[BranchKey, BranchRecord] = {}
+        self._active: dict[BranchKey, BranchRecord] = {}
         self._others: dict[BranchKey, BranchRecord] = {}
         self._ended: dict[int, BranchRecord] = {}
         self._last_number = 0
@@ -103,7 +108,8 @@ class MemoryStore:
         return results
 
     async def in_doubt(self, limit: int) -> list[BranchRecord]:
-        return list(islice(self._prepared.values(), limit))
+        waiting = chain(self._prepared.values(), self._active.values())
+        return list(islice(waiting, limit))
 
     async def ended(self, after: int, limit: int) -> list[Ended]:
         numbers = [number for number in self._ended if number > after][:limit]
@@ -126,7 +132,8 @@ class MemoryStore:
 
     async def count(self) -> dict[State, int]:
         counts: dict[State, int] = {s: 0 for s in State if s is not State.ABSENT}
-        counts[State.PREPARED] = len(self._prepared)
+        counts[_PREPARED] = len(self._prepared)
+        counts[_ACTIVE] = len(self._active)
         for record in self._others.values():
             counts[record.branch.state] += 1
         return counts
@@ -139,23 +146,24 @@ class MemoryStore:
 
     def find(self, transaction_id: str, branch_id: str) -> BranchRecord | None:
         key = (transaction_id, branch_id)
-        return self._prepared.get(key) or self._others.get(key)
+        return self._prepared.get(key) or self._others.get(key) or self._active.get(key)
 
     def keep(self, record: BranchRecord) -> None:
         key = record[:2]
-        prepared, others = self._prepared, self._others
-        before = prepared.get(key) or others.get(key)
+        prepared, others, active = self._prepared, self._others, self._active
+        before = prepared.get(key) or others.get(key) or active.get(key)
         state = record.branch.state
         number = self._last_number = self._last_number + 1
         self._undo.append((self._take_back, key, before, number))
         prepared.pop(key, None)
         others.pop(key, None)
+        active.pop(key, None)
         if state is _PREPARED:
             prepared[key] = record
+        elif state is _ACTIVE:
+            active[key] = record
         else:
-            others[key] = record
-            if state in ENDED:
-                self._ended[number] = record
+            others[key] = self._ended[number] = record
 
     def undo(self) -> None:
         while self._undo:
@@ -166,7 +174,8 @@ class MemoryStore:
     def _take_back(self, key: BranchKey, before: BranchRecord | None, number: int) -> None:
         self._prepared.pop(key, None)
         self._others.pop(key, None)
+        self._active.pop(key, None)
         self._ended.pop(number, None)
         if before is not None:
-            kept = self._prepared if before.branch.state is _PREPARED else self._others
-            kept[key] = before
+            by_state = {_PREPARED: self._prepared, _ACTIVE: self._active}
+            by_state.get(before.branch.state, self._others)[key] = before

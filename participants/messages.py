@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -16,7 +17,10 @@ from participants.contract import BadMessage, Operation, read_traceparent
 
 
 class Prepare(NamedTuple):
-    """A prepare as a participant reads it. `expires_at`: RFC 3339; `payload`: any JSON value."""
+    """A prepare as a participant reads it. `expires_at`: RFC 3339; `payload`: any JSON value.
+
+    `interactive`: the branch has done its work already, and is to vote on that.
+    """
 
     transaction_id: str
     branch_id: str
@@ -25,6 +29,7 @@ class Prepare(NamedTuple):
     expires_at: str
     coordinators: tuple[str, ...]
     traceparent: str | None = None
+    interactive: bool = False
 
 
 class EndBranch(NamedTuple):
@@ -89,7 +94,13 @@ def read_prepare(message: Any) -> Prepare:
     if not isinstance(coordinators, list) or not _STR.issuperset(map(type, coordinators)):
         raise BadMessage("coordinators: must be a list of URLs")
     payload = fields.get("payload")
-    return Prepare(transaction_id, branch_id, payload, fingerprint, expires_at, tuple(coordinators))
+    interactive = fields.get("interactive", False)
+    if interactive is not True and interactive is not False:
+        raise BadMessage("interactive: must be true or false")
+    named = tuple(coordinators)
+    return Prepare(
+        transaction_id, branch_id, payload, fingerprint, expires_at, named, None, interactive
+    )
 
 
 _PREPARE_TEXTS = ("transaction_id", "branch_id", "fingerprint", "expires_at")
@@ -100,6 +111,16 @@ def read_end(message: Any) -> tuple[str, str]:
     """(transaction id, branch id) of a commit or rollback in decoded JSON; raises BadMessage."""
     transaction_id, branch_id = _texts(_fields(message), "transaction_id", "branch_id")
     return transaction_id, branch_id
+
+
+def read_transaction_id(value: object) -> str:
+    """The id of a transaction, as the coordinator takes it; raises BadMessage."""
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise BadMessage("must be 1 to 64 characters of A-Z a-z 0-9 . _ : -, and not . or ..")
+    return value
+
+
+_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._:-]{1,64}")
 
 
 def decode_payload(encoded: bytes) -> Any:

@@ -10,54 +10,79 @@
     store = SqliteStore(Path("seats.sqlite"), owner="seats")
     application.add_subapp("/seats", Participant(Seats(), store).application())
 
+A client that does its work step by step calls the service itself, in an interactive transaction:
+
+    enlist = EnlistSettings(("http://n1:8101", "http://n2:8101"), "http://me:9010/seats")
+    participant = Participant(Seats(), store, ParticipantSettings(enlist=enlist))
+
+    async def hold(request):                # of the service's own API
+        seat = await request.text()
+        def take(work):
+            work.transaction.execute("INSERT ...", (seat, work.transaction_id))
+        await participant.work(transaction_id_of(request), take)    # WorkRefused, NotEnlisted
+
+Of such a branch `work.payload` is null: `commit` and `rollback` find what it took by
+`work.transaction_id` and `work.branch_id`, and `check` may say NO before it is promised.
+
 Rules:
 - The functions are plain ones, not `async`: they run in the store's local transaction (of a
   SqliteStore: in its thread), and change the resource through `work.transaction` only. That is what
   makes their changes and the branch's state one: both are there after a crash, or neither.
 - They are called once for each step of a branch, however often its messages come: repeats, late
   messages and messages out of order are answered by the branch table (`branch.py`).
-- What `prepare` changed is kept only if it votes YES. An exception in `prepare` is a failed prepare
-  and leaves nothing; one in `commit` or `rollback` leaves the branch prepared, and it is tried
-  again.
-- A prepared branch never ends because of time. If it hears nothing, it inquires (`inquiry.py`).
+- What `prepare` or `check` changed is kept only if it votes YES. An exception in them is a failed
+  prepare and leaves nothing; one in `commit` or `rollback` leaves the branch as it was, and it is
+  tried again.
+- Interactive work is done only when the coordinator knows the branch, and is kept together with its
+  mark: a branch whose work is there hears the outcome, or asks for it.
+- A branch never ends because of time. One that hears nothing inquires (`inquiry.py`).
 - An answer leaves when what it says is synced.
 """
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import contextlib
-import inspect
 import logging
 import random as randomness
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from aiohttp import web
 
 from participants import branch
-from participants.branch import Action, Answer, Branch, DoPrepare, End, State
+from participants.branch import Action, Cell, DoPrepare, DoWork, End, State
 from participants.clock import LeastClock, wall_clock_ms
-from participants.contract import (
-    MAX_REASON_CHARS,
-    BadMessage,
-    Decision,
-    Declaration,
-    Vote,
-    encode_json,
-)
-from participants.endpoints import Reply, error_body, protocol_application
+from participants.contract import Decision, Declaration, Vote, encode_json
+from participants.endpoints import Reply, protocol_application
 from participants.inquiry import AskNode, Inquirer, InquirySettings
+from participants.interactive import (
+    Enlister,
+    EnlistNode,
+    EnlistSettings,
+    NotEnlisted,
+    WorkError,
+    WorkRefused,
+    transaction_id_of,
+)
 from participants.logs import Gathered
 from participants.messages import (
     EndBranch,
     Prepare,
     Received,
-    decode_payload,
     read_time_ms,
+    read_transaction_id,
+)
+from participants.replies import failure_of, line_of, reply_to
+from participants.resource import (
+    Refused,
+    Resource,
+    Work,
+    require_done,
+    require_plain,
+    voted,
 )
 from participants.store import (
     BranchRecord,
@@ -67,67 +92,31 @@ from participants.store import (
     StoreUnavailable,
 )
 
+__all__ = [
+    "EnlistSettings",
+    "NotEnlisted",
+    "Participant",
+    "ParticipantSettings",
+    "Refused",
+    "Resource",
+    "Work",
+    "WorkError",
+    "WorkRefused",
+    "transaction_id_of",
+]
+
 T = TypeVar("T")
+R = TypeVar("R")
 
 log = logging.getLogger("assent.participant")
 
 # Looked up once: Python 3.11 takes 90 ns to find a member of an enum.
 _PREPARE, _DISCARD, _COMMIT = Action.PREPARE, Action.DISCARD, Action.COMMIT
-_NOTHING, _YES, _DONE = Action.NOTHING, Vote.YES, Answer.DONE
-
+_NOTHING, _YES, _PREPARED = Action.NOTHING, Vote.YES, State.PREPARED
 
 _LOOKS = 4
 """At the clock, for each sweep, beside those of messages. Of what had ended before this process
 began nothing else is known than what the clock says now."""
-
-
-class Refused(Exception):
-    """Raised by `prepare` to vote NO; the text is the reason that the client will read."""
-
-
-class Work(NamedTuple, Generic[T]):
-    """What a resource's function works on. `transaction`: the store's local transaction.
-
-    `encoded`: the payload as it is kept. `traceparent`: as the client sent it to the coordinator
-    (W3C Trace Context), to make a span of; None where it sent none, where a new leader asks (it is
-    not kept), and where the branch has found out its outcome by itself.
-    """
-
-    transaction_id: str
-    branch_id: str
-    encoded: bytes
-    transaction: T
-    traceparent: str | None = None
-
-    @property
-    def payload(self) -> Any:
-        """What the client sent for this branch (any JSON value), the same in all three calls.
-
-        Decoded anew whenever it is asked for: whoever changes it changes nobody else's.
-        """
-        return decode_payload(self.encoded)
-
-
-class Resource(abc.ABC, Generic[T]):
-    """What a team writes. `T` is what the store offers for changes (of SQLite: the connection)."""
-
-    def create(self, transaction: T) -> None:
-        """Create what the resource needs, if it is not there; called at each start."""
-
-    @abc.abstractmethod
-    def prepare(self, work: Work[T], payload: Any) -> Vote:
-        """Promise that `commit` will succeed after any crash: YES, or NO (by Refused: and why).
-
-        READ_ONLY says that the branch changes nothing: it hears no more of the transaction.
-        """
-
-    @abc.abstractmethod
-    def commit(self, work: Work[T]) -> None:
-        """Make real what was promised. It must not fail; if it does, it is called again."""
-
-    @abc.abstractmethod
-    def rollback(self, work: Work[T]) -> None:
-        """Take back what was promised. It must not fail; if it does, it is called again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +126,8 @@ class ParticipantSettings:
     `tombstones_kept_ms`: longer than the coordinator remembers (a day) and than any message can be
     under way. `sweep_every_s`: how often older ones are dropped. `batches`: offer the call that
     carries many messages. It is answered as a whole: a resource that takes long for each (it waits
-    for somebody else) is better without it.
+    for somebody else) is better without it. `enlist`: how `Participant.work` enlists it; None: it
+    takes part in one-shot transactions only.
     """
 
     grace_ms: int = 5_000
@@ -145,17 +135,14 @@ class ParticipantSettings:
     sweep_every_s: float = 600.0
     batches: bool = True
     inquiry: InquirySettings = field(default_factory=InquirySettings)
-
-
-class ResourceFailed(Exception):
-    """A resource's function raised, or returned what is no vote."""
+    enlist: EnlistSettings | None = None
 
 
 class Participant(Generic[T]):
     """A resource, the store that remembers its branches, and the protocol over both.
 
-    `now_ms`: the wall clock; `random`: for the jitter of inquiries; `ask`: how to ask one node, if
-    not over HTTP.
+    `now_ms`: the wall clock; `random`: for jitter; `ask`, `enlist`: how to ask one node, or to
+    enlist there, if not over HTTP.
     """
 
     declaration = Declaration(repeatable_prepare=True, inquiry=True)
@@ -169,13 +156,10 @@ class Participant(Generic[T]):
         now_ms: Callable[[], int] = wall_clock_ms,
         random: randomness.Random | None = None,
         ask: AskNode | None = None,
+        enlist: EnlistNode | None = None,
     ) -> None:
-        for function in (resource.create, resource.prepare, resource.commit, resource.rollback):
-            if inspect.iscoroutinefunction(function):
-                raise TypeError(
-                    f"{function.__qualname__} is async; write it as a plain function, it runs "
-                    "inside the store's local transaction"
-                )
+        for name in ("create", "prepare", "check", "commit", "rollback"):
+            require_plain(getattr(resource, name))
         self.store = store
         self._resource = resource
         self._settings = settings or ParticipantSettings()
@@ -188,6 +172,11 @@ class Participant(Generic[T]):
             random=random or randomness.Random(),
             ask=ask,
         )
+        self._enlister: Enlister | None = None
+        if self._settings.enlist is not None:
+            self._enlister = Enlister(
+                self._settings.enlist, random=random or randomness.Random(), call=enlist
+            )
         self._sweeping: asyncio.Task[None] | None = None
         kept_ms = self._settings.tombstones_kept_ms
         self._clock = LeastClock(window_ms=kept_ms + self._settings.grace_ms)
@@ -225,6 +214,8 @@ class Participant(Generic[T]):
                 with contextlib.suppress(asyncio.CancelledError):
                     await self._sweeping
             await self._inquirer.stop()
+            if self._enlister is not None:
+                await self._enlister.close()
         finally:
             await self.store.close()
             self._lines.write()
@@ -233,7 +224,7 @@ class Participant(Generic[T]):
         """Carry out independent messages; the replies are in order, and true after any crash."""
         now_ms = self._now_ms() if self._sweeping is None else self._look()
         works = [
-            partial(self._prepare, message)
+            partial(self._prepare, message, now_ms)
             if isinstance(message, Prepare)
             else partial(self._end, message, now_ms)
             for message in messages
@@ -244,58 +235,108 @@ class Participant(Generic[T]):
             for message, result in zip(messages, results, strict=True)
         ]
         if log.isEnabledFor(logging.INFO):
-            self._lines.add(map(_said, messages, replies))
+            self._lines.add(map(line_of, messages, replies))
         return replies
 
     def _failed(self, message: Received, error: Exception) -> Reply:
         self._lines.write()  # what led to it comes first
-        return _failure(message, error)
+        return failure_of(message, error)
+
+    async def work(
+        self, transaction_id: str, function: Callable[[Work[T]], R], *, name: str | None = None
+    ) -> R:
+        """Do a piece of work in an interactive transaction; returns what `function` returned.
+
+        `function` is a plain one, and runs in the store's local transaction when this participant
+        is enlisted. `name`: of its branch, if it is to have several in one transaction.
+
+        Raises BadMessage (the id cannot be one), WorkRefused or NotEnlisted, and whatever
+        `function` does: nothing was done then. After a StoreUnavailable that may not be known, and
+        work that is asked for again is done again: let the transaction be rolled back.
+        """
+        require_plain(function)
+        if self._enlister is None:
+            raise RuntimeError(
+                "interactive work needs ParticipantSettings(enlist=EnlistSettings())"
+            )
+        branch_id = await self._enlister.branch_of(read_transaction_id(transaction_id), name)
+        piece = partial(self._work, transaction_id, branch_id, function)
+        (done,) = await self.store.perform([piece])
+        if isinstance(done, Exception):
+            raise done
+        if log.isEnabledFor(logging.INFO):
+            self._lines.add((f"work {transaction_id}/{branch_id}: done",))
+        return done[0]
 
     # --- one message, inside the local transaction ----------------------------------------------
 
-    def _prepare(self, message: Prepare, local: LocalTransaction[T]) -> Reply:
+    def _work(
+        self,
+        transaction_id: str,
+        branch_id: str,
+        function: Callable[[Work[T]], R],
+        local: LocalTransaction[T],
+    ) -> tuple[R]:
+        record = local.find(transaction_id, branch_id)
+        before = None if record is None else record.branch
+        asked = DoWork(self.store.incarnation)
+        cell = branch.cell_of(before, asked)
+        if cell.action is not Action.WORK:
+            raise WorkRefused(f"branch {branch_id} of {transaction_id}: {cell.reason}")
+        after = branch.after(before, asked, cell)
+        assert after is not None
+        assert self._settings.enlist is not None
+        if after != before:
+            nodes = self._settings.enlist.coordinators
+            kept = BranchRecord(
+                transaction_id, branch_id, after, coordinators=nodes, changed_at_ms=self._now_ms()
+            )
+            local.keep(kept)
+        result = function(Work(transaction_id, branch_id, b"null", local.resource))
+        require_done(result)
+        return (result,)
+
+    def _prepare(self, message: Prepare, looked_ms: int, local: LocalTransaction[T]) -> Reply:
         record = local.find(message.transaction_id, message.branch_id)
         now_ms = self._now_ms()
         payload = encode_json(message.payload)
         late = now_ms > read_time_ms(message.expires_at) + self._settings.grace_ms
-        asked = DoPrepare(message.fingerprint, late)
+        incarnation = self.store.incarnation if message.interactive else None
+        asked = DoPrepare(message.fingerprint, late, incarnation)
         before = None if record is None else record.branch
         cell = branch.cell_of(before, asked)
         reason = cell.reason
         if cell.action is _PREPARE:
-            vote, reason = self._ask(message, payload, local)
+            work = Work(*message[:2], payload, local.resource, message.traceparent)
+            vote, reason = voted(self._resource.prepare, work, message.payload)
             cell = cell.voted(vote)
             if cell.action is _DISCARD:
                 local.undo()
+        elif cell.action is not _NOTHING:
+            work = Work(*message[:2], payload, local.resource, message.traceparent)
+            cell, reason = self._check(cell, work, local)
         after = branch.after(before, asked, cell)
         if after is not None and after is not before:
-            local.keep(
-                BranchRecord(
-                    message.transaction_id,
-                    message.branch_id,
-                    after,
-                    payload,
-                    message.coordinators,
-                    now_ms,
-                )
-            )
-        return _reply(message, cell.answer, before, after, reason)
+            if after.state is _PREPARED:
+                kept = BranchRecord(*message[:2], after, payload, message.coordinators, now_ms)
+            else:
+                kept = BranchRecord(*message[:2], after, changed_at_ms=looked_ms)
+            local.keep(kept)
+        return reply_to(message, cell.answer, before, after, reason)
 
-    def _ask(
-        self, message: Prepare, payload: bytes, local: LocalTransaction[T]
-    ) -> tuple[Vote, str | None]:
-        work = Work(*message[:2], payload, local.resource, message.traceparent)
-        try:
-            vote = self._resource.prepare(work, message.payload)
-        except Refused as refused:
-            return Vote.NO, str(refused)[:MAX_REASON_CHARS] or "refused, no reason given"
-        if vote == _YES:
-            return _YES, None
-        if vote == Vote.NO:
-            return Vote.NO, "refused, no reason given"
-        if vote == Vote.READ_ONLY:
-            return Vote.READ_ONLY, None
-        raise ResourceFailed(f"prepare returned {vote!r}; return a Vote, or raise Refused")
+    def _check(
+        self, cell: Cell, work: Work[T], local: LocalTransaction[T]
+    ) -> tuple[Cell, str | None]:
+        """Have interactive work voted on; what is not to commit lets go of all that it holds."""
+        reason = cell.reason
+        if cell.action is Action.CHECK:
+            vote, reason = voted(self._resource.check, work)
+            cell = cell.voted(vote)
+            if vote is not _YES:
+                local.undo()
+        if cell.action is Action.ROLLBACK:
+            require_done(self._resource.rollback(work))
+        return cell, reason
 
     def _end(self, message: EndBranch, now_ms: int, local: LocalTransaction[T]) -> Reply:
         record = local.find(message.transaction_id, message.branch_id)
@@ -307,13 +348,13 @@ class Participant(Generic[T]):
             resource = self._resource
             done = resource.commit(work) if cell.action is _COMMIT else resource.rollback(work)
             if done is not None:
-                _require_done(done)
+                require_done(done)
         after = branch.after(before, message.end, cell)
         if after is not None and after is not before:
             local.keep(
                 BranchRecord(message.transaction_id, message.branch_id, after, changed_at_ms=now_ms)
             )
-        return _reply(message, cell.answer, before, after, cell.reason)
+        return reply_to(message, cell.answer, before, after, cell.reason)
 
     # --- beside the messages --------------------------------------------------------------------
 
@@ -322,6 +363,12 @@ class Participant(Generic[T]):
         (reply,) = await self.receive((EndBranch(record.transaction_id, record.branch_id, end),))
         if reply.status != 200:
             raise StoreUnavailable(reply.body["error"]["message"])
+        if reply.word is State.ACTIVE:
+            log.error(
+                "inquiry %s/%s: commit is no answer to a branch that has promised nothing; ignored",
+                record.transaction_id,
+                record.branch_id,
+            )
 
     async def _sweep(self) -> None:
         """Drop old tombstones now and then, by the least that the clock has said: one that is a day
@@ -357,79 +404,3 @@ class Participant(Generic[T]):
 
     def _grown_ms(self) -> float:
         return asyncio.get_running_loop().time() * 1000
-
-
-def _require_done(returned: object) -> None:
-    """Raises ResourceFailed if a commit or rollback was a generator or asynchronous: nobody runs
-    what it returned, so nothing has been done. (Decorated, it did not look so at the start.)
-    """
-    if inspect.iscoroutine(returned):
-        returned.close()
-    if inspect.isawaitable(returned) or inspect.isgenerator(returned):
-        raise ResourceFailed(f"it returned {returned!r}, which nobody runs; write it as a function")
-
-
-# --- replies ------------------------------------------------------------------------------------
-
-_ERRORS = {
-    Answer.REFUSED: 409,
-    Answer.UNKNOWN_BRANCH: 404,
-    Answer.NOT_PREPARED: 409,
-    Answer.ALREADY_COMMITTED: 409,
-    Answer.ALREADY_ROLLED_BACK: 409,
-}
-_VOTED = {vote: Reply(200, {"vote": vote}, vote) for vote in (Answer.YES, Answer.READ_ONLY)}
-_ENDED = {state: Reply(200, {"state": state}, state) for state in State}
-"""Replies that say no more than a word: the same for all."""
-
-
-def _reply(
-    message: Received,
-    answer: Answer | None,
-    before: Branch | None,
-    after: Branch | None,
-    reason: str | None,
-) -> Reply:
-    if answer is None or answer is _DONE:  # None: nobody waits for it
-        return _ENDED[State.ABSENT if after is None else after.state]
-    if answer in _VOTED:
-        return _VOTED[answer]
-    if answer is Answer.NO:
-        return Reply(200, {"vote": answer, "reason": reason})
-    state = State.ABSENT if before is None else before.state
-    what = f"branch {message.branch_id} of {message.transaction_id} is {state}"
-    text = f"{what}: {reason}" if reason else what
-    return Reply(_ERRORS[answer], error_body(answer, text, state=state))
-
-
-def _failure(message: Received, error: Exception) -> Reply:
-    what = _named(message)
-    if isinstance(error, BadMessage):
-        status, body = 400, error_body("bad_message", f"payload: {error}; nothing was changed")
-    elif isinstance(error, StoreError):
-        log.error("%s %s/%s: %s", what, message.transaction_id, message.branch_id, error)
-        status, body = 503, error_body("store_unavailable", str(error))
-    else:
-        log.error(
-            "%s %s/%s failed in the resource",
-            what,
-            message.transaction_id,
-            message.branch_id,
-            exc_info=error,
-        )
-        kept = "nothing was kept" if what == "prepare" else "the branch stays prepared"
-        text = f"{what} failed in the resource, {kept}: {type(error).__name__}: {error}"
-        status, body = 500, error_body("resource_failed", text[:500])
-    return Reply(status, body)
-
-
-def _said(message: Received, reply: Reply) -> str:
-    """A line for people. What a failure comes from has been logged before."""
-    said = reply.word or reply.body.get("vote") or reply.body["error"]["code"]
-    reason = reply.body.get("reason")
-    line = f"{_named(message)} {message.transaction_id}/{message.branch_id}: {said}"
-    return f"{line} ({reason})" if reason else line
-
-
-def _named(message: Received) -> str:
-    return "prepare" if isinstance(message, Prepare) else message.end

@@ -52,6 +52,9 @@ class SqliteStore:
     for another process that holds the file locked.
     """
 
+    incarnation = 1
+    """Of interactive work, for ever: the file loses none of it when the process dies."""
+
     def __init__(
         self, path: Path, *, owner: str, adopt: bool = False, busy_timeout_ms: int = 2_000
     ) -> None:

@@ -6,7 +6,8 @@ Rules:
 - When `perform` returns a result, the local transaction that made it is synced. Only then may an
   answer leave (PROTOCOL, section 1).
 - Pieces of work may share a local transaction, but one that fails does not undo another.
-- Prepared branches are never dropped; ended ones (tombstones) only by `drop_tombstones`.
+- Prepared and active branches are never dropped; ended ones (tombstones) only by
+  `drop_tombstones`.
 
 `sqlite_store.py` is a store for use, `memory_store.py` one for tests and benchmarks.
 """
@@ -94,7 +95,16 @@ class LocalTransaction(Protocol[R_co]):
 
 
 class Store(Protocol[T_co]):
-    """A participant's memory. `T_co` is what the resource makes its changes through."""
+    """A participant's memory. `T_co` is what the resource makes its changes through.
+
+    `incarnation`: of interactive work, written with a branch's first piece. Work that was begun
+    under another number is lost: no more may follow it, and it may not commit (PROTOCOL, section
+    8). So it is a constant where what `perform` has returned survives the process, and another with
+    each process where changes could be lost while the branch that they belong to is still known.
+    """
+
+    @property
+    def incarnation(self) -> int: ...
 
     async def open(self, create: Callable[[T_co], None]) -> None:
         """Open, and let the resource create what it needs, in a local transaction.
@@ -117,8 +127,9 @@ class Store(Protocol[T_co]):
         ...
 
     async def in_doubt(self, limit: int) -> list[BranchRecord]:
-        """Prepared branches, the longest prepared first. Perhaps without their payloads, which may
-        be large: who wants one finds the branch."""
+        """Branches that wait for their outcome: prepared ones, then active ones, who have promised
+        nothing yet; of each the oldest first. Perhaps without their payloads, which may be large:
+        who wants one finds the branch."""
         ...
 
     async def ended(self, after: int, limit: int) -> list[Ended]:

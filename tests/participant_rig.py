@@ -38,8 +38,10 @@ def prepare_message(
     fingerprint: str = "f",
     expires_at: str = FAR_AWAY,
     coordinators: Sequence[str] = (),
+    interactive: bool = False,
 ) -> dict[str, Any]:
-    return {
+    more = {"interactive": True} if interactive else {}
+    return more | {
         "transaction_id": transaction_id,
         "branch_id": branch_id,
         "payload": payload,
@@ -223,10 +225,14 @@ class Ledger(Resource[sqlite3.Connection]):
 
 
 class Rig:
-    def __init__(self, caller: Caller, resource: Ledger, store: SqliteStore) -> None:
+    def __init__(
+        self, caller: Caller, resource: Ledger, participant: Participant[sqlite3.Connection]
+    ) -> None:
         self.call = caller
         self.resource = resource
-        self.store = store
+        self.participant = participant
+        assert isinstance(participant.store, SqliteStore)
+        self.store = participant.store
 
     async def ledger(self) -> list[str]:
         rows = await self.store.read(lambda f: f.execute("SELECT what FROM ledger").fetchall())
@@ -238,13 +244,16 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def rig(
-    directory: Path, settings: ParticipantSettings = QUIET, **options: Any
+    directory: Path,
+    settings: ParticipantSettings = QUIET,
+    resource: Ledger | None = None,
+    **options: Any,
 ) -> AsyncIterator[Rig]:
-    resource = Ledger()
+    resource = resource or Ledger()
     store = SqliteStore(directory / "ledger.sqlite", owner="ledger", busy_timeout_ms=50)
     participant = Participant(resource, store, settings, random=random.Random(1), **options)
     async with calling(participant.application()) as caller:
-        yield Rig(caller, resource, store)
+        yield Rig(caller, resource, participant)
 
 
 def run(scenario: Callable[[Rig], Any], directory: Path, **options: Any) -> None:

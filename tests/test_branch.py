@@ -162,6 +162,14 @@ def test_a_promise_outlives_the_process_that_gave_it() -> None:
     assert after(prepared, asked_again, cell_of(prepared, asked_again)) == prepared
 
 
+def test_the_promise_of_another_request_is_not_interactive_works() -> None:
+    """A client that lost its first try uses the id again, for a transaction that it ends itself."""
+    first_try = Branch(State.PREPARED, MINE)
+    asked = DoPrepare(OTHER, incarnation=1)
+    assert row_of(first_try, asked) is Row.PREPARE_OTHER
+    assert cell_of(first_try, asked).answer is Answer.NO
+
+
 def test_a_vote_is_asked_for_only_where_the_table_asks() -> None:
     assert cell_of(None, DoPrepare(MINE)).voted(Vote.YES).to is State.PREPARED
     settled = cell_of(Branch(State.PREPARED, MINE), DoPrepare(MINE))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from coordinator import ids
 from participants import canonical, contract, messages
 from participants.branch import End
 from participants.contract import (
@@ -88,6 +89,28 @@ def test_a_prepare_is_read_as_it_was_written() -> None:
     assert prepare.fingerprint == "abc"
     assert prepare.expires_at == "2026-01-02T03:04:05.678Z"
     assert prepare.coordinators == ("http://127.0.0.1:8101",)
+    assert not prepare.interactive
+
+
+def test_an_interactive_prepare_says_so_and_nothing_else_is_one() -> None:
+    when = "2026-01-02T03:04:05.678Z"
+    body = contract.prepare_body("t1", "1", b"null", "abc", when, b"[]", interactive=True)
+    prepare = messages.read_prepare(json.loads(body))
+    assert (prepare.interactive, prepare.payload) == (True, None)
+    assert not messages.read_prepare(GOOD | {"interactive": False}).interactive
+
+
+@pytest.mark.parametrize("id_", ["t", "a.b_c:d-9", "x" * 64, "...", ".a"])
+def test_a_transactions_id_is_read_as_the_coordinator_takes_it(id_: str) -> None:
+    assert ids.is_valid_id(id_)
+    assert messages.read_transaction_id(id_) == id_
+
+
+@pytest.mark.parametrize("id_", ["", ".", "..", "x" * 65, "a/b", "a b", "ä", "a\n", None, 7])
+def test_what_the_coordinator_takes_for_no_id_is_none(id_: Any) -> None:
+    assert not ids.is_valid_id(id_)
+    with pytest.raises(BadMessage, match="1 to 64 characters"):
+        messages.read_transaction_id(id_)
 
 
 def test_an_end_is_read_as_it_was_written() -> None:
@@ -121,6 +144,9 @@ GOOD: dict[str, Any] = {
         ("coordinators", "http://127.0.0.1"),
         ("coordinators", [1]),
         ("coordinators", [["http://127.0.0.1"]]),
+        ("interactive", None),
+        ("interactive", 1),
+        ("interactive", "true"),
     ],
 )
 def test_a_wrong_field_is_named(field: str, value: Any) -> None:

@@ -328,7 +328,9 @@ def no_tombstones(original: Any, store: SimStore, record: BranchRecord) -> None:
         store._ended.clear()
 
 
-def prepared_expires(original: Any, participant: Any, message: Prepare, local: Any) -> Any:
+def prepared_expires(
+    original: Any, participant: Any, message: Prepare, looked_ms: int, local: Any
+) -> Any:
     """A prepare that comes late ends the branch that is prepared already."""
     expires_ms = read_time_ms(message.expires_at) + participant._settings.grace_ms
     key = (message.transaction_id, message.branch_id)
@@ -336,7 +338,7 @@ def prepared_expires(original: Any, participant: Any, message: Prepare, local: A
     now_ms = participant._now_ms()
     if now_ms > expires_ms and record is not None and record.branch.state is State.PREPARED:
         participant._end(EndBranch(*key, End.ROLLBACK), now_ms, local)
-    return original(participant, message, local)
+    return original(participant, message, looked_ms, local)
 
 
 async def silence_is_abort(original: Any, inquirer: Inquirer, *arguments: Any) -> Any:
