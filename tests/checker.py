@@ -47,6 +47,9 @@ _RANK = {"unknown": 0, "active": 1, "refused": 2, "preparing": 2}
 _CLOSED, _DECIDED, _FINISHED = 2, 3, 4
 _BEGIN = ("submit", "open")
 """Calls that begin a transaction, with all that it is to do or to be filled by and by."""
+_ENLIST = ("enlist", "work")
+"""Calls after which a participant is in: the client enlists it, or has it do work, and it enlists
+itself before."""
 _CURRENT = ("get", "enlist", "commit", "rollback")
 """Calls whose answers tell no less than was told to anybody before they were made."""
 _CALLS = {"commit": COMMITTED, "rollback": ABORTED}
@@ -154,7 +157,7 @@ class Checker:
         elif event["call"] == "open":
             transaction.bodies.setdefault(work, {})
             transaction.enlisting.works[work] = None
-        elif event["call"] == "enlist":
+        elif event["call"] in _ENLIST:
             transaction.enlisting.offer(event["participant"], event["asked"])
         elif event["call"] == "commit":
             transaction.enlisting.commits += 1
@@ -178,7 +181,7 @@ class Checker:
         if event["call"] == "decision":
             self._inquired(transaction, invoked, event)
             return
-        if event["call"] == "enlist":
+        if event["call"] in _ENLIST:
             self._enlisted(id, transaction, invoked, event)
         elif event["call"] == "rollback":
             self._rolled_back(id, transaction, event)

@@ -21,7 +21,8 @@ from coordinator.facts import Branches, Mode, Transaction
 from coordinator.interactive import Interactive
 from coordinator.leg import Fate
 from coordinator.live import Live
-from coordinator.machine import Applied, Machine, Result
+from coordinator.machine import _MOVES, Applied, Machine, Result
+from coordinator.moves import Move
 from coordinator.plan import Planned
 from coordinator.records import decided, enlisted
 from participants.contract import Vote
@@ -67,13 +68,15 @@ def numbered_by_the_leader(taken: ExitStack) -> None:
     replaced(coordinator.machine, "enlisted", as_proposed)(taken)
 
 
-def name_is_enough(
-    original: Any, machine: Machine, command: Enlist, standing: Transaction
-) -> Result:
+def name_is_enough(taken: ExitStack) -> None:
     """Who is enlisted already is not looked at again."""
-    if command.branch.name in {branch.name for branch in standing.branches}:
-        return Applied(standing, changed=False)
-    return original(machine, command, standing)  # type: ignore[no-any-return]
+
+    def move(machine: Machine, command: Enlist, standing: Transaction) -> Result:
+        if command.branch.name in {branch.name for branch in standing.branches}:
+            return Applied(standing, changed=False)
+        return machine._enlist(command, standing)
+
+    taken.enter_context(patch.dict(_MOVES, {Move.ADD_BRANCH: move}))
 
 
 # --- what ends it ---------------------------------------------------------------------------------

@@ -9,14 +9,15 @@ deadline. Others meddle with what is open.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cluster.client.answers import ClientError
-from cluster.client.calls import NoAnswer
+from cluster.client.answers import ClientError, read_json
+from cluster.client.calls import HttpAnswer, NoAnswer
 from participants.contract import fingerprint
 from tests.simulation.astray import VIA
 from tests.simulation.services import ACCOUNTS
@@ -45,7 +46,9 @@ class Opened:
 
 
 class Part(NamedTuple):
-    """What a participant is to do. `by_hand`: the client has it do it, before its prepare."""
+    """What a participant is to do. `by_hand`: its client has it do that before its prepare; who is
+    built on the SDK enlists itself then.
+    """
 
     service: ServiceHost
     payload: Body
@@ -64,6 +67,7 @@ class Told(NamedTuple):
         return str(self.body["error"]["code"])
 
 
+_ASKED = ("account", "amount", "vote")
 _WAITS = (None, "decision", "completion", "none")
 
 
@@ -169,7 +173,7 @@ class Interaction:
         accounts = ACCOUNTS[:1] if self._world.environment.contended else ACCOUNTS[:-1]
         account = self._draw.choice(accounts)
         payload = {"account": account, "amount": amount, "vote": vote, "work": opened.work}
-        by_hand = service.kind == "plain" and self._draw.random() < 0.7
+        by_hand = self._draw.random() < {"sdk": 0.4, "plain": 0.7, "forgetful": 0.0}[service.kind]
         return Part(service, payload, by_hand)
 
     # --- calls
@@ -193,24 +197,27 @@ class Interaction:
         """Whether it is enlisted, as it should be, for all that is known."""
         draw = self._draw
         await self._pause()
-        calls = [self._enlist(opened, part)]
+        take_in = self._enlist
+        if part.by_hand and part.service.kind == "sdk":
+            take_in = self._have_it_enlist
+        calls = [take_in(opened, part)]
         if draw.random() < 0.25:
             after_s = draw.choice((0.0, 0.3)) * draw.random()
-            calls.append(self._enlist(opened, part, after_s=after_s))
+            calls.append(take_in(opened, part, after_s=after_s))
         asked = asyncio.gather(*calls)
-        if draw.random() < 0.1:
+        if draw.random() < 0.2:
             payload = {**part.payload, "account": ACCOUNTS[0], "amount": 0}
             other = Part(part.service, payload, by_hand=False)
-            await self._enlist(opened, other, after_s=draw.choice((0.0, 0.3)))
-        is_enlisted = any(await asked)
-        if is_enlisted and part.by_hand:
+            await self._enlist(opened, other, after_s=draw.choice((0.0, 0.3)) * draw.random())
+        is_in = any(await asked)
+        if is_in and part.by_hand and part.service.kind == "plain":
             await self._have_it_work(opened, part)
-        return is_enlisted
+        return is_in
 
     async def _enlist(self, opened: Opened, part: Part, *, after_s: float = 0.0) -> bool:
         await asyncio.sleep(after_s)
         service, payload = part.service, part.payload
-        asked = [payload[name] for name in ("account", "amount", "vote")]
+        asked = [payload[name] for name in _ASKED]
         call = self._user.invoke(
             "enlist", opened.id, participant=service.name, asked=asked, work=opened.work
         )
@@ -229,15 +236,38 @@ class Interaction:
         self._refused(call, told)
         return False
 
+    async def _have_it_enlist(self, opened: Opened, part: Part, *, after_s: float = 0.0) -> bool:
+        """It asks a coordinator itself, before it works."""
+        await asyncio.sleep(after_s)
+        name = part.service.name
+        asked = [part.payload[name] for name in _ASKED]
+        call = self._user.invoke("work", opened.id, participant=name, asked=asked, work=opened.work)
+        try:
+            answer = await self._send_work(opened, part, {})
+        except NoAnswer as error:
+            call.end("info", error=str(error)[:80])
+            return False
+        told = read_json(answer.body) if answer.status == 200 else None
+        if not isinstance(told, dict) or told.get("transaction_id") != opened.id:
+            # It may be enlisted, and its work have been refused.
+            call.end("info", error=str(answer.status))
+            return False
+        number = told["branch_id"]
+        call.end("ok", outcome=None, state="active", participant=name, branch=number)
+        opened.numbers[name] = number
+        self._world.count("interactive work of the SDK")
+        return True
+
     async def _have_it_work(self, opened: Opened, part: Part) -> None:
         """It says itself whether that was done: by its vote."""
         number = opened.numbers[part.service.name]
-        body = {"transaction_id": opened.id, "branch_id": number, "payload": part.payload}
-        url = f"{part.service.url}/work"
-        try:
-            await self._user.library._exchange.send("POST", url, json.dumps(body).encode(), 3.0)
-        except NoAnswer:
-            return
+        with contextlib.suppress(NoAnswer):
+            await self._send_work(opened, part, {"branch_id": number})
+
+    async def _send_work(self, opened: Opened, part: Part, more: Body) -> HttpAnswer:
+        body = {"transaction_id": opened.id, "payload": part.payload, **more}
+        url, encoded = f"{part.service.url}/work", json.dumps(body).encode()
+        return await self._user.library._exchange.send("POST", url, encoded, 5.0)
 
     async def _ask_for(
         self, opened: Opened, how: str, waits: tuple[str | None, ...] = _WAITS
@@ -293,10 +323,12 @@ class Interaction:
         for tries in range(TRIES):
             if tries:
                 await asyncio.sleep(0.3 * draw.random())
-            node = draw.choice(self._world.nodes)
+            node = draw.choice(self._world.nodes).settings.api.url
+            if draw.random() < 0.5:
+                node = user.library.leader or node
             try:
                 timeout_s = patience_s * draw.choice((1, 1, 4))
-                answer = await user.followed("POST", node.settings.api.url + path, body, timeout_s)
+                answer = await user.followed("POST", node + path, body, timeout_s)
             except NoAnswer as error:
                 perhaps, last = True, str(error)[:80]
                 continue

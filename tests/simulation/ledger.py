@@ -64,10 +64,26 @@ class Ledger(Resource[MemoryTable]):
         work.transaction.setdefault(f"held {payload['account']}", branch)
         return hold(work.transaction, branch, payload)
 
-    def commit(self, work: Work[MemoryTable]) -> None:
+    def work(self, work: Work[MemoryTable], payload: dict[str, Any]) -> None:
+        """What a client asks for in an interactive transaction; `check` votes on it."""
         branch = f"{work.transaction_id}/{work.branch_id}"
-        settle(work.transaction, branch, work.payload, commit=True)
+        hold(work.transaction, branch, {**payload, "vote": Vote.YES})
+        work.transaction[f"begun {branch}"] = payload
+
+    def check(self, work: Work[MemoryTable]) -> Vote:
+        branch = f"{work.transaction_id}/{work.branch_id}"
+        return hold(work.transaction, branch, work.transaction[f"begun {branch}"])
+
+    def commit(self, work: Work[MemoryTable]) -> None:
+        self._end(work, commit=True)
 
     def rollback(self, work: Work[MemoryTable]) -> None:
+        self._end(work, commit=False)
+
+    def _end(self, work: Work[MemoryTable], *, commit: bool) -> None:
         branch = f"{work.transaction_id}/{work.branch_id}"
-        settle(work.transaction, branch, work.payload, commit=False)
+        payload = work.payload
+        if payload is None:
+            payload = work.transaction[f"begun {branch}"]
+            del work.transaction[f"begun {branch}"]
+        settle(work.transaction, branch, payload, commit=commit)

@@ -54,7 +54,7 @@ from coordinator.driver import Driver
 from coordinator.gateway import Gateway
 from coordinator.ids import IdMaker
 from coordinator.interactive import Interactive
-from coordinator.machine import Machine, Restoring
+from coordinator.machine import Restoring
 from coordinator.moves import Move, Phase
 from coordinator.participant_connections import Connections
 from coordinator.places import Places
@@ -704,7 +704,7 @@ MUTANTS = {
         Mutant(
             "name-is-enough",
             "other work under a name that is enlisted is refused",
-            replaced(Machine, "_enlist", interactive.name_is_enough),
+            interactive.name_is_enough,
         ),
         Mutant(
             "enlisted-after-close",

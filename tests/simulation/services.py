@@ -32,8 +32,8 @@ from participants.messages import (
     read_prepare,
     read_time_ms,
 )
-from participants.sdk import Participant, ParticipantSettings, Refused
-from participants.store import BranchRecord, LocalTransaction
+from participants.sdk import Participant, ParticipantSettings, Refused, Work, WorkError
+from participants.store import BranchRecord, LocalTransaction, StoreError
 from tests.simulation.ledger import Ledger, hold, open_accounts, settle
 from tests.simulation.manners import Manners
 
@@ -54,6 +54,8 @@ class SimStore(MemoryStore):
         self.note: Note = _ignore
         self.heard: deque[tuple[float, Any]] = deque(maxlen=MAX_HEARD)
         """Messages that were received, and when: what a network may bring once more."""
+        self.worked: dict[tuple[str, str], dict[str, Any]] = {}
+        """(id, branch) → what was done there for a client; for the history alone."""
         self.deeds: dict[tuple[str, str], str] = {}
         """(id, branch) → its effect, of those that were ended by hand."""
         self._noted: list[dict[str, Any]] = []
@@ -97,15 +99,16 @@ class SimStore(MemoryStore):
         return results
 
     def keep(self, record: BranchRecord) -> None:
-        before = self._prepared.get((record.transaction_id, record.branch_id))
-        source = record if before is None else before
-        self.effect(
-            record.transaction_id,
-            record.branch_id,
-            record.branch.state,
-            json.loads(source.payload),
-            held=before is not None,
+        key, state = (record.transaction_id, record.branch_id), record.branch.state
+        before = self._prepared.get(key)
+        payload = json.loads((record if before is None else before).payload)
+        worked = self.worked.get(key, {"vote": None})
+        # Who has only read lets go of that with its vote, and undoes nothing.
+        undoes = (
+            key in self._active and state is State.ROLLED_BACK and worked["vote"] != "read_only"
         )
+        if state is not State.ACTIVE:
+            self.effect(*key, state, payload or worked, held=before is not None or undoes)
         super().keep(record)
 
     def undo(self) -> None:
@@ -139,7 +142,7 @@ class SimStore(MemoryStore):
         return sorted([f"{id}/{branch}" for id, branch in self._prepared] + plain)
 
     def begun_now(self) -> list[str]:
-        """Branches on which a plain service has worked, and that nobody has asked for a vote."""
+        """Branches on which it has worked for a client, and that are to be prepared, or to end."""
         return sorted(k.removeprefix("begun ") for k in self.table if k.startswith("begun "))
 
     def balances(self) -> dict[str, int]:
@@ -168,12 +171,34 @@ class SdkService(Participant[MemoryTable]):
         random: Random,
         manners: Manners,
     ) -> None:
-        super().__init__(Ledger(ACCOUNTS), store, settings, now_ms=now_ms, random=random)
+        self._ledger = Ledger(ACCOUNTS)
+        super().__init__(self._ledger, store, settings, now_ms=now_ms, random=random)
         self._note = store.note
         self._heard = store
         self._draw = random
         self._manners = manners
         self._again: set[asyncio.Task[Any]] = set()
+
+    def application(self) -> web.Application:
+        application = super().application()
+        application.router.add_post("/work", self._asked_to_work)
+        return application
+
+    async def _asked_to_work(self, request: web.Request) -> web.Response:
+        """By a client, in an interactive transaction; answers with the branch that it is."""
+        message = await request.json()
+        id, payload = message["transaction_id"], message["payload"]
+
+        def work(work: Work[MemoryTable]) -> str:
+            self._heard.worked[work.transaction_id, work.branch_id] = payload
+            self._ledger.work(work, payload)
+            return work.branch_id
+
+        try:
+            branch = await self.work(id, work)
+        except (WorkError, Refused, StoreError) as error:
+            return web.json_response({"why": str(error)}, status=409)
+        return web.json_response({"transaction_id": id, "branch_id": branch})
 
     async def receive(self, messages: Sequence[Received]) -> list[Reply]:
         for message in messages:  # once: what comes again is as old as it was
@@ -214,7 +239,8 @@ class SdkService(Participant[MemoryTable]):
     async def _receive(self, messages: Sequence[Received]) -> list[Reply]:
         for message in messages:
             if isinstance(message, Prepare):
-                what, work = "prepare", {"work": message.payload["work"]}
+                payload = message.payload or self._heard.worked.get(message[:2], {})
+                what, work = "prepare", {"work": payload.get("work")}
             else:
                 what, work = message.end.name.lower(), {}
             self._note(what, id=message.transaction_id, branch=message.branch_id, **work)

@@ -39,6 +39,7 @@ from cluster.settings import (
 from cluster.storage.directory import Identity, open_directory
 from coordinator.settings import Limits
 from participants.inquiry import InquirySettings
+from participants.interactive import EnlistSettings
 from participants.sdk import ParticipantSettings
 from tests.simulation.disk import SimDisk
 from tests.simulation.environment import Environment
@@ -312,6 +313,7 @@ class ServiceHost(Host):
                 inquiry=InquirySettings(
                     first_after_s=environment.inquiry_after_s, max_delay_s=3.0, timeout_s=2.0
                 ),
+                enlist=self._enlisting() if environment.interactive else None,
             )
             self.program = SdkService(
                 self.store,
@@ -345,6 +347,10 @@ class ServiceHost(Host):
         await web.TCPSite(runner, self.address, SERVICE_PORT).start()
         await asyncio.get_running_loop().create_future()
         return 0
+
+    def _enlisting(self) -> EnlistSettings:
+        nodes = tuple(node.settings.api.url for node in self.world.nodes)
+        return EnlistSettings(nodes, self.url, self.name, timeout_s=4.0, try_s=1.0)
 
     def replay(self, count: int) -> None:
         """Let some of what it has received come again."""
