@@ -838,7 +838,7 @@ QUICK = (
     "taking-for-ever",
     "refusal-leaves-something",
     "set-clock-believed",
-    "asked-beside-a-rollback",
+    "refuser-holds-nothing",
     "decided-as-if-closed",
     "enlisted-after-close",
 )
