@@ -24,7 +24,7 @@ from coordinator.live import Live
 from coordinator.machine import _MOVES, Applied, Machine, Result
 from coordinator.moves import Move
 from coordinator.plan import Planned
-from coordinator.records import decided, enlisted
+from coordinator.records import enlisted
 from participants.contract import Vote
 from tests.model.broken_rules import replaced
 
@@ -98,16 +98,6 @@ async def prepared_before_closed(original: Any, interactive: Interactive, id: st
         interactive._live_of(standing)
         interactive._talks.record_changed(standing._replace(closed=True))
     return await original(interactive, id)  # type: ignore[no-any-return]
-
-
-async def aborted_before_applied(original: Any, interactive: Interactive, id: str) -> Transaction:
-    """A rollback is told to have happened once it is proposed."""
-    standing: Transaction = await original(interactive, id)
-    if standing.outcome is not None:
-        return standing
-    votes = (Vote.UNSENT,) * len(standing.branches)
-    reasons = (None,) * len(votes)
-    return decided(Decide(0, 0, id, votes, reasons, "rolled back"), standing)
 
 
 async def accepted_when_proposed(_original: Any, interactive: Interactive, id: str) -> Transaction:

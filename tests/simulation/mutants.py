@@ -722,11 +722,6 @@ MUTANTS = {
             replaced(Interactive, "commit", interactive.prepared_before_closed),
         ),
         Mutant(
-            "aborted-before-applied",
-            "a rollback is durable before it is told",
-            replaced(Interactive, "rollback", interactive.aborted_before_applied),
-        ),
-        Mutant(
             "accepted-when-proposed",
             "a rollback is durable before it is answered",
             replaced(Interactive, "rollback", interactive.accepted_when_proposed),
