@@ -1,4 +1,8 @@
-"""What an API says where it does not lead, and how it reads what is current."""
+"""Who answers what needs the leader: this node, or the one that a 307 names.
+
+Rule: what needs the leader is answered by the leader; another node answers 307 towards a leader
+that it has heard of within an election timeout, else 503.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,10 @@ from coordinator.log import LogError, ReplicatedLog
 
 
 class Leadership:
-    """Of the log of this `node`. `apis`: node id to the URL of its API, read anew each time."""
+    """What the calls ask before, and while, they are answered here.
+
+    `apis`: node id to the URL of its API, read anew each time.
+    """
 
     def __init__(self, log: ReplicatedLog, node: str, apis: Mapping[str, str]) -> None:
         self._log = log

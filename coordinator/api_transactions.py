@@ -1,8 +1,6 @@
-"""The API's calls about transactions: leadership, beginning, waiting, reading, an operator's calls.
+"""The API's calls about transactions: beginning, waiting, reading, an operator's calls.
 
 Rules:
-- What needs the leader is answered by the leader; another node answers 307 towards a leader that it
-  has heard of within an election timeout, else 503.
 - A request without an id gets one only from a node that leads at that moment. From then on it
   is never answered 307: the client would follow with a body that has no id, and run the work twice.
 - Nobody's going away ends a transaction: a waiter may be cancelled, the transaction goes on.

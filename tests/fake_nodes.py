@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from random import Random
 from typing import Any
 
 from aiohttp import web
+
+from cluster.client import Client
 
 FOREVER = 3_600.0
 ORDER = [{"name": "stock", "url": "http://127.0.0.1:9", "payload": {"quantity": 1}}]
@@ -111,6 +114,12 @@ async def breaks_off(request: web.Request, _: Any) -> web.StreamResponse:
     assert request.transport is not None
     request.transport.abort()
     return web.Response()
+
+
+@asynccontextmanager
+async def asking(*nodes: FakeNode, timeout: float = 30.0) -> AsyncIterator[Client]:
+    async with Client([node.url for node in nodes], timeout=timeout, random=Random(7)) as client:
+        yield client
 
 
 @contextmanager

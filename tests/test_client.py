@@ -8,8 +8,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -38,6 +37,7 @@ from tests.fake_nodes import (
     ORDER,
     Answer,
     FakeNode,
+    asking,
     breaks_off,
     fails,
     hangs,
@@ -48,13 +48,6 @@ from tests.fake_nodes import (
     until,
 )
 from tests.skipped_time import run_skipping
-
-
-@asynccontextmanager
-async def asking(*nodes: FakeNode, timeout: float = 30.0) -> AsyncIterator[Client]:
-    async with Client([node.url for node in nodes], timeout=timeout, random=Random(7)) as client:
-        yield client
-
 
 DEADLINES = (0.3, 3.0, 30.0)
 """A busy machine may need longer for its first answer."""
@@ -203,8 +196,8 @@ def test_a_client_that_was_given_one_node_learns_the_others() -> None:
         first, second = nodes
         async with asking(first) as client:
             assert (await client.submit(ORDER)).committed
-            assert client._learning is not None
-            await client._learning
+            assert client._dialogue._learning is not None
+            await client._dialogue._learning
             await first.die()
             assert (await client.submit(ORDER)).committed
         assert len(second.bodies()) == 1

@@ -29,6 +29,7 @@ TRANSACTION = {
     "outcome": "aborted",
     "reason": "stock: none left",
     "created_at": "2026-01-01T00:00:00.000Z",
+    "expires_at": "2026-01-01T00:01:00.000Z",
     "decided_at": "2026-01-01T00:00:00.001Z",
     "finished_at": "2026-01-01T00:00:00.002Z",
     "branches": [BRANCH],

@@ -102,7 +102,7 @@ NOW, LATER = "Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:50:27 GMT"
 def client_of(exchange: Scripted) -> Client:
     """It has asked its node for the others already."""
     client = Client("a:1", exchange=exchange, timeout=2.0, random=Random(1))
-    client._learnt_from = "http://a:1"
+    client._dialogue._learnt_from = "http://a:1"
     return client
 
 
@@ -303,8 +303,8 @@ def test_a_client_that_is_closed_asks_for_no_nodes_any_more() -> None:
         client = Client("a:1", exchange=Scripted(committed), random=Random(1))
         await client.submit(ORDER, id="a")
         await client.close()
-        assert client._learning is not None
-        assert client._learning.done()
+        assert client._dialogue._learning is not None
+        assert client._dialogue._learning.done()
 
     asyncio.run(test())
 
@@ -558,8 +558,8 @@ def test_a_leader_is_asked_once_for_all_nodes_and_need_not_answer(
         client = Client("a:1", exchange=exchange, random=Random(1))
         for _ in range(3):
             await client.get("a")
-            assert client._learning is not None
-            await client._learning
+            assert client._dialogue._learning is not None
+            await client._dialogue._learning
         asked = [url.removeprefix("http://a:1/v1/") for url in exchange.asked]
         assert asked == ["transactions/a", "cluster", "transactions/a", "transactions/a"]
         await client.close()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cluster.client import Client, Conflict, Transaction
+from cluster.client import Client, Conflict, InteractiveTransaction, SyncClient, Transaction
 from cluster.local.cluster import LocalCluster
 from cluster.local.sample_order import order
 from tests.bare_http import PATIENCE_S, http_follow, http_once, http_submit
@@ -63,19 +63,22 @@ def test_the_readmes_transactions_commit(shared: Shared, tmp_path: Path) -> None
         readme = readme.replace(theirs, url)
     curl = re.search(r"\$ curl -sL (\S+) -H '([\w-]+): (\S+)' -d '(.*?)'\n", readme, re.DOTALL)
     assert curl is not None
-    script = next(b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "NODES" in b)
-    (tmp_path / "order.py").write_text(script, encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    scripts = [block for block in blocks if "NODES" in block]
+    assert len(scripts) == 2, "one-shot, and step by step"
 
     async def scenario(history: Recording) -> None:
         url, header, kind, body = curl.groups()
         assert (header, kind) == ("Content-Type", "application/json")
         posted = await asyncio.to_thread(http_follow, "POST", url, json.loads(body))
         assert (posted.status, posted.body["outcome"]) == (200, "committed")
-        command = [sys.executable, str(tmp_path / "order.py")]
-        said = await asyncio.to_thread(lambda: subprocess.check_output(command, text=True))
-        outcome, id = said.split()
-        assert outcome == "committed"
-        shared.before.begun(id)  # the activity log has no part in it: this history would miss it
+        for script in scripts:
+            (tmp_path / "order.py").write_text(script, encoding="utf-8")
+            command = [sys.executable, str(tmp_path / "order.py")]
+            said = await asyncio.to_thread(subprocess.check_output, command, text=True)
+            outcome, id = said.split()
+            assert outcome == "committed"
+            shared.before.begun(id)  # the activity log has no part in it: it would be missed
         history.begun(posted.body["id"])
         history.told(posted.body["id"], "committed")
 
@@ -211,6 +214,154 @@ def test_batches_that_are_under_way_when_the_leader_dies_are_answered_to_the_las
             await all_batches
             assert await local.wait_leader(other_than=victim) != victim
         assert len(history.ids("committed")) == 321
+
+    shared.run(scenario)
+
+
+# --- transactions that their client ends ----------------------------------------------------------
+
+
+async def settled(client: Client, id: str) -> Transaction:
+    """The transaction, once everybody has heard of its end."""
+    transaction = await client.get(id, wait_ms=30_000)
+    assert transaction.finished, transaction
+    return transaction
+
+
+def test_an_interactive_transaction_commits_rolls_back_or_ends_with_its_deadline(
+    shared: Shared,
+) -> None:
+    local = shared.local
+    stock, log = PlainService(), PlainService()
+
+    async def scenario(_history: Recording) -> None:
+        async with (
+            serving(stock.application()) as stock_url,
+            serving(log.application()) as log_url,
+            Client(local.node_urls) as client,
+        ):
+
+            async def work(order: InteractiveTransaction, *, asks: str = "work") -> None:
+                enlisted = [
+                    await order.enlist(stock_url, name="stock", payload="work"),
+                    await order.enlist(log_url, name="log", payload=asks),
+                ]
+                again = await order.enlist(stock_url, name="stock", payload="work")
+                assert [one.branch_id for one in (*enlisted, again)] == ["1", "2", "1"]
+
+            async with client.transaction(timeout_s=20, metadata={"for": "ada"}) as kept:
+                await work(kept)
+                assert (await client.get(kept.id)).state == "active"
+                assert not stock.prepares, "nobody is asked before its client asks for the end"
+            assert kept.result.committed
+            assert (await settled(client, kept.id)).metadata == {"for": "ada"}
+
+            async with client.transaction(timeout_s=20) as voted_down:
+                await work(voted_down, asks="no")
+            assert voted_down.result.aborted
+            assert "log" in (voted_down.result.reason or "")
+
+            async def breaks_off() -> None:
+                async with client.transaction(id=thrown_away, timeout_s=20) as order:
+                    await work(order)
+                    raise LookupError("the order cannot be fulfilled")
+
+            thrown_away = new_id()
+            with pytest.raises(LookupError):
+                await breaks_off()
+
+            left_open = await client.begin(timeout_s=0.5)
+            await work(left_open)
+            assert (await settled(client, left_open.id)).aborted
+            with pytest.raises(Conflict):
+                await left_open.enlist(log_url, name="late")
+            assert "deadline" in str((await left_open.commit()).reason)
+
+            for id in (voted_down.id, thrown_away, left_open.id):
+                assert (await settled(client, id)).aborted
+            ids = {voted_down.id, thrown_away, left_open.id}
+            for service in (stock, log):
+                assert (service.held, service.wrongs) == ({}, [])
+                assert service.commits == {kept.id: 1}
+                assert set(service.prepares) == {kept.id, voted_down.id}
+                assert {id for id, end in service.ended.items() if end == "rolled_back"} == ids
+
+    shared.run(scenario)
+
+
+def test_without_await_it_is_the_same_at_the_real_cluster(shared: Shared) -> None:
+    local = shared.local
+    plain = PlainService()
+
+    def work(url: str) -> list[str | None]:
+        with SyncClient(local.node_urls) as client:
+            with client.transaction(timeout_s=20) as kept:
+                kept.enlist(url, name="stock", payload="work")
+            with client.transaction(timeout_s=20) as given_up:
+                given_up.enlist(url, name="stock", payload="work")
+                given_up.rollback(wait="completion")
+            return [client.get(one.id, wait_ms=30_000).outcome for one in (kept, given_up)]
+
+    async def scenario(_history: Recording) -> None:
+        async with serving(plain.application()) as url:
+            assert await asyncio.to_thread(work, url) == ["committed", "aborted"]
+        assert (plain.held, plain.wrongs) == ({}, [])
+
+    shared.run(scenario)
+
+
+def test_an_interactive_transaction_outlives_the_leader_that_began_it(shared: Shared) -> None:
+    local = shared.local
+    stock, log = PlainService(), PlainService()
+
+    async def scenario(_history: Recording) -> None:
+        async with (
+            serving(stock.application()) as stock_url,
+            serving(log.application()) as log_url,
+            Client(local.node_urls) as client,
+        ):
+            async with client.transaction(timeout_s=60) as order:
+                await order.enlist(stock_url, name="stock", payload="work")
+                victim = await kill_leader(local)
+                await order.enlist(log_url, name="log", payload="work")
+            assert order.result.committed
+            assert await local.wait_leader() != victim
+            assert [branch.name for branch in order.result.branches] == ["stock", "log"]
+            assert (await settled(client, order.id)).state == "committed"
+            for service in (stock, log):
+                assert service.prepares == service.commits == {order.id: 1}
+                assert (service.held, service.wrongs) == ({}, [])
+
+    shared.run(scenario)
+
+
+def test_a_commit_whose_leader_dies_while_a_participant_thinks_is_told_how_it_ended(
+    shared: Shared,
+) -> None:
+    """A plain participant is never asked twice, so it aborts; and everybody is told so."""
+    local = shared.local
+    stock, log = PlainService(), PlainService()
+    log.waits = asyncio.Event()
+
+    async def scenario(_history: Recording) -> None:
+        assert log.waits is not None
+        async with (
+            serving(stock.application()) as stock_url,
+            serving(log.application()) as log_url,
+            Client(local.node_urls) as client,
+        ):
+            order = await client.begin(timeout_s=5)
+            for name, url in (("stock", stock_url), ("log", log_url)):
+                await order.enlist(url, name=name, payload="work")
+            ending = asyncio.create_task(order.commit())
+            await log.asked.wait()
+            await kill_leader(local)
+            assert (await ending).aborted
+            log.waits.set()
+            assert (await settled(client, order.id)).state == "aborted"
+            for service in (stock, log):
+                assert service.prepares == {order.id: 1}
+                assert (service.held, service.commits, service.wrongs) == ({}, {}, [])
 
     shared.run(scenario)
 

@@ -173,8 +173,9 @@ def test_the_limits_it_names_are_those_that_are_set() -> None:
 
 
 def test_what_a_body_may_be_refused_for_is_said_of_every_call_that_takes_one() -> None:
-    for call in ("", "/resolve", "/retry", "/branches", "/commit", "/rollback"):
-        path = f"{PATH}/{{id}}{call}" if call else PATH
+    calls = ("", "/resolve", "/retry", "/branches", "/commit", "/rollback")
+    of_transactions = [f"{PATH}/{{id}}{call}" if call else PATH for call in calls]
+    for path in (*of_transactions, "/v1/cluster/leader"):
         said = DOCUMENT["paths"][path]["post"]["responses"]
         assert {"408", "413", "415", "417"} <= said.keys()
     assert "403" in DOCUMENT["paths"][f"{PATH}/{{id}}/decision"]["get"]["responses"]
@@ -255,6 +256,8 @@ def test_real_answers_fit_their_schemas() -> None:
             await _check(node, "POST", commit, 202, body={"wait": "none"}, transaction_id="t-3")
             await _check(node, "POST", commit, body={}, transaction_id="t-3")
             await _check(node, "GET", "/v1/cluster")
+            await _check(node, "POST", "/v1/cluster/leader", body={"node": "n1"})
+            await _check(node, "POST", "/v1/cluster/leader", 409, body={"node": None})
             await _check(node, "GET", "/healthz")
             await _check(node, "GET", "/readyz")
             node.log.follow("n2")

@@ -12,6 +12,9 @@ what is unknown is asked again, at any node, until the outcome is known or the c
 (seconds) passes: then OutcomeUnknown is raised and carries the id. The exceptions are drawn in
 `cluster.client.answers`; how a node is chosen is told in `cluster.client.calls`.
 
+A transaction that the client itself ends, when services have worked for it one after the other, is
+told in `cluster.client.interactive`.
+
 `SyncClient` has the same methods without `await`: it drives a `Client` on an event loop in a
 thread of its own, so it may be used by any number of threads.
 """
@@ -34,7 +37,8 @@ from cluster.client.answers import (
     UnknownTransaction,
 )
 from cluster.client.async_client import Client
-from cluster.client.sync_client import SyncClient
+from cluster.client.interactive import InteractiveTransaction
+from cluster.client.sync_client import SyncClient, SyncInteractiveTransaction
 
 __all__ = [
     "BadAnswer",
@@ -45,11 +49,13 @@ __all__ = [
     "ClusterStatus",
     "Conflict",
     "Expired",
+    "InteractiveTransaction",
     "NodeStatus",
     "OutcomeUnknown",
     "Page",
     "Refused",
     "SyncClient",
+    "SyncInteractiveTransaction",
     "TooLarge",
     "Transaction",
     "Unavailable",

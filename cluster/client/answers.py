@@ -8,7 +8,7 @@
     │   ├── Expired             410: the id is too old to be told from a forgotten one
     │   └── TooLarge            413
     ├── OutcomeUnknown          no outcome before the deadline: ask again with `transaction_id`
-    ├── Unavailable             a read, or an operator's request, without an answer in time
+    ├── Unavailable             what can be asked again, or given up, without an answer in time
     └── BadAnswer               what answered does not speak as a node does
 
 An abort is an answer, not an exception. What was refused may be tried again under a new id; but not
@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar
 
 _Value = TypeVar("_Value")
@@ -78,7 +79,8 @@ class TooLarge(Refused):
 
 class OutcomeUnknown(ClientError):
     """The transaction may have committed, aborted, or not begun. `transaction_id` finds out, unless
-    it is unknown `for_good`: the id is refused (PROTOCOL, section 5), and nobody will know more."""
+    it is unknown `for_good`: the id is refused (PROTOCOL, section 5) or forgotten, and nobody will
+    know more."""
 
     def __init__(self, transaction_id: str, why: str, *, for_good: bool = False) -> None:
         super().__init__(f"the outcome of transaction {transaction_id} is unknown: {why}")
@@ -92,8 +94,8 @@ def refused(transaction_id: str) -> OutcomeUnknown:
     return OutcomeUnknown(transaction_id, why, for_good=True)
 
 
-def expired_since(transaction_id: str, refusal: Expired) -> OutcomeUnknown:
-    """What `Expired` means to a client that has sent the transaction before: it may have run."""
+def forgotten_since(transaction_id: str, refusal: Expired | UnknownTransaction) -> OutcomeUnknown:
+    """What they mean to a client that has sent the transaction before: it may have run."""
     return OutcomeUnknown(transaction_id, str(refusal), for_good=True)
 
 
@@ -132,6 +134,7 @@ class Transaction:
     outcome: str | None
     reason: str | None
     created_at: str | None
+    expires_at: str | None
     decided_at: str | None
     finished_at: str | None
     branches: tuple[Branch, ...]
@@ -211,6 +214,7 @@ def read_transaction(answer: Any, asked: str | None = None) -> Transaction:
         outcome=_outcome(fields),
         reason=_text_or_none(fields, "reason"),
         created_at=_text_or_none(fields, "created_at"),
+        expires_at=_text_or_none(fields, "expires_at"),
         decided_at=_text_or_none(fields, "decided_at"),
         finished_at=_text_or_none(fields, "finished_at"),
         branches=tuple(_branch(entry) for entry in _optional(fields, "branches", list) or ()),
@@ -221,6 +225,30 @@ def read_transaction(answer: Any, asked: str | None = None) -> Transaction:
         ),
         raw=fields,
     )
+
+
+def read_lifetime_s(transaction: Transaction) -> float:
+    """From its begin to its deadline; raises BadAnswer where these are no times."""
+    created_at, expires_at = transaction.created_at, transaction.expires_at
+    if created_at is None or expires_at is None:  # an id that is refused has neither
+        return 0.0
+    try:
+        lifetime = datetime.fromisoformat(expires_at) - datetime.fromisoformat(created_at)
+    except (ValueError, TypeError):
+        times = f"{created_at[:64]!r} and {expires_at[:64]!r}"
+        raise BadAnswer(f"answered with {times} as created_at and expires_at") from None
+    return max(0.0, lifetime.total_seconds())
+
+
+def read_enlisted(answer: Any, id: str, name: str | None) -> Branch:
+    """The branch that was enlisted out of decoded JSON; raises BadAnswer, also if it is another
+    transaction's, or has another name than was given."""
+    fields = _object(answer, "a branch")
+    of, branch = _text(fields, "transaction_id"), _branch(fields)
+    if (of, branch.name) != (id, branch.name if name is None else name):
+        enlisted = f"{branch.name[:64]!r} in {of[:64]!r}"
+        raise BadAnswer(f"asked to enlist in {id}, answered that {enlisted} is enlisted")
+    return branch
 
 
 def read_decision(answer: Any, id: str, branch_id: str) -> str:

@@ -6,18 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from cluster.client.answers import (
     BadAnswer,
     ClientError,
     Expired,
     Transaction,
-    expired_since,
+    forgotten_since,
     read_error,
     read_transaction,
     refused,
 )
 
+TRANSACTIONS = "/v1/transactions"
 _DEFINITE = {
     "transaction_id_conflict": 409,
     "not_allowed": 409,
@@ -32,6 +34,11 @@ _AGAIN = _CROWDED | {
 """Errors of an element of a batch after which the same element is sent again."""
 
 
+def path_of(id: str) -> str:
+    """Where the API has that transaction."""
+    return f"{TRANSACTIONS}/{quote(id, safe='')}"
+
+
 @dataclass(frozen=True, slots=True)
 class Open:
     """An element of a batch has no outcome yet. `crowded`: the node asks for a pause."""
@@ -41,8 +48,10 @@ class Open:
 
 
 class Submission:
-    """One transaction's body from its first sending to its last. `is_repeat`: it was sent before,
-    and perhaps done."""
+    """What runs one transaction, from its first sending to its last, and where it is sent.
+    `is_repeat`: it was sent before, and perhaps done."""
+
+    path = TRANSACTIONS
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._body = dict(body)
@@ -64,6 +73,24 @@ class Submission:
         would keep a decision that is known from the client."""
         self.is_repeat = True
         return json.dumps(_for_decision(self._body)).encode()
+
+
+class End(Submission):
+    """What asks for the end of an interactive transaction; `how`: commit or rollback.
+
+    A repeat from the first on: what it ends has begun, and anybody who knows its id may have ended
+    it.
+    """
+
+    def __init__(self, id: str, how: str, wait: str) -> None:
+        super().__init__({"wait": wait})
+        self._id = id
+        self.path = f"{path_of(id)}/{how}"
+        self.is_repeat = True
+
+    @property
+    def id(self) -> str:
+        return self._id
 
 
 class Batch:
@@ -106,7 +133,7 @@ def element_answer(
                 return Open(str(refusal), crowded=refusal.code in _CROWDED)
             refusal = read_error(_DEFINITE.get(refusal.code, 400), entry)
             if is_repeat and isinstance(refusal, Expired):
-                return expired_since(id, refusal)
+                return forgotten_since(id, refusal)
             return refusal
         transaction = read_transaction(entry, id)
     except BadAnswer as error:
