@@ -155,9 +155,10 @@ class MemoryStore:
         state = record.branch.state
         number = self._last_number = self._last_number + 1
         self._undo.append((self._take_back, key, before, number))
-        prepared.pop(key, None)
-        others.pop(key, None)
-        active.pop(key, None)
+        if before is not None:
+            prepared.pop(key, None)
+            others.pop(key, None)
+            active.pop(key, None)
         if state is _PREPARED:
             prepared[key] = record
         elif state is _ACTIVE:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 
 from participants import sqlite_file, sqlite_store
-from participants.branch import Branch, State
+from participants.branch import ENDED, Branch, State
 from participants.memory_store import MemoryStore
 from participants.sqlite_store import SqliteStore
 from participants.store import BranchRecord, LocalTransaction, StoreRefused, StoreUnavailable
@@ -185,16 +185,24 @@ def interrupted_at(step: int, work: Callable[[], Any]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("state", [State.PREPARED, State.COMMITTED])
+@pytest.mark.parametrize(
+    ("first", "state"),
+    [
+        (State.PREPARED, State.PREPARED),
+        (State.PREPARED, State.COMMITTED),
+        (State.ACTIVE, State.PREPARED),
+        (State.ACTIVE, State.ROLLED_BACK),
+    ],
+)
 @pytest.mark.parametrize("ending", [(), (failing(OSError()),)])
 def test_an_interrupt_leaves_a_piece_of_work_of_the_memory_store_whole_or_not_there(
-    state: State, ending: tuple[Work, ...]
+    first: State, state: State, ending: tuple[Work, ...]
 ) -> None:
     """It runs in the thread that signals come to."""
 
     async def scenario(step: int) -> bool:
         store = MemoryStore()
-        await store.perform([both(keep("t1", State.PREPARED, 1), put("a", 1))])
+        await store.perform([both(keep("t1", first, 1), put("a", 1))])
         work = both(put("a", 2), keep("t1", state, 2), put("b", 3), *ending)
 
         def perform() -> None:
@@ -204,13 +212,13 @@ def test_an_interrupt_leaves_a_piece_of_work_of_the_memory_store_whole_or_not_th
         interrupted = interrupted_at(step, perform)
         await store.perform([failing(OSError())])  # which takes back no more than its own
         found = store.find("t1", "1")
-        may_be = [({"a": 1}, record("t1", State.PREPARED, 1))]
+        may_be = [({"a": 1}, record("t1", first, 1))]
         if not ending:
             may_be.append(({"a": 2, "b": 3}, record("t1", state, 2)))
         assert (await own(store), found) in may_be
-        prepared = [r for r in (found,) if r is not None and r.branch.state is State.PREPARED]
-        assert await store.in_doubt(10) == prepared
-        assert len(await store.ended(0, 10)) == 1 - len(prepared)
+        waiting = [r for r in (found,) if r is not None and r.branch.state not in ENDED]
+        assert await store.in_doubt(10) == waiting
+        assert len(await store.ended(0, 10)) == 1 - len(waiting)
         return interrupted
 
     async def at_every_step() -> None:
@@ -243,6 +251,32 @@ def test_the_longest_prepared_is_the_first_in_doubt(store: Store) -> None:
             assert [r.transaction_id for r in await store.in_doubt(3)] == ["t1", "t2", "t3"]
 
     asyncio.run(scenario())
+
+
+def test_who_has_promised_comes_before_who_has_only_worked(store: Store) -> None:
+    async def scenario() -> None:
+        async with opened(store):
+            for number, state in enumerate((State.ACTIVE, State.PREPARED) * 3):
+                await store.perform([keep(f"t{number}", state, 100 + number)])
+            waiting = [r.transaction_id for r in await store.in_doubt(9)]
+            assert waiting == ["t1", "t3", "t5", "t0", "t2", "t4"]
+            assert [r.transaction_id for r in await store.in_doubt(4)] == waiting[:4]
+            assert len(await store.in_doubt(3)) == 3
+            await store.perform([keep("t0", State.PREPARED, 200), keep("t2", State.ROLLED_BACK)])
+            waiting = [r.transaction_id for r in await store.in_doubt(9)]
+            assert waiting == ["t1", "t3", "t5", "t0", "t4"]
+            counts = await store.count()
+            assert (counts[State.ACTIVE], counts[State.PREPARED]) == (1, 4)
+            assert await store.drop_tombstones(10**13) >= 0
+            assert len(await store.in_doubt(9)) == 5
+
+    asyncio.run(scenario())
+
+
+def test_a_store_says_whether_work_can_be_lost_while_its_mark_is_known(tmp_path: Path) -> None:
+    """SQLite keeps both or neither, for ever; what is in memory goes with its store."""
+    assert sqlite(tmp_path).incarnation == sqlite(tmp_path).incarnation
+    assert MemoryStore().incarnation != MemoryStore().incarnation
 
 
 def test_tombstones_are_listed_in_the_order_in_which_branches_ended(store: Store) -> None:
@@ -378,6 +412,38 @@ def test_what_is_asked_of_tombstones_never_looks_at_every_row() -> None:
             looked = [step for step in plan if step.startswith(("SEARCH", "SCAN"))]
             assert looked
             assert all("INDEX assent_tombstones" in step for step in looked), plan
+
+
+def test_who_is_in_doubt_is_found_without_a_look_at_every_row() -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as file:
+        for statement in (*sqlite_file._SCHEMA, sqlite_file._ADDED):
+            file.execute(statement)
+        for asked, index in (
+            (sqlite_file._PREPARED, "assent_in_doubt"),
+            (sqlite_file._ACTIVE, "assent_active"),
+        ):
+            plan = [row[3] for row in file.execute(f"EXPLAIN QUERY PLAN {asked}", (10,))]
+            assert len(plan) == 1, "nothing is sorted"
+            assert f"USING INDEX {index}" in plan[0]
+
+
+def test_a_file_of_before_is_opened_and_gets_what_has_been_added(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            await store.perform([both(keep("t1", State.PREPARED, 1), put("a", 1))])
+        with contextlib.closing(sqlite3.connect(tmp_path / "store.sqlite")) as file:
+            file.execute("DROP INDEX assent_active")
+            made = [name for (name,) in file.execute("SELECT name FROM sqlite_master")]
+            assert "assent_active" not in made
+        async with opened(sqlite(tmp_path)) as store:
+            await store.perform([keep("t2", State.ACTIVE, 2)])
+            assert [r.transaction_id for r in await store.in_doubt(9)] == ["t1", "t2"]
+            names = await store.read(
+                lambda f: f.execute("SELECT name FROM sqlite_master").fetchall()
+            )
+            assert ("assent_active",) in names
+
+    asyncio.run(scenario())
 
 
 def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
