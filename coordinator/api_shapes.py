@@ -39,7 +39,7 @@ from coordinator.facts import (
     state_of,
 )
 from coordinator.packed import SHORT_BYTES
-from coordinator.plan import Plan, Planned, Wait
+from coordinator.plan import Awaited, Plan, Planned, Wait
 from coordinator.settings import Limits, Timings
 from participants.contract import BadMessage, Vote, encode_json, fingerprint, rfc3339
 
@@ -84,6 +84,11 @@ class Submission(NamedTuple):
     plan: Plan
     wait: Wait
     named: bool
+
+    @property
+    def awaited(self) -> Awaited:
+        plan, wait, named = self
+        return Awaited(plan.id, plan.fingerprint, wait, named)
 
 
 def read_submission(

@@ -55,7 +55,7 @@ from coordinator.live import Waiting, is_reached
 from coordinator.log import LogError, ReplicatedLog
 from coordinator.machine import Machine
 from coordinator.patience import Patience
-from coordinator.plan import Wait
+from coordinator.plan import Awaited, Wait
 from coordinator.settings import Limits, Timings
 from coordinator.turn import begun_in_turn
 from participants.contract import read_traceparent
@@ -139,7 +139,7 @@ class Transactions:
         body = request.body
         traceparent = read_traceparent(request.headers.get("traceparent"))
         if is_batch(body):
-            return self._submit_batch(request, traceparent)
+            return self._submit_batch(body, request.address, traceparent)
         if len(body) > self._limits.body_bytes:
             raise too_large("The body", len(body), self._limits.body_bytes)
         if len(body) > LARGE_BYTES:
@@ -154,7 +154,7 @@ class Transactions:
         await asyncio.sleep(0)
         self._require_leader(request)
         answer = self._submit_one(request, value, traceparent)
-        del value  # it may take sixty times the memory of its JSON
+        del value, request  # the former may take sixty times the memory of its JSON
         return answer if isinstance(answer, Answer) else await answer.come()
 
     def _submit_one(self, request: Request, value: Any, traceparent: str | None) -> Answer | Later:
@@ -174,39 +174,42 @@ class Transactions:
             begin = functools.partial(self._driver.submit, submission.plan, submission.wait)
             future = begun_in_turn(self._driver.line, request.address, self._patience, begin)
         self._patience.bound(future, _bound_s(submission))
-        return Later(future, functools.partial(self._submitted, request, submission))
+        where, awaited = (request.path, request.query), submission.awaited
+        return Later(future, functools.partial(self._submitted, *where, awaited))
 
-    def _submitted(self, request: Request, submission: Submission, future: Waiting) -> Answer:
+    def _submitted(self, path: str, query: str, awaited: Awaited, future: Waiting) -> Answer:
         try:
-            transaction = self._settled(submission, future)
+            transaction = self._settled(awaited, future)
         except LogError as error:
-            if submission.named:
-                self._redirect(request)
-            raise log_refusal(error, submission.plan.id, named=submission.named) from error
-        return text_answer(_status_of(transaction, submission.wait), self._show(transaction))
+            if awaited.named:
+                self._redirect(path, query)
+            raise log_refusal(error, awaited.id, named=awaited.named) from error
+        return text_answer(_status_of(transaction, awaited.wait), self._show(transaction))
 
-    async def _submit_batch(self, request: Request, traceparent: str | None) -> Answer:
+    async def _submit_batch(self, body: bytes, address: str, traceparent: str | None) -> Answer:
         def read(value: Any) -> Submission:
             return self._read(value, traceparent)
 
-        elements = await self._batches.read(request.body, read)
-        return await self._batches.submit(elements, request.address)
+        reading = self._batches.read(body, read)
+        del body
+        return await self._batches.submit(await reading, address)
 
     def _begin_element(self, submission: Submission) -> Begun:
         until_s = asyncio.get_running_loop().time() + _bound_s(submission)
-        return Begun(submission, self._driver.submit(submission.plan, submission.wait), until_s)
+        future = self._driver.submit(submission.plan, submission.wait)
+        return Begun(submission.awaited, len(submission.plan.branches), future, until_s)
 
     def _answer_of(self, begun: Begun) -> str:
         """The JSON in a batch's place. Never a 307: each element has an answer of its own."""
-        submission = begun.submission
+        awaited = begun.awaited
         try:
-            return self._show(self._settled(submission, begun.future))
+            return self._show(self._settled(awaited, begun.future))
         except ApiError as error:
             refused = error
         except CoordinatorError as error:
             refused = refusal(error)
         except LogError as error:
-            refused = log_refusal(error, submission.plan.id, named=submission.named)
+            refused = log_refusal(error, awaited.id, named=awaited.named)
         return encode(refused.body())
 
     def _read(self, value: Any, traceparent: str | None, address: str | None = None) -> Submission:
@@ -222,13 +225,13 @@ class Transactions:
             self._require_not_ahead(submission.plan.id)
         return submission
 
-    def _settled(self, submission: Submission, future: Waiting) -> Transaction:
+    def _settled(self, awaited: Awaited, future: Waiting) -> Transaction:
         """What was waited for, or, where the wait ran out, the transaction as it is."""
         if not future.cancelled():
             return future.result()
-        present = self._machine.get(submission.plan.id)
-        if present is None or present.fingerprint != submission.plan.fingerprint:
-            raise outcome_unknown(submission.plan.id)
+        present = self._machine.get(awaited.id)
+        if present is None or present.fingerprint != awaited.fingerprint:
+            raise outcome_unknown(awaited.id)
         return present
 
     # --- reading ---
@@ -355,7 +358,7 @@ class Transactions:
                 reason=asked.reason,
             )
         except LogError as error:
-            self._redirect(request)
+            self._redirect(request.path, request.query)
             raise log_refusal(error, transaction_id) from error
         return text_answer(200, self._show(transaction))
 
@@ -391,20 +394,20 @@ class Transactions:
     def _require_leader(self, request: Request) -> None:
         """Raises the 307 or 503 of a node that does not lead."""
         if self._log.epoch is None:
-            self._redirect(request)
+            self._redirect(request.path, request.query)
             raise no_leader()
 
-    def _redirect(self, request: Request) -> None:
+    def _redirect(self, path: str, query: str) -> None:
         """Raises the 307 to another node that leads, if one was heard of."""
         leader = self._log.leader
         if leader is None or leader == self._node or leader not in self._apis:
             return
-        query = f"?{request.query}" if request.query else ""
-        raise not_leader(f"{self._apis[leader].rstrip('/')}{request.path}{query}", leader)
+        asked = f"?{query}" if query else ""
+        raise not_leader(f"{self._apis[leader].rstrip('/')}{path}{asked}", leader)
 
     def _leadership_lost(self, request: Request, error: LogError) -> NoReturn:
         """For requests that change nothing, or may be repeated at will."""
-        self._redirect(request)
+        self._redirect(request.path, request.query)
         raise log_refusal(error, None) from error
 
     async def _barrier(self, request: Request) -> None:
