@@ -8,40 +8,47 @@ from cluster.raft.barriers import LOOK_AT, Barriers
 from coordinator.log import NotLeader
 
 
-def test_a_read_waits_for_a_round_that_began_after_it_and_for_what_was_committed_then() -> None:
-    async def test() -> None:
+def test_a_read_waits_for_a_round_that_began_after_it() -> None:
+    async def scenario() -> None:
         barriers = Barriers()
-        first, second = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        loop = asyncio.get_running_loop()
+        first, second = loop.create_future(), loop.create_future()
         barriers.add(first)
         assert barriers.want_round
-        barriers.round_begun(7, commit=3)
+        barriers.round_begun(5, 100)
         barriers.add(second)
-        assert not barriers.want_round, "the first is waited for"
-        assert barriers.wait_for_answers
-        barriers.settle(lambda number: number <= 7, applied=2)
+        assert not barriers.want_round, "one round at a time"
+        barriers.settle(lambda number: number <= 4, 100)
         assert not first.done()
-        barriers.settle(lambda number: number < 7, applied=3)
-        assert not first.done()
-        barriers.settle(lambda number: number <= 7, applied=3)
+        barriers.settle(lambda number: number <= 5, 99)
+        assert not first.done(), "what was committed then is not applied"
+        barriers.settle(lambda number: number <= 5, 100)
         assert first.done()
         assert not second.done()
         assert barriers.want_round
+        barriers.fail(NotLeader())
+        assert isinstance(second.exception(), NotLeader)
+        assert not barriers.want_round
 
-    asyncio.run(test())
+    asyncio.run(scenario())
 
 
-def test_the_end_of_the_leadership_fails_all_of_them() -> None:
-    async def test() -> None:
+def test_a_read_that_nobody_waits_for_any_more_is_in_nobodys_way() -> None:
+    async def scenario() -> None:
         barriers = Barriers()
-        waiting = [asyncio.get_running_loop().create_future() for _ in range(2)]
-        barriers.add(waiting[0])
-        barriers.round_begun(7, commit=3)
-        barriers.add(waiting[1])
-        barriers.fail(NotLeader("it ends"))
-        assert all(isinstance(each.exception(), NotLeader) for each in waiting)
-        assert len(barriers) == 0
+        loop = asyncio.get_running_loop()
+        gone, waits, late = (loop.create_future() for _ in range(3))
+        barriers.add(gone)
+        barriers.add(waits)
+        gone.cancel()
+        barriers.round_begun(5, 100)
+        barriers.settle(lambda _: True, 100)
+        assert waits.done()
+        barriers.add(late)
+        late.cancel()
+        barriers.fail(NotLeader())
 
-    asyncio.run(test())
+    asyncio.run(scenario())
 
 
 def test_who_gave_up_is_let_go_of_though_no_round_begins() -> None:

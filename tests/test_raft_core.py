@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,7 +13,6 @@ from pysyncobj import SyncObj
 from cluster.errors import FailStop
 from cluster.raft import core as raft_core
 from cluster.raft import snapshots as raft_snapshots
-from cluster.raft.barriers import Barriers
 from cluster.raft.core import check_library
 from cluster.raft.entries import MEMBERS, decode_group, encode_group
 from cluster.raft.members import Configurations, decode_members, encode_members, is_one_change
@@ -273,49 +271,6 @@ def test_failing_tells_what_waits_from_what_is_under_way() -> None:
     assert [type(error) for _, error in told] == [FateUnknown, NotLeader]
     assert proposals.is_idle
     assert proposals.next_group(0.0) is None
-
-
-def test_a_read_waits_for_a_round_that_began_after_it() -> None:
-    async def scenario() -> None:
-        barriers = Barriers()
-        loop = asyncio.get_running_loop()
-        first, second = loop.create_future(), loop.create_future()
-        barriers.add(first)
-        assert barriers.want_round
-        barriers.round_begun(5, 100)
-        barriers.add(second)
-        assert not barriers.want_round, "one round at a time"
-        barriers.settle(lambda number: number <= 4, 100)
-        assert not first.done()
-        barriers.settle(lambda number: number <= 5, 99)
-        assert not first.done(), "what was committed then is not applied"
-        barriers.settle(lambda number: number <= 5, 100)
-        assert first.done()
-        assert not second.done()
-        assert barriers.want_round
-        barriers.fail(NotLeader())
-        assert isinstance(second.exception(), NotLeader)
-        assert not barriers.want_round
-
-    asyncio.run(scenario())
-
-
-def test_a_read_that_nobody_waits_for_any_more_is_in_nobodys_way() -> None:
-    async def scenario() -> None:
-        barriers = Barriers()
-        loop = asyncio.get_running_loop()
-        gone, waits, late = (loop.create_future() for _ in range(3))
-        barriers.add(gone)
-        barriers.add(waits)
-        gone.cancel()
-        barriers.round_begun(5, 100)
-        barriers.settle(lambda _: True, 100)
-        assert waits.done()
-        barriers.add(late)
-        late.cancel()
-        barriers.fail(NotLeader())
-
-    asyncio.run(scenario())
 
 
 # --- one core
