@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from cluster.raft.status import ReplicaStatus
+from coordinator.log import LogError
 
 LOG = logging.getLogger("assent.clocks")
 
@@ -51,7 +52,7 @@ class Leadership(Protocol):
     @property
     def clock_offsets_ms(self) -> Mapping[str, int]: ...
     def status(self) -> ReplicaStatus: ...
-    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> bool: ...
+    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> str: ...
 
 
 class ClockWatch:
@@ -126,8 +127,10 @@ class ClockWatch:
             LOG.warning("this clock is %d ms off; no peer has a better one", self.offset_ms)
             return
         LOG.warning("this clock is %d ms off: leadership goes to %s", self.offset_ms, to)
-        if not await self._replica.transfer_leadership(to, TRANSFER_S):
-            LOG.warning("%s has not taken over; trying again later", to)
+        try:
+            await self._replica.transfer_leadership(to, TRANSFER_S)
+        except LogError as error:
+            LOG.warning("%s; trying again later", error)
 
     def _successor(self) -> str | None:
         """The connected peer whose clock is nearest to the median, if it is near enough."""

@@ -37,6 +37,7 @@ from coordinator import api_http
 from coordinator.api import Api, Check
 from coordinator.driver import Driver
 from coordinator.gateway import Gateway
+from coordinator.log import LogError
 from coordinator.machine import Machine
 from coordinator.metrics import LogFigures, LoopLag, Metrics
 from coordinator.steps import Steps
@@ -273,7 +274,10 @@ class Node:
         if self.driver.live_count:
             LOG.info("leaving %d transactions to the next leader", self.driver.live_count)
         if self.replica.epoch is not None:
-            await self.replica.transfer_leadership(timeout_s=TRANSFER_S)
+            try:
+                await self.replica.transfer_leadership(timeout_s=TRANSFER_S)
+            except LogError as error:
+                LOG.info("leaving without a successor: %s", error)
 
     async def _end(self) -> None:
         self._lag.stop()

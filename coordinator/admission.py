@@ -46,8 +46,9 @@ LEAST = 1_024
 batch of the largest size is less."""
 
 OUTSIDE_BYTES = 64 * 1024 * 1024
-"""Who waits outside is in no record yet, so `Capacity` does not count its payloads: what was sent
-by all that came alone is no more than this and one body. `LEAST` bodies of 64 KiB find place."""
+"""Who waits outside or in line is in no record yet, so `Capacity` does not count its payloads: what
+was sent by all that are in no batch is no more than this and one body. `LEAST` bodies of 64 KiB
+find place. (Those of batches are held as they came until the answer, see `bodies`.)"""
 
 ROOM_LEAST = 64
 ROOM_MOST = 1_024
@@ -244,13 +245,14 @@ class Queued:
     """A batch that stands in the line; a transaction that came alone is a batch of one.
 
     `piece`: how many elements it begins next. `left`: how many have not begun. `tell` is called
-    when its turn has come.
+    when its turn has come. `size`: of what was sent, in bytes, if it is counted here.
     """
 
     address: str
     piece: int
     left: int
     tell: Callable[[], None]
+    size: int = 0
 
 
 class WaitingLine:
@@ -274,7 +276,8 @@ class WaitingLine:
         """Elements of all that wait, by address."""
         self._alone: deque[tuple[str, int, Callable[[], object]]] = deque()
         """Whence those that came alone are, the size of what they sent, and what begins them."""
-        self._alone_bytes = 0
+        self._bytes = 0
+        """Of what was sent by all that wait."""
         self._alone_of: Counter[str] = Counter()
         """How many of them there are, by address."""
 
@@ -289,7 +292,7 @@ class WaitingLine:
             return _REFUSED if self.is_too_long(now_s, address) else WayIn.IN_TURN
         if not self._alone and self._admission.has_room():
             return _AT_ONCE
-        if self._alone_bytes >= OUTSIDE_BYTES:
+        if self._bytes >= OUTSIDE_BYTES:
             return _REFUSED
         return _IN_ORDER if self._admission.may_wait(len(self._alone), now_s) else _REFUSED
 
@@ -299,11 +302,13 @@ class WaitingLine:
         `size`: of what was sent, in bytes.
         """
         self._alone.append((address, size, begin))
-        self._alone_bytes += size
+        self._bytes += size
         self._alone_of[address] += 1
 
     def is_too_long(self, now_s: float, address: str) -> bool:
         """Whether what comes now from there is to be refused."""
+        if self._bytes >= OUTSIDE_BYTES:
+            return True
         left = self._left[address]
         share = self._admission.begun_within(LINE_S, now_s) / max(1, len(self._queues))
         return left >= LEAST and left >= share
@@ -312,13 +317,14 @@ class WaitingLine:
         """Stand in line; it may be told at once."""
         self._queues.setdefault(queued.address, {})[queued] = None
         self._left[queued.address] += queued.left
+        self._bytes += queued.size
         self.call(now_s)
 
     def call(self, now_s: float) -> None:
         """Begin, or tell, those for whom there is room."""
         while self._alone and self._admission.has_room():
             address, size, begin = self._alone.popleft()
-            self._alone_bytes -= size
+            self._bytes -= size
             self._alone_of[address] -= 1
             if not self._alone_of[address]:
                 del self._alone_of[address]
@@ -346,6 +352,7 @@ class WaitingLine:
 
     def _take_out(self, queued: Queued) -> None:
         self._left[queued.address] -= queued.left
+        self._bytes -= queued.size
         queue = self._queues[queued.address]
         del queue[queued]
         if not queue:

@@ -1,10 +1,10 @@
 """The coordinator's HTTP API, which every node serves, as an object that answers requests.
 
 It knows no HTTP library, and no clock but that of the loop it waits on: a request goes in, an
-answer comes out (`api_requests`). Transactions are `api_transactions`; what is asked and answered
-is read and made by `api_shapes`; all that is done is done by the driver. Every failure becomes an
-answer here, in one place, and has the shape of `api_errors`; an unforeseen one is logged with its
-traceback and told without it.
+answer comes out (`api_requests`). Transactions are `api_transactions`, the nodes and who leads them
+`api_cluster`; what is asked and answered is read and made by `api_shapes`; all that is done is done
+by the driver. Every failure becomes an answer here, in one place, and has the shape of
+`api_errors`; an unforeseen one is logged with its traceback and told without it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from coordinator import openapi
+from coordinator.api_cluster import Cluster, ClusterStatus
 from coordinator.api_errors import ApiError, refusal, too_large
+from coordinator.api_leadership import Leadership
 from coordinator.api_requests import (
     Answer,
     Endpoint,
@@ -30,7 +32,6 @@ from coordinator.api_requests import (
     encode,
     error_answer,
     json_answer,
-    read_query,
 )
 from coordinator.api_shapes import require_not_ahead
 from coordinator.api_transactions import ONE, TRANSACTIONS, Transactions
@@ -40,9 +41,6 @@ from coordinator.ids import IdMaker
 from coordinator.log import ReplicatedLog
 from coordinator.machine import Machine
 from coordinator.settings import Limits, Timings
-
-ClusterStatus = Mapping[str, Any]
-"""The answer of GET /v1/cluster: cluster, self, leader, term, nodes."""
 
 LOG = logging.getLogger("assent.api")
 
@@ -78,12 +76,11 @@ class Api:
         checks: Callable[[], Mapping[str, Check]],
         registry: CollectorRegistry,
     ) -> None:
+        leadership = Leadership(log, node, apis)
         transactions = Transactions(
             driver,
             machine,
-            log,
-            node,
-            apis,
+            leadership,
             limits,
             timings,
             now_ms,
@@ -92,10 +89,11 @@ class Api:
             ),
             IdMaker(now_ms, random),
         )
-        about = _About(status, checks, registry, limits, timings)
+        cluster = Cluster(leadership, log, node, apis, status, limits.body_bytes)
+        about = _About(checks, registry, limits, timings)
         self.bodies_bytes = limits.bodies_bytes
         """Of bodies together that may be held while they are read."""
-        self.endpoints = (*transactions.endpoints(), *about.endpoints())
+        self.endpoints = (*transactions.endpoints(), *cluster.endpoints(), *about.endpoints())
         self._fixed: dict[str, dict[str, Endpoint]] = {}
         """By path and method."""
         self._of_one: dict[str, dict[str, Endpoint]] = {}
@@ -199,11 +197,10 @@ def _answer_of(error: Exception, method: str, path: str) -> Answer:
 
 
 class _About:
-    """The calls about the node and the cluster; every node answers for itself."""
+    """The calls about the node; every node answers for itself."""
 
     def __init__(
         self,
-        status: Callable[[], ClusterStatus],
         checks: Callable[[], Mapping[str, Check]],
         registry: CollectorRegistry,
         limits: Limits,
@@ -211,22 +208,16 @@ class _About:
     ) -> None:
         self._limits = limits
         self._timings = timings
-        self._status = status
         self._checks = checks
         self._registry = registry
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (
-            Endpoint("GET", "/v1/cluster", self.cluster),
             Endpoint("GET", "/healthz", self.healthz),
             Endpoint("GET", "/readyz", self.readyz),
             Endpoint("GET", "/metrics", self.metrics),
             Endpoint("GET", "/openapi.json", self.openapi),
         )
-
-    def cluster(self, request: Request, _: str) -> Answer:
-        read_query(request, ())
-        return json_answer(200, self._status())
 
     def healthz(self, _: Request, __: str) -> Answer:
         """The process lives and its event loop turns."""

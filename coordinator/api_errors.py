@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coordinator import errors
-from coordinator.log import LogError, NotLeader, Overloaded
+from coordinator.log import LogError, NotHandedOver, NotLeader, Overloaded
 
 CODES: Mapping[str, str] = {
     "bad_request": "400: a field or parameter, named in `details.field`, is not as it must be",
@@ -28,6 +28,7 @@ CODES: Mapping[str, str] = {
     "transaction_id_conflict": "409: the id stands for other content",
     "not_interactive": "409: a one-shot transaction is not ended or enlarged by its client",
     "not_allowed": "409: the transaction's state does not allow it",
+    "not_handed_over": "409: no other node has taken over; the one that answers leads on",
     "transaction_id_expired": "410: the id's time is older than what is remembered",
     "body_too_large": "413: more than `details.limit_bytes`",
     "unsupported_media_type": "415: the body's content type is not JSON, or its encoding unknown",
@@ -142,6 +143,16 @@ def not_leader(location: str, leader: str) -> ApiError:
         f"Node {leader} leads; send the same request to the address in Location.",
         headers={"Location": location},
         leader=leader,
+    )
+
+
+def not_handed_over(why: NotHandedOver, node: str) -> ApiError:
+    return ApiError(
+        409,
+        "not_handed_over",
+        f"Node {node} leads on: {why}; see in GET /v1/cluster who is alive and what each lacks, "
+        "then ask again or name another node.",
+        leader=node,
     )
 
 

@@ -1,8 +1,6 @@
-"""The API's calls about transactions: leadership, beginning, waiting, reading, an operator's calls.
+"""The API's calls about transactions: beginning, waiting, reading, an operator's calls.
 
 Rules:
-- What needs the leader is answered by the leader; another node answers 307 towards a leader that it
-  has heard of within an election timeout, else 503.
 - A request without an id gets one only from a node that leads at that moment. From then on it
   is never answered 307: the client would follow with a body that has no id, and run the work twice.
 - Nobody's going away ends a transaction: a waiter may be cancelled, the transaction goes on.
@@ -13,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from coordinator import api_fields, api_shapes
 from coordinator.admission import WayIn
@@ -23,12 +21,11 @@ from coordinator.api_errors import (
     at_capacity,
     bad_field,
     log_refusal,
-    no_leader,
-    not_leader,
     outcome_unknown,
     refusal,
     too_large,
 )
+from coordinator.api_leadership import Leadership
 from coordinator.api_requests import (
     Answer,
     Endpoint,
@@ -52,7 +49,7 @@ from coordinator.driver import Driver
 from coordinator.errors import CoordinatorError, NotAllowed, unknown
 from coordinator.facts import Mode, Outcome, Transaction
 from coordinator.live import Waiting, is_reached
-from coordinator.log import LogError, ReplicatedLog
+from coordinator.log import LogError
 from coordinator.machine import Machine
 from coordinator.patience import Patience
 from coordinator.plan import Awaited, Wait
@@ -88,9 +85,7 @@ class Transactions:
         self,
         driver: Driver,
         machine: Machine,
-        log: ReplicatedLog,
-        node: str,
-        apis: Mapping[str, str],
+        leadership: Leadership,
         limits: Limits,
         timings: Timings,
         now_ms: Callable[[], int],
@@ -99,9 +94,7 @@ class Transactions:
     ) -> None:
         self._driver = driver
         self._machine = machine
-        self._log = log
-        self._node = node
-        self._apis = apis
+        self._leadership = leadership
         self._limits = limits
         self._timings = timings
         self._now_ms = now_ms
@@ -131,7 +124,7 @@ class Transactions:
         moment to say 307, when no id is made yet.
         """
         read_query(request, ())
-        self._require_leader(request)
+        self._leadership.require(request)
         require_json(request)
 
     def submit(self, request: Request, _: str) -> Answer | Later | Coroutine[Any, Any, Answer]:
@@ -152,7 +145,7 @@ class Transactions:
         """
         value = api_fields.decode_json(request.body)
         await asyncio.sleep(0)
-        self._require_leader(request)
+        self._leadership.require(request)
         answer = self._submit_one(request, value, traceparent)
         del value, request  # the former may take sixty times the memory of its JSON
         return answer if isinstance(answer, Answer) else await answer.come()
@@ -162,17 +155,18 @@ class Transactions:
         way = self._driver.way_in(given_id, request.address)
         if way is WayIn.REFUSED:
             return AT_CAPACITY
+        size = len(request.body)
         if way is WayIn.AT_ONCE:
             submission = self._read(value, traceparent, request.address)
             future = self._driver.submit(submission.plan, submission.wait)
         elif way is WayIn.IN_ORDER:
             submission = self._read(value, traceparent, request.address)
-            size = len(request.body)
             future = self._driver.submit_in_order(submission.plan, submission.wait, size)
         else:
             submission = self._read(value, traceparent)
             begin = functools.partial(self._driver.submit, submission.plan, submission.wait)
-            future = begun_in_turn(self._driver.line, request.address, self._patience, begin)
+            line = self._driver.line
+            future = begun_in_turn(line, request.address, size, self._patience, begin)
         self._patience.bound(future, _bound_s(submission))
         where, awaited = (request.path, request.query), submission.awaited
         return Later(future, functools.partial(self._submitted, *where, awaited))
@@ -182,7 +176,7 @@ class Transactions:
             transaction = self._settled(awaited, future)
         except LogError as error:
             if awaited.named:
-                self._redirect(path, query)
+                self._leadership.redirect(path, query)
             raise log_refusal(error, awaited.id, named=awaited.named) from error
         return text_answer(_status_of(transaction, awaited.wait), self._show(transaction))
 
@@ -246,7 +240,7 @@ class Transactions:
                 raise bad_field("wait_ms", "cannot be given together with stale")
             transaction = self._known(transaction_id)
             return text_answer(200, f'{self._show(transaction)[:-1]},"stale":true}}')
-        await self._barrier(request)
+        await self._leadership.barrier(request)
         transaction = self._known(transaction_id)
         if transaction.finished_ms is None and wait_ms:
             transaction = await self._wait_for_end(request, transaction_id, wait_ms)
@@ -259,7 +253,7 @@ class Transactions:
         try:
             settled = await self._patience.settled(future, min(wait_ms, MAX_WAIT_MS) / 1000)
         except LogError as error:
-            self._leadership_lost(request, error)
+            self._leadership.lost(request, error)
         return settled or self._known(transaction_id)
 
     async def page(self, request: Request, _: str) -> Answer:
@@ -274,7 +268,7 @@ class Transactions:
             api_fields.query_number(query, "after", 0, 0, 10**14)
         stale = api_fields.query_flag(query, "stale")
         if not stale:
-            await self._barrier(request)
+            await self._leadership.barrier(request)
         page = self._machine.page(
             states=states,
             participant=participant,
@@ -320,12 +314,12 @@ class Transactions:
         require_id(transaction_id)
         branch_id = api_fields.query_id(query, "branch_id")
         fingerprint = api_fields.query_id(query, "fingerprint")
-        self._require_leader(request)
+        self._leadership.require(request)
         self._require_not_ahead(transaction_id)
         try:
             decision = await self._driver.inquire(transaction_id, branch_id, fingerprint)
         except LogError as error:
-            self._leadership_lost(request, error)
+            self._leadership.lost(request, error)
         # Named, so that an answer that comes to the wrong one is known.
         named = {"id": transaction_id, "branch_id": branch_id}
         return json_answer(200, {"decision": decision, **named})
@@ -335,14 +329,14 @@ class Transactions:
     def admit_operator(self, request: Request, transaction_id: str) -> None:
         read_query(request, ())
         require_id(transaction_id)
-        self._require_leader(request)
+        self._leadership.require(request)
         require_json(request)
 
     async def resolve(self, request: Request, transaction_id: str) -> Answer:
         """POST /v1/transactions/{id}/resolve: force an abort, or say what became of a branch."""
         asked = api_shapes.read_resolve(api_fields.decode_json(request.body))
         if asked.outcome is Outcome.COMMIT:
-            await self._barrier(request)
+            await self._leadership.barrier(request)
             self._known(transaction_id)
             raise NotAllowed(
                 f"Transaction {transaction_id} cannot be committed by hand: only the votes of all "
@@ -358,7 +352,7 @@ class Transactions:
                 reason=asked.reason,
             )
         except LogError as error:
-            self._redirect(request.path, request.query)
+            self._leadership.redirect(request.path, request.query)
             raise log_refusal(error, transaction_id) from error
         return text_answer(200, self._show(transaction))
 
@@ -366,18 +360,18 @@ class Transactions:
         """POST /v1/transactions/{id}/retry: call its participants now, not after the pause."""
         if request.body and api_fields.decode_json(request.body) != {}:
             raise bad_field("body", "must be empty or {}")
-        await self._barrier(request)  # a deposed leader must not say "unknown"
+        await self._leadership.barrier(request)  # a deposed leader must not say "unknown"
         try:
             transaction = self._driver.retry_now(transaction_id)
         except LogError as error:
-            self._leadership_lost(request, error)
+            self._leadership.lost(request, error)
         return text_answer(200, self._show(transaction))
 
     async def not_interactive(self, request: Request, transaction_id: str) -> Answer:
         """POST .../branches, /commit, /rollback: not for a one-shot transaction."""
         read_query(request, ())
         require_id(transaction_id)
-        await self._barrier(request)
+        await self._leadership.barrier(request)
         transaction = self._known(transaction_id)
         if transaction.mode is Mode.INTERACTIVE:
             raise api_shapes.interactive_not_supported()
@@ -389,34 +383,7 @@ class Transactions:
             id=transaction_id,
         )
 
-    # --- leadership and what is known ---
-
-    def _require_leader(self, request: Request) -> None:
-        """Raises the 307 or 503 of a node that does not lead."""
-        if self._log.epoch is None:
-            self._redirect(request.path, request.query)
-            raise no_leader()
-
-    def _redirect(self, path: str, query: str) -> None:
-        """Raises the 307 to another node that leads, if one was heard of."""
-        leader = self._log.leader
-        if leader is None or leader == self._node or leader not in self._apis:
-            return
-        asked = f"?{query}" if query else ""
-        raise not_leader(f"{self._apis[leader].rstrip('/')}{path}{asked}", leader)
-
-    def _leadership_lost(self, request: Request, error: LogError) -> NoReturn:
-        """For requests that change nothing, or may be repeated at will."""
-        self._redirect(request.path, request.query)
-        raise log_refusal(error, None) from error
-
-    async def _barrier(self, request: Request) -> None:
-        """What is read after this is current. The log ends every barrier when leadership goes."""
-        self._require_leader(request)
-        try:
-            await self._log.barrier()
-        except LogError as error:
-            self._leadership_lost(request, error)
+    # --- what is known ---
 
     def _known(self, transaction_id: str) -> Transaction:
         transaction = self._machine.get(transaction_id)

@@ -27,14 +27,7 @@ from coordinator.admission import Admission, WaitingLine, WayIn
 from coordinator.allowance import Allowance
 from coordinator.capacity import Capacity
 from coordinator.commands import Begin, Refuse, Resolve, encode
-from coordinator.errors import (
-    AtCapacity,
-    Conflict,
-    Draining,
-    NotAllowed,
-    expired,
-    unknown,
-)
+from coordinator.errors import AtCapacity, Conflict, Draining, NotAllowed, expired, unknown
 from coordinator.facts import Effect, Outcome, Transaction, resolution_of
 from coordinator.gateway import Gateway
 from coordinator.ids import is_valid_id
@@ -69,9 +62,11 @@ REFUSES_PER_S = 1_000
 
 class Figures(NamedTuple):
     """For metrics and readiness. Ages in milliseconds; `backlog` counts unfinished branches, the
-    bytes are those of undecided payloads and of what is remembered."""
+    bytes are those of undecided payloads and of what is remembered; `waiting_for_room`: a batch
+    counts as one."""
 
     leading: bool
+    waiting_for_room: int
     unfinished: int
     conversations: int
     undecided_bytes: int
@@ -255,6 +250,7 @@ class Driver:
         oldest = next(self._machine.unfinished(), None)
         return Figures(
             leading=self._log.epoch is not None,
+            waiting_for_room=len(self.line),
             unfinished=self._machine.unfinished_count,
             conversations=len(self._talks.lives),
             undecided_bytes=self._machine.payloads().bytes,

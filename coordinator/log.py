@@ -13,12 +13,13 @@ from typing import Protocol
 
 
 class LogError(Exception):
-    """A proposal or a barrier did not succeed.
+    """A proposal, a barrier or a transfer of leadership did not succeed.
 
     LogError
     ├── NotLeader       definite: it was never proposed
     ├── Overloaded      definite: it was never proposed
     ├── NotApplied      definite: it never will be applied (a newer epoch came first)
+    ├── NotHandedOver   this node leads on
     └── FateUnknown     unknown: look at the applied state after a barrier
     """
 
@@ -33,6 +34,10 @@ class Overloaded(LogError):
 
 class NotApplied(LogError):
     """The command was overwritten or fenced: it has no effect and never will have."""
+
+
+class NotHandedOver(LogError):
+    """No other node has taken over, for what reason the text says."""
 
 
 class FateUnknown(LogError):
@@ -76,6 +81,15 @@ class ReplicatedLog(Protocol):
 
     def barrier(self) -> asyncio.Future[None]:
         """Resolves when a read of the applied state is current; fails with a LogError."""
+
+    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> str:
+        """Have another node lead: `to`, or whichever lacks least. Who leads now, or led already;
+        it may be a third.
+
+        What is under way is finished first; what is proposed meanwhile waits, until `timeout_s` at
+        most, and is refused if the other leads. Raises NotHandedOver; NotLeader if nobody is known
+        to lead.
+        """
 
 
 async def proposed(

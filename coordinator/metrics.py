@@ -205,6 +205,11 @@ class _Watched(Collector):
         figures, log = self._figures(), self._log()
         yield _gauge("assent_leading", "1 while this node leads, else 0.", figures.leading)
         yield _gauge(
+            "assent_waiting_for_room",
+            "Submissions that wait to begin, for as many begin as the node can; a batch is one.",
+            figures.waiting_for_room,
+        )
+        yield _gauge(
             "assent_transactions_unfinished",
             "Transactions that are not finished, in the applied state.",
             figures.unfinished,

@@ -43,6 +43,7 @@ def document(limits: Limits, timings: Timings) -> dict[str, Any]:
                 "post": _interactive("rollback", "End it, rolling back")
             },
             "/v1/cluster": {"get": _cluster()},
+            "/v1/cluster/leader": {"post": _transfer()},
             "/healthz": {"get": _plain("health", "Liveness: the process answers.", "Health")},
             "/readyz": {"get": _readyz()},
             "/metrics": {"get": _metrics()},
@@ -197,6 +198,27 @@ def _cluster() -> Operation:
     return {
         **_plain("cluster", "The cluster as this node sees it.", "Cluster"),
         "responses": {"200": _answer("As seen.", ref("Cluster")), **_errors("400")},
+    }
+
+
+def _transfer() -> Operation:
+    node = {
+        "type": ["string", "null"],
+        "description": "Who is to lead; null, or absent: whoever lacks least.",
+    }
+    body = {"type": "object", "properties": {"node": node}, "additionalProperties": False}
+    refused = "No other node has taken over in time; the one that answers leads on."
+    return {
+        "operationId": "transfer",
+        "summary": "Have another node lead",
+        "description": "Answered once it leads; if it leads already, nothing happens. What is "
+        "under way goes on there." + _LEADER,
+        "requestBody": {"required": False, "content": _json(body)},
+        "responses": {
+            "200": _answer("As the node that led before sees it.", ref("Cluster")),
+            **_errors("307", "400", "408", "413", "415", "417", "503"),
+            "409": _answer(refused, ref("Error")),
+        },
     }
 
 

@@ -23,11 +23,13 @@ class Turn:
     left, the room that it was promised counts as taken only by what it has begun.
     """
 
-    def __init__(self, line: WaitingLine, address: str, piece: int = 1, left: int = 1) -> None:
+    def __init__(
+        self, line: WaitingLine, address: str, piece: int = 1, left: int = 1, size: int = 0
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self.has_come: asyncio.Future[bool] = self._loop.create_future()
         self._line = line
-        self._queued = Queued(address, piece, left, self._tell)
+        self._queued = Queued(address, piece, left, self._tell, size)
         line.wait(self._queued, self._loop.time())
 
     def leave(self) -> None:
@@ -39,11 +41,15 @@ class Turn:
 
 
 def begun_in_turn(
-    line: WaitingLine, address: str, patience: Patience, begin: Callable[[Waiting], object]
+    line: WaitingLine,
+    address: str,
+    size: int,
+    patience: Patience,
+    begin: Callable[[Waiting], object],
 ) -> Waiting:
     """A future that `begin` is given when its turn in the line has come; if that takes too long, it
-    ends as a refusal."""
-    turn = Turn(line, address)
+    ends as a refusal. `size`: of what was sent, in bytes."""
+    turn = Turn(line, address, size=size)
     future: Waiting = asyncio.get_running_loop().create_future()
     patience.bound(turn.has_come, ROOM_WITHIN_S)
     turn.has_come.add_done_callback(functools.partial(_turn_has_come, turn, begin, future))

@@ -34,7 +34,7 @@ from coordinator.driver import Driver, Figures
 from coordinator.facts import Effect, Transaction
 from coordinator.gateway import Gateway
 from coordinator.live import Progress
-from coordinator.log import LogError
+from coordinator.log import LogError, NotHandedOver, NotLeader
 from coordinator.machine import Machine
 from coordinator.metrics import LogFigures, Metrics
 from coordinator.plan import Plan, Wait
@@ -89,10 +89,28 @@ class Services:
 
 
 class SwitchedLog(MemoryLog):
-    """A log in memory whose barriers may be made to fail, and which counts them."""
+    """A log in memory whose barriers may be made to fail, and which counts them.
+
+    Leadership goes to `successor` (None: nobody that is known), however often it is asked for.
+    """
 
     barriers = 0
     barrier_error: LogError | None = None
+    successor: str | LogError | None = NotHandedOver("no other node answers")
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        self.handed_to: list[str | None] = []
+
+    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> str:
+        del timeout_s
+        self.handed_to.append(to)
+        if isinstance(self.successor, LogError):
+            raise self.successor
+        self.follow(self.successor)
+        if self.successor is None:
+            raise NotLeader("nobody is known to lead")
+        return self.successor
 
     def barrier(self) -> asyncio.Future[None]:
         self.barriers += 1
@@ -165,7 +183,7 @@ class ScriptedDriver:
         return self._raise(transaction_id)
 
     def figures(self) -> Figures:
-        return Figures(False, 0, 0, 0, 0, 0, 0, 0, {})
+        return Figures(False, 0, 0, 0, 0, 0, 0, 0, 0, {})
 
     def _raise(self, transaction_id: str) -> Transaction:
         outcome = self.outcome(cast(Plan, transaction_id))

@@ -10,7 +10,7 @@ import asyncio
 import collections
 from collections.abc import Callable
 
-from coordinator.log import Done, FateUnknown, NotLeader, StateMachine
+from coordinator.log import Done, FateUnknown, NotHandedOver, NotLeader, StateMachine
 
 
 class MemoryLog:
@@ -64,6 +64,10 @@ class MemoryLog:
         self._queue.append((command, done))
         if len(self._queue) == 1:
             loop.call_soon(self._drain)
+
+    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> str:
+        del to, timeout_s
+        raise NotHandedOver("no other node answers")
 
     def barrier(self) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()

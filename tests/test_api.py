@@ -165,21 +165,30 @@ NOT_FROM_ANOTHER_SITE: list[dict[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("path", ["", "/t-1/resolve", "/t-1/retry"])
-def test_a_page_may_change_something_only_with_what_a_browser_asks_about(path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "passes"),
+    [
+        (PATH, 200),
+        (PATH + "/t-1/resolve", 404),
+        (PATH + "/t-1/retry", 404),
+        ("/v1/cluster/leader", 409),
+    ],
+)
+def test_a_page_may_change_something_only_with_what_a_browser_asks_about(
+    path: str, passes: int
+) -> None:
     """A body without a type is sent to any site; one that is called JSON is not."""
 
     async def test() -> None:
         async with api_node() as node:
             resolve = {"outcome": "abort", "actor": "ada", "reason": "test"}
-            value = {"": node.body(), "/t-1/retry": {}}.get(path, resolve)
+            value = {PATH: node.body(), PATH + "/t-1/resolve": resolve}.get(path, {})
 
             async def asked(headers: Mapping[str, str]) -> int:
                 body = json.dumps(value).encode()
-                request = Request("POST", PATH + path, "", CIMultiDict(headers), body)
+                request = Request("POST", path, "", CIMultiDict(headers), body)
                 return (await answered(node.api.respond(request))).status
 
-            passes = 404 if path else 200
             for headers in NOT_FROM_ANOTHER_SITE:
                 assert await asked(headers) == passes
             for headers in FROM_A_PAGE:
@@ -330,6 +339,7 @@ LEADERS_CALLS = [
     ("POST", PATH + "/t-1/commit"),
     ("POST", PATH + "/t-1/rollback"),
     ("POST", PATH + "/t-1/branches"),
+    ("POST", "/v1/cluster/leader"),
 ]
 
 

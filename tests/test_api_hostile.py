@@ -16,7 +16,8 @@ from tests.api_rig import ApiNode, api_node, error_of, run
 
 PATH = "/v1/transactions"
 ONE = PATH + "/t-1"
-BODY_ROUTES = (PATH, ONE + "/resolve", ONE + "/retry")
+LEADER = "/v1/cluster/leader"
+BODY_ROUTES = (PATH, ONE + "/resolve", ONE + "/retry", LEADER)
 
 NESTED = b'{"participants":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 BODIES: dict[str, bytes] = {
@@ -55,12 +56,15 @@ WRONG_TYPES: tuple[Any, ...] = (
 def test_hostile_bodies(what: str) -> None:
     async def test() -> None:
         async with api_node() as node:
+            takes_body = {e.path.format(id="t-1") for e in node.api.endpoints if e.body_bytes}
+            assert takes_body == set(BODY_ROUTES)
             for route in BODY_ROUTES:
                 status, answer, headers = await node.request("POST", route, body=BODIES[what])
                 assert 400 <= status < 500, (route, answer)
                 assert headers["Content-Type"] == "application/json"
                 error_of(answer)
             assert node.machine.unfinished_count == node.machine.remembered_count == 0
+            assert node.log.handed_to == []
             await node.passes()
 
     run(test())
@@ -162,6 +166,28 @@ def test_every_field_of_a_resolve_with_every_wrong_type() -> None:
     run(test())
 
 
+def test_every_field_of_a_transfer_with_every_wrong_type() -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            for value in WRONG_TYPES:
+                if value is not None:
+                    status, answer = await node.post(LEADER, {"node": value})
+                    assert (status, error_of(answer)["details"]) == (400, {"field": "node"}), value
+                    assert error_of(answer)["message"] == (
+                        "node: must be one of n1, n2, or null for any of them"
+                    )
+                status, answer = await node.post(LEADER, {"nodes": value})
+                assert (status, error_of(answer)["details"]) == (400, {"field": "nodes"})
+                if value != {}:
+                    status, answer = await node.post(LEADER, value)
+                    assert status == 400
+                    error_of(answer)
+            assert node.log.handed_to == []
+            await node.passes()
+
+    run(test())
+
+
 BAD_IDS = (
     "%00",
     "a%2Fb",
@@ -240,7 +266,7 @@ def test_parameters_given_twice_or_to_the_wrong_call() -> None:
                 assert "twice" in error_of(answer)["message"]
             status, answer, _ = await node.request("GET", ONE + "?stale=true&wait_ms=5")
             assert (status, error_of(answer)["details"]) == (400, {"field": "wait_ms"})
-            for path in (PATH, *(f"{ONE}/{c}" for c in ("resolve", "retry", "commit"))):
+            for path in (PATH, LEADER, *(f"{ONE}/{c}" for c in ("resolve", "retry", "commit"))):
                 status, answer, _ = await node.request("POST", path + "?wait=none", body=b"{}")
                 assert (status, error_of(answer)["details"]) == (400, {"field": "wait"})
             for path in ("", "?branch_id=1", "?fingerprint=ab"):
@@ -259,7 +285,7 @@ def test_bodies_that_say_that_they_are_something_else(kind: str) -> None:
     async def test() -> None:
         async with api_node() as node:
             body = json.dumps(node.body()).encode()
-            for route in (PATH, ONE + "/resolve"):
+            for route in (PATH, ONE + "/resolve", LEADER):
                 status, answer, _ = await node.request(
                     "POST", route, body=body, headers={"Content-Type": kind}
                 )

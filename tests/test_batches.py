@@ -321,11 +321,12 @@ def test_one_of_a_crowd_begins_when_its_turn_has_come() -> None:
             asking = asyncio.ensure_future(answered(ask_alone(node, "a-1")))
             await asyncio.sleep(0)
             assert len(node.driver.line) == 1
+            assert node.driver.line._bytes > 50  # what was sent
             assert node.driver.live_count == 0
             let_in(node, door)
             answer = await asking
             assert (answer.status, json.loads(answer.body)["outcome"]) == (200, "committed")
-            assert len(node.driver.line) == 0
+            assert (len(node.driver.line), node.driver.line._bytes) == (0, 0)
 
     run(test())
 
@@ -436,7 +437,7 @@ def test_who_finds_no_room_begins_when_there_is_some() -> None:
             )
             await asyncio.sleep(0)
             assert (len(node.driver.line), node.driver.live_count) == (2, 0)
-            assert node.driver.line._alone_bytes > 100  # two bodies
+            assert node.driver.line._bytes > 100  # two bodies
             admission.room = 1
             node.driver.line.call(0.0)
             assert json.loads((await first).body)["outcome"] == "committed"

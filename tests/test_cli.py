@@ -93,6 +93,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         (["resolve", "a", "--branch", "1", "--reason", "r"], "--effect"),
         (["resolve", "a", "--abort", "--effect", "unknown", "--reason", "r"], "--effect"),
         (["cluster"], "COMMAND"),
+        (["cluster", "transfer", "n1", "n2"], "n2"),
         (["up", "--nodes", "4"], "--nodes 4"),
         (["up", "--base-port", "80"], "80"),
         (["up", "--base-port", "x"], "x"),
@@ -384,6 +385,28 @@ def test_reading_and_operating(run: Run, node: FakeNode) -> None:
     assert code == 0
     assert "led by n0 in term 3" in out
     assert node.url in out
+
+
+def test_a_transfer_says_who_led_and_who_leads_now(run: Run, node: FakeNode) -> None:
+    status = {"cluster": "test", "self": "n1", "leader": "n2", "term": 4, "nodes": []}
+
+    async def answer(_: web.Request, body: Any) -> web.StreamResponse:
+        return web.json_response(status | {"self": body["node"] or "n1"})
+
+    node.usual = answer
+    nodes = ("--nodes", node.url)
+    assert run("cluster", "transfer", *nodes) == (0, "n1 led, n2 leads now, in term 4\n", "")
+    assert run("cluster", "transfer", "n2", *nodes) == (0, "n2 leads already, in term 4\n", "")
+    assert node.requests[-1] == ("POST", "/v1/cluster/leader", {"node": "n2"})
+    code, out, _ = run("cluster", "transfer", "--json", *nodes)
+    assert (code, json.loads(out)) == (0, status)
+    for status_code, why in ((409, "not_handed_over"), (400, "bad_request")):
+        node.usual = fails(status_code, why)
+        code, out, err = run("cluster", "transfer", "n9", *nodes)
+        assert (code, out, err) == (2, "", f"assent: it is {why}\n")
+    node.usual = fails(503, "no_leader")
+    code, out, err = run("cluster", "transfer", *nodes, "--deadline", "0.2")
+    assert (code, out, err.count("\n")) == (3, "", 1)
 
 
 def test_an_answer_with_fields_of_another_type_is_one_line(run: Run, node: FakeNode) -> None:

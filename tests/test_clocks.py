@@ -19,6 +19,7 @@ from cluster.clocks import (
 )
 from cluster.raft.replica import Replica
 from cluster.raft.status import PeerStatus, ReplicaStatus, unknown_status
+from coordinator.log import NotHandedOver
 from tests.test_replica import Cluster, run, until
 
 FAR = MAX_OFFSET_MS + 1
@@ -78,13 +79,14 @@ class Node:
             **{name: getattr(status, name) for name in ReplicaStatus.__slots__} | {"peers": peers}
         )
 
-    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> bool:
+    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> str:
         assert to is not None
         assert timeout_s > 0
         self.world.handed_to.append(to)
-        if not self.world.refuses:
-            self.world.leader = to
-        return not self.world.refuses
+        if self.world.refuses:
+            raise NotHandedOver(f"{to} does not answer")
+        self.world.leader = to
+        return to
 
 
 def test_a_leader_with_a_wrong_clock_hands_over_after_some_looks() -> None:

@@ -618,8 +618,10 @@ def test_who_stands_in_line_is_told_of_room_when_what_they_began_is_applied() ->
         told = asyncio.Event()
         line.wait(Queued("10.0.0.1", 1, 1, told.set), now_s)
         assert not told.is_set()
+        assert rig.driver.figures().waiting_for_room == 1
         await told.wait()
         await rig.settle()
+        assert rig.driver.figures().waiting_for_room == 0
         assert (admission.waiting, admission._waiting_in_turn, admission._waiting_of) == (0, 0, {})
 
     play(scene)

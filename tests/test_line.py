@@ -367,8 +367,31 @@ def test_what_was_sent_by_those_outside_is_bounded() -> None:
     assert told.line.way_in(0.0, A) is WayIn.REFUSED
     admission.begun(C, 0.0)
     told.line.call(0.0)
-    assert told.line._alone_bytes == 0
+    assert told.line._bytes == 0
     assert told.line.way_in(0.0, A) is WayIn.AT_ONCE
+
+
+def test_what_was_sent_by_crowds_in_line_is_bounded_too() -> None:
+    admission = Admission()
+    told = Told(admission)
+    asked(admission, A)
+    asked(admission, B)  # another one, so that who asks for much is a crowd
+    fill(admission, ROOM_LEAST)
+    for _ in range(IN_TURN_LEAST):
+        admission.beginning(A)
+    places = []
+    while told.line.way_in(0.0, A) is WayIn.IN_TURN:
+        place = Queued(A, 1, 1, lambda: None, 1_000_000)
+        told.line.wait(place, 0.0)
+        places.append(place)
+    assert len(places) == OUTSIDE_BYTES // 1_000_000 + 1 < LEAST
+    assert told.line.way_in(0.0, A) is WayIn.REFUSED
+    assert told.line.way_in(0.0, B) is WayIn.REFUSED
+    told.line.leave(places[0], 0.0)
+    assert told.line.way_in(0.0, A) is WayIn.IN_TURN
+    for place in places[1:]:
+        told.line.leave(place, 0.0)
+    assert told.line._bytes == 0
 
 
 # --- what it is good for --------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from participants.contract import Acknowledged, Failed, Operation, Vote, Voted, 
 
 FIGURES = Figures(
     leading=True,
+    waiting_for_room=5,
     unfinished=12,
     conversations=11,
     undecided_bytes=70_000,
@@ -114,6 +115,7 @@ def test_figures_are_asked_for_at_each_reading() -> None:
     assert asked == []
     for name, expected in (
         ("assent_leading", 1),
+        ("assent_waiting_for_room", 5),
         ("assent_transactions_unfinished", 12),
         ("assent_conversations", 11),
         ("assent_undecided_bytes", 70_000),

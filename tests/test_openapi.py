@@ -171,7 +171,8 @@ def test_the_limits_it_names_are_those_that_are_set() -> None:
 
 
 def test_what_a_body_may_be_refused_for_is_said_of_every_call_that_takes_one() -> None:
-    for path in (PATH, f"{PATH}/{{id}}/resolve", f"{PATH}/{{id}}/retry"):
+    taking = (PATH, f"{PATH}/{{id}}/resolve", f"{PATH}/{{id}}/retry", "/v1/cluster/leader")
+    for path in taking:
         said = DOCUMENT["paths"][path]["post"]["responses"]
         assert {"408", "413", "415", "417"} <= said.keys()
     assert "403" in DOCUMENT["paths"][f"{PATH}/{{id}}/decision"]["get"]["responses"]
@@ -243,6 +244,8 @@ def test_real_answers_fit_their_schemas() -> None:
             for call in ("branches", "commit", "rollback"):
                 await _check(node, "POST", PATH + "/{id}/" + call, 409, body={})
             await _check(node, "GET", "/v1/cluster")
+            await _check(node, "POST", "/v1/cluster/leader", body={"node": "n1"})
+            await _check(node, "POST", "/v1/cluster/leader", 409, body={"node": None})
             await _check(node, "GET", "/healthz")
             await _check(node, "GET", "/readyz")
             node.log.follow("n2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from pysyncobj import SyncObj
 
-from cluster.errors import FailStop
+from cluster.errors import Damaged, FailStop
 from cluster.raft import core as raft_core
 from cluster.raft import snapshots as raft_snapshots
 from cluster.raft.core import check_library
@@ -770,6 +771,31 @@ def test_a_start_finishes_what_a_crash_interrupted_between_snapshot_and_log(
     index = leader.core.snapshot_index
     assert again.core.applied == again.core.commit == again.journal.last_index == index
     assert again.lines == leader.lines
+
+
+def test_a_leader_whose_snapshot_is_damaged_stops_and_does_not_ship_it_for_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world, _ = lagging(tmp_path)
+    file = tmp_path / "L" / "snapshots" / "snapshot"
+    whole = bytearray(file.read_bytes())
+    whole[-3] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(Damaged, match=re.escape(f"{file} is damaged")):
+        world.pass_rounds("L", "B", rounds=40)
+    assert "B: a snapshot came damaged and is asked for again: byte " in caplog.text
+    assert "Keep this directory aside" not in caplog.text, "B's directory is as it was"
+
+
+def test_who_lost_a_whole_snapshot_that_is_no_damage_gets_it_again(tmp_path: Path) -> None:
+    """It was restarted when it had all of it."""
+    world, leader, follower = installing(tmp_path)
+    follower.core.receiving = None
+    follower.core.installing = False
+    follower.jobs.clear()
+    follower.jobs_run_at_once = True
+    world.pass_rounds("L", "B", rounds=40)
+    assert follower.lines == leader.lines
 
 
 def interrupted(*_: object) -> None:

@@ -24,14 +24,13 @@ from cluster.raft.entries import NOTHING, encode_group
 from cluster.raft.proposals import ProposalLimits
 from cluster.raft.replica import Replica, ReplicaLimits
 from cluster.raft.state import CoreLimits, Role
-from cluster.raft.transfer import Transfer
 from cluster.raft.wire import Append, AppendReply, RaftMessage, SnapshotPiece
 from cluster.settings import RaftTimings
 from cluster.storage.disk import PosixDisk
 from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import SnapshotStore
-from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
+from coordinator.log import FateUnknown, LogError, NotHandedOver, NotLeader, Overloaded
 from tests.ledger import Ledger, put
 
 DEADLINE_S = 60
@@ -315,7 +314,8 @@ def test_a_cluster_of_one_works_and_remembers(tmp_path: Path) -> None:
             assert nodes.ledgers["n1"].lines == ["a"]
             leader = await nodes.leader()
             assert await propose(leader, "b") == 2
-            assert not await leader.transfer_leadership(timeout_s=2 * DEADLINE_S), "to nobody"
+            with pytest.raises(NotHandedOver, match="no other node answers"):
+                await leader.transfer_leadership(timeout_s=2 * DEADLINE_S)
 
     run(scenario())
 
@@ -573,9 +573,9 @@ def test_an_answer_has_a_step_run_only_where_that_can_do_something(tmp_path: Pat
             leader._barriers.round_begun(core.round, core.commit)
             assert has_a_step_run(), "a read waits for it"
             await is_idle()
-            leader._transfer = Transfer(peer, loop.create_future())
+            leader._transfer._done = loop.create_future()
             assert has_a_step_run(), "the successor may have all now"
-            leader._transfer = None
+            leader._transfer._done = None
             await is_idle()
             assert has_a_step_run(term=core.term + 1), "somebody else leads"
 
@@ -588,11 +588,12 @@ def test_an_epoch_that_is_over_is_refused(tmp_path: Path) -> None:
             first = await nodes.put("a")
             old = first.epoch
             assert old is not None
-            assert await first.transfer_leadership(timeout_s=DEADLINE_S)
+            successor = await first.transfer_leadership(timeout_s=DEADLINE_S)
             second = await nodes.leader(other_than=first.node)
+            assert successor == second.node
             assert isinstance(await propose(first, "x", old), NotLeader)
             assert isinstance(await propose(second, "x", old), NotLeader)
-            assert await second.transfer_leadership(first.node, timeout_s=DEADLINE_S)
+            assert await second.transfer_leadership(first.node, timeout_s=DEADLINE_S) == first.node
             await until(lambda: first.epoch is not None)
             assert isinstance(await propose(first, "x", old), NotLeader)
             await nodes.all_have("a")
@@ -607,7 +608,8 @@ def test_leadership_is_handed_over_with_nothing_lost(tmp_path: Path) -> None:
             target = next(name for name in nodes.replicas if name != first.node)
             texts = [f"line {number}" for number in range(100)]
             pending = [propose(first, text) for text in texts]
-            assert await first.transfer_leadership(target, timeout_s=DEADLINE_S)
+            assert await first.transfer_leadership(target, timeout_s=DEADLINE_S) == target
+            assert first.leader == target, "who asked is told when it is known"
             results = await asyncio.gather(*pending)
             assert not any(isinstance(result, FateUnknown) for result in results)
             told = [
@@ -615,23 +617,83 @@ def test_leadership_is_handed_over_with_nothing_lost(tmp_path: Path) -> None:
             ]
             await until(lambda: nodes.replicas[target].epoch is not None)
             await nodes.all_have(*told)
-            assert not await first.transfer_leadership()
+            assert await first.transfer_leadership() == target, "it leads already"
 
     run(scenario())
 
 
-def test_a_transfer_that_cannot_be_done_leaves_the_leader_in_place(tmp_path: Path) -> None:
+def test_nothing_waits_for_a_successor_that_is_down(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with cluster(tmp_path) as nodes:
             leader = await nodes.put("a")
             target = next(name for name in nodes.replicas if name != leader.node)
             await nodes.stop(target)
-            moving = asyncio.ensure_future(leader.transfer_leadership(target, timeout_s=0.1))
-            await asyncio.sleep(0)
+            core = leader._core
+            assert core is not None
+            await until(lambda: not core.is_connected(target))
+            with pytest.raises(NotHandedOver, match=f"{target} does not answer"):
+                await leader.transfer_leadership(target, timeout_s=2 * DEADLINE_S)
+            assert await propose(leader, "b") == 2
+            assert nodes.epochs[leader.node] == [leader.epoch]
+
+    run(scenario())
+
+
+def test_a_transfer_that_does_not_come_about_leaves_the_leader_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The successor is asked and does nothing, as one that hangs since a moment ago."""
+    asked: list[str] = []
+
+    def hand_over(_: RaftCore, to: str) -> bool:
+        asked.append(to)
+        return True
+
+    monkeypatch.setattr(RaftCore, "hand_over", hand_over)
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            nodes.keep(leader)
+            target = next(name for name in nodes.replicas if name != leader.node)
+            moving = asyncio.ensure_future(leader.transfer_leadership(target, timeout_s=0.2))
+            await until(lambda: target in asked)
             meanwhile = propose(leader, "b")
-            assert not await moving
+            with pytest.raises(NotHandedOver, match=r"has not taken over within 0\.2 s"):
+                await moving
+            assert not meanwhile.done(), "the successor would have lacked it"
             assert await meanwhile == 2
             assert nodes.epochs[leader.node] == [leader.epoch]
+
+    run(scenario())
+
+
+def test_transfers_that_are_asked_for_at_once_come_one_after_the_other(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            first = await nodes.put("a")
+            one, two = sorted(name for name in nodes.replicas if name != first.node)
+            told = await asyncio.gather(
+                *(first.transfer_leadership(to, timeout_s=DEADLINE_S) for to in (one, None, two))
+            )
+            assert told == [one] * 3, "who leads is told also to who asked for another"
+
+    run(scenario())
+
+
+def test_a_replica_that_stops_ends_a_transfer_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RaftCore, "hand_over", lambda *_: False)
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as nodes:
+            leader = await nodes.put("a")
+            moving = asyncio.ensure_future(leader.transfer_leadership(timeout_s=2 * DEADLINE_S))
+            await until(lambda: leader._transfer.is_under_way)
+            await nodes.stop(leader.node)
+            with pytest.raises(NotLeader):
+                await moving
 
     run(scenario())
 
@@ -1190,7 +1252,8 @@ def test_status_before_the_start_and_after_a_failure_is_told(
         assert replica.leader is None
         assert replica.epoch is None
         assert isinstance(await propose(replica, "a", 1), NotLeader)
-        assert not await replica.transfer_leadership()
+        with pytest.raises(NotLeader):
+            await replica.transfer_leadership()
         await replica.start()
         replica = await nodes.leader()
         assert isinstance(await propose(replica, "poison"), FateUnknown)

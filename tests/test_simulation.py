@@ -59,6 +59,7 @@ RARE = (
     "seeds with small bounds",
     "submits without an id",
     "syncs that failed",
+    "transfers",
 )
 
 

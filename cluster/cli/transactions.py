@@ -1,4 +1,4 @@
-"""The commands that ask a running cluster: get, list, watch, resolve, retry, status; and submit."""
+"""The commands that ask a running cluster: get, list, watch, resolve, retry, cluster; submit."""
 
 from __future__ import annotations
 
@@ -88,6 +88,10 @@ def add_commands(commands: Any) -> None:
     cluster = commands.add_parser("cluster", help="the cluster itself")
     parts = cluster.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(parts, "status", _status, shared, "show the nodes, and who leads")
+    transfer = _add(parts, "transfer", _transfer, shared, "hand leadership over to another node")
+    transfer.add_argument(
+        "node", metavar="NODE", nargs="?", help="without one: whichever lacks least of the log"
+    )
 
 
 def _add(
@@ -195,6 +199,17 @@ async def _status(client: Client, arguments: argparse.Namespace) -> int:
         print_json(status.raw)
     else:
         print(cluster_text(status))
+    return 0
+
+
+async def _transfer(client: Client, arguments: argparse.Namespace) -> int:
+    status = await client.transfer_leadership(arguments.node, deadline=arguments.deadline)
+    if arguments.json:
+        print_json(status.raw)
+    elif status.leader == status.self_id:
+        print(f"{status.leader} leads already, in term {status.term}")
+    else:
+        print(f"{status.self_id} led, {status.leader} leads now, in term {status.term}")
     return 0
 
 

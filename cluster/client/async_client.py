@@ -323,6 +323,15 @@ class Client:
                 return await self._ask_about_cluster(node_url(others[0]), until)
         return status
 
+    async def transfer_leadership(
+        self, node: str | None = None, *, deadline: float = DEADLINE
+    ) -> ClusterStatus:
+        """Have `node` lead, or whoever lacks least; the cluster as the node sees it that led before
+        (`self_id`). Nothing happens if `node` leads already. Raises Conflict if nobody takes over.
+        """
+        call = Call("POST", f"{_CLUSTER}/leader", json.dumps({"node": node}).encode())
+        return read_cluster(await self._read(call, self._begin(deadline)))
+
     # --- within ---------------------------------------------------------------------------------
 
     def _begin(self, deadline: float) -> float:

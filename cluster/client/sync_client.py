@@ -82,6 +82,7 @@ class SyncClient:
     resolve = _blocking(Client.resolve)
     retry = _blocking(Client.retry)
     cluster = _blocking(Client.cluster)
+    transfer_leadership = _blocking(Client.transfer_leadership)
 
     @property
     def leader(self) -> str | None:

@@ -22,6 +22,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
@@ -43,7 +44,14 @@ from cluster.settings import RaftTimings
 from cluster.storage.fellows import Fellows
 from cluster.storage.journal import Journal
 from cluster.storage.snapshots import SnapshotStore
-from coordinator.log import Done, FateUnknown, NotLeader, Overloaded, StateMachine
+from coordinator.log import (
+    Done,
+    FateUnknown,
+    NotHandedOver,
+    NotLeader,
+    Overloaded,
+    StateMachine,
+)
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +136,7 @@ class Replica:
         self._results: Told = []
         self._epoch: int | None = None
         self._epoch_entered = 0
-        self._transfer: Transfer | None = None
+        self._transfer = Transfer()
         self._scheduled = False
         self._sync: asyncio.Future[None] | None = None
         self._jobs: dict[asyncio.Future[Any], None] = {}
@@ -199,7 +207,7 @@ class Replica:
         await self.transport.wait_closed()
         if self._core is not None:
             self._core.close()
-        await asyncio.get_running_loop().run_in_executor(None, self._journal.close)
+        await self.syncs.in_thread(self._journal.close)
 
     # --- the log
 
@@ -255,28 +263,19 @@ class Replica:
             self._kick()
         return future
 
-    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> bool:
-        """Hand leadership to `to`, or to the follower that lacks least; did it happen in time?
-
-        What is under way is finished first; what comes meanwhile waits, and is refused when the
-        other leads.
-        """
+    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> str:
+        """See `coordinator.log.ReplicatedLog`."""
         core = self._core
-        if core is None or self._is_over or core.role is not Role.LEADER or self._transfer:
-            return False
-        if not core.peers:  # nobody could take over: nothing to wait for
-            return False
-        transfer = self._transfer = Transfer(to, asyncio.get_running_loop().create_future())
-        self._kick()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await transfer.done
-            return not self._is_over
-        except TimeoutError:
-            return False
-        finally:
-            self._transfer = None
-            self._kick()
+                if core is not None and not self._is_over:
+                    await self._transfer.hand_over(core, to, self._kick)
+        leader = self.leader
+        if leader is not None and leader != self.node:
+            return leader
+        if core is None or self._is_over or core.role is not Role.LEADER:
+            raise NotLeader(f"{self.node} does not lead, and does not know who does")
+        raise NotHandedOver(f"{to or 'no other node'} has not taken over within {timeout_s:g} s")
 
     def status(self) -> ReplicaStatus:
         """This moment. Before the log is read, a follower that knows nothing."""
@@ -340,7 +339,7 @@ class Replica:
         except Exception as error:
             self._die(error)
         lacks_entries = core.next_due <= core.now()
-        waited_for = self._barriers.wait_for_answers or self._transfer is not None
+        waited_for = self._barriers.wait_for_answers or self._transfer.is_under_way
         if core.can_commit or lacks_entries or waited_for or core.role is not Role.LEADER:
             self._kick()
         return True
@@ -427,8 +426,8 @@ class Replica:
             command = self.machine.epoch_command(core.term, self.node, self._now_ms())
             core.append(encode_group(core.term, [command]))
             grew = True
-        now_s = core.now()
-        while self._transfer is None and (group := self._proposals.next_group(now_s)) is not None:
+        now_s, waits = core.now(), self._transfer.holds_back(core)
+        while not waits and (group := self._proposals.next_group(now_s)) is not None:
             commands, dones = group
             index = core.append(encode_group(core.term, commands))
             self._proposals.entered(index, core.term, dones)
@@ -440,7 +439,7 @@ class Replica:
             core.speak()
             self._barriers.round_begun(core.round, core.commit)
         self._barriers.settle(core.round_confirmed, core.applied)
-        if self._transfer is not None and self._proposals.is_idle:
+        if self._transfer.is_under_way and self._proposals.is_idle:
             self._transfer.try_on(core)
 
     def _release(self, core: RaftCore) -> None:
@@ -554,6 +553,8 @@ class Replica:
             self.stats.leaderships += 1
             log.info("%s: leads epoch %d", self.node, core.term)
             self._tell(self._announce, core.term)
+        if self._transfer.is_under_way and self.leader not in (None, self.node):
+            self._transfer.end()
 
     def _lose(self, waiting: NotLeader, under_way: FateUnknown) -> None:
         """Leadership is over: answer everything, then say so."""
@@ -562,8 +563,6 @@ class Replica:
         for done, error in self._proposals.fail(waiting=waiting, under_way=under_way):
             self._tell(done, error)
         self._barriers.fail(waiting)
-        if self._transfer is not None and not self._transfer.done.done():
-            self._transfer.done.set_result(None)
         if led:
             log.info("%s: leads no more", self.node)
             self._tell(self._announce, None)
@@ -578,6 +577,7 @@ class Replica:
         self._caught_up.set()
         self.transport.close()
         self._inbox.clear()
+        self._transfer.end()
         self._lose(waiting, under_way)
 
     def _die(self, error: BaseException) -> None:

@@ -156,6 +156,9 @@ class Log:
             passed.set_exception(NotLeader("another leads"))
         return cast("asyncio.Future[None]", passed)
 
+    async def transfer_leadership(self, to: str | None = None, timeout_s: float = 2.0) -> str:
+        raise NotImplementedError  # the driver asks for none
+
 
 class Gateway:
     """Calls leave at once; prepares may be made to wait in their lane until `leave`."""

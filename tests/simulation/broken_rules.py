@@ -23,7 +23,7 @@ from cluster.raft.replica import Replica
 from cluster.raft.replication import Replication
 from cluster.storage.journal import Journal
 from cluster.storage.journal_format import Log
-from coordinator.api_transactions import Transactions
+from coordinator.api_leadership import Leadership
 from coordinator.commands import Acknowledge, Command, Epoch
 from coordinator.conversation import Conversation
 from coordinator.driver import Driver
@@ -223,11 +223,11 @@ async def inquire_of_anybody(
     return answer_inquiry(transaction, branch_id, fingerprint)
 
 
-async def no_barrier(_original: Any, _transactions: Transactions, _request: Any) -> None:
+async def no_barrier(_original: Any, _leadership: Leadership, _request: Any) -> None:
     pass
 
 
-def lead_or_not(_original: Any, _transactions: Transactions, _request: Any) -> None:
+def lead_or_not(_original: Any, _leadership: Leadership, _request: Any) -> None:
     """Every node takes itself for the one to ask."""
 
 
@@ -385,8 +385,8 @@ VOTE_TWICE: Taken = together(
     replaced(RaftCore, "on_request_vote", vote_for_all),
 )
 FOLLOWER_READS: Taken = together(
-    replaced(Transactions, "_require_leader", lead_or_not),
-    replaced(Transactions, "_barrier", no_barrier),
+    replaced(Leadership, "require", lead_or_not),
+    replaced(Leadership, "barrier", no_barrier),
 )
 TRUNCATE_ALWAYS: Taken = together(
     replaced(RaftCore, "_take", truncate_always),
@@ -404,5 +404,5 @@ NO_EPOCH_CHECK: Taken = together(
 )
 INQUIRE_OF_ANYBODY: Taken = together(
     replaced(Driver, "inquire", inquire_of_anybody),
-    replaced(Transactions, "_require_leader", lead_or_not),
+    replaced(Leadership, "require", lead_or_not),
 )

@@ -11,7 +11,14 @@ from collections.abc import Awaitable
 from random import Random
 from typing import Any
 
-from cluster.client.answers import ClientError, Expired, Refused, Transaction, UnknownTransaction
+from cluster.client.answers import (
+    ClientError,
+    Conflict,
+    Expired,
+    Refused,
+    Transaction,
+    UnknownTransaction,
+)
 from cluster.client.async_client import Client
 from coordinator.api_shapes import read_submission
 from tests.simulation.raw_requests import RawRequests
@@ -167,6 +174,8 @@ class User(RawRequests):
             calls.append(self.abort_by_hand(body["id"], after_s=after_s))
             after_s *= 2 * self.world.draw("retry").random()
             calls.append(self.retry(body["id"], after_s=after_s))
+            if self.world.draw("transfer").random() < 0.5:
+                calls.append(self.transfer_leadership(after_s=after_s))
         await asyncio.gather(*calls)
 
     def new_body(self) -> Body:
@@ -308,6 +317,23 @@ class User(RawRequests):
             call.unknown(error)
         else:
             call.answered(answer)
+
+    async def transfer_leadership(self, *, after_s: float) -> None:
+        """An operator has another node lead, while his transaction is under way."""
+        draw = self.world.draw("transfer")
+        node = draw.choice((None, *(node.name for node in self.world.nodes)))
+        await asyncio.sleep(after_s)
+        try:
+            status = await self.library.transfer_leadership(node, deadline=5.0)
+        except Conflict:
+            self.world.count("transfers refused")
+        except ClientError:
+            self.world.count("transfers unanswered")
+        else:
+            assert node in (None, status.leader), f"asked for {node}, told {status.leader}"
+            self.world.count(
+                "transfers" if status.leader != status.self_id else "transfers to self"
+            )
 
     async def inquire_and_begin(self) -> None:
         """Presumed abort: what was answered "abort" because nobody knew it never commits.
