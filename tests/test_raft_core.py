@@ -909,6 +909,13 @@ def test_a_follower_that_lost_what_it_acknowledged_gets_it_again(
 # --- clocks
 
 
+def test_a_follower_knows_its_leaders_clock(tmp_path: Path) -> None:
+    """Its own readiness says whether the two agree, and it may lead next."""
+    follower = World(tmp_path, "LAB").nodes["A"]
+    follower.hear("L", append(1, (1, 0), [], 1))
+    assert follower.core.clock_offsets_ms == {"L": 0}
+
+
 def test_the_clock_of_a_silent_peer_goes_on(tmp_path: Path) -> None:
     """As it was when it was heard, it would agree with a clock that was set a day ahead since then:
     with one of three nodes down the leader's would be in the middle, and sound.
