@@ -104,6 +104,7 @@ class Checker:
         self._calls: dict[tuple[str, int], tuple[Event, int, int]] = {}
         self._leaders: dict[int, str] = {}
         self._led_s = -math.inf  # when a leader began to lead last
+        self._is_quiet = False  # all has settled, and nothing has struck since
         self._entries: dict[int, tuple[int, str]] = {}
         self._applied: dict[tuple[str, int], int] = {}
         self._excused: dict[str, None] = {}
@@ -409,8 +410,13 @@ class Checker:
 
     # --- nodes
 
+    def _on_settled(self, _: Event) -> None:
+        self._is_quiet = True
+
     def _on_leader(self, event: Event) -> None:
         self._led_s = event["at"]
+        if self._is_quiet:
+            self._found("I17", event["node"], f"leads term {event['term']}, and nothing had struck")
         self._takes_part(event["node"])
         other = self._leaders.setdefault(event["term"], event["node"])
         if other != event["node"]:
@@ -448,6 +454,7 @@ class Checker:
             self._found("I4", node, f"comes back with {last} entries, {applied} were applied")
 
     def _on_fault(self, event: Event) -> None:
+        self._is_quiet = False
         if event["kind"] in DAMAGE:
             node = event["target"].split()[0]
             self._excused[node] = None

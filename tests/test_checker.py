@@ -333,6 +333,13 @@ def test_a_new_leader_may_abort_what_was_under_way_when_it_came() -> None:
     assert check([NO_END, led, {**probe, "took_s": 2.9}]) != []
 
 
+def test_who_leads_when_all_is_well_goes_on() -> None:
+    settled, elected = event("settled", after_s=1.0), event("leader", node="n2", term=2)
+    assert invariants([*COMMITTED, settled, elected, *end()]) == {"I17"}
+    struck = event("fault", kind="clock of tomorrow", target="leader")
+    assert check([*COMMITTED, settled, struck, elected, *end()]) == []
+
+
 def test_who_forgets_may_answer_unknown() -> None:
     ask = [invoke(2, "get"), ok(2, "get", outcome=None, state="unknown")]
     history = [*COMMITTED, *ask, *end()]
