@@ -1,10 +1,12 @@
-"""Planted bugs, continued: what is shown of the past, and what is lost between two groups."""
+"""Planted bugs, continued: what is shown of the past, what is lost between two groups, and a leader
+that nobody answers, as it thinks."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from cluster.raft.core import RaftCore
 from cluster.raft.proposals import Proposals
 from coordinator.api_requests import Answer, Request, text_answer
 from coordinator.api_transactions import Transactions
@@ -42,3 +44,10 @@ def dropped_from_a_group(original: Any, proposals: Proposals, now_s: float) -> A
         proposals._waiting_bytes -= len(command)
         proposals.leave_by_s = 0.0 if proposals._waiting else math.inf
     return group
+
+
+# --- Raft -----------------------------------------------------------------------------------------
+
+
+def answers_not_noted(_original: Any, _core: RaftCore, _peer: str) -> None:
+    """A leader does not note when it was answered, and steps down after a while."""

@@ -687,7 +687,7 @@ MUTANTS = {
             "whose transaction is finished waits no more",
             left.retries_of_the_finished,
         ),
-        # What is shown, and what is lost between groups.
+        # What is shown, what is lost between groups, who leads on.
         Mutant(
             "branches-remembered",
             "what is shown of branches is of this transaction, and of now",
@@ -702,6 +702,11 @@ MUTANTS = {
             "dropped-from-a-group",
             "what a group has no room for goes in the next",
             replaced(Proposals, "next_group", answers.dropped_from_a_group),
+        ),
+        Mutant(
+            "answers-not-noted",
+            "who leads and is answered leads on",
+            replaced(RaftCore, "set_last_reply", answers.answers_not_noted),
         ),
     )
 }
