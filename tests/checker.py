@@ -29,7 +29,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.checked import ABORTED, COMMITTED, Event, Nameless, Transaction, wrong_money
+from tests.checked import (
+    ABORTED,
+    COMMITTED,
+    Event,
+    Nameless,
+    Transaction,
+    contradicting,
+    wrong_money,
+)
 
 PROBE_LIMIT_S = 15.0
 WIPED = "wipe"
@@ -96,6 +104,7 @@ class Checker:
         self._calls: dict[tuple[str, int], tuple[Event, int, int]] = {}
         self._leaders: dict[int, str] = {}
         self._led_s = -math.inf  # when a leader began to lead last
+        self._is_quiet = False  # all has settled, and nothing has struck since
         self._entries: dict[int, tuple[int, str]] = {}
         self._applied: dict[tuple[str, int], int] = {}
         self._excused: dict[str, None] = {}
@@ -165,10 +174,11 @@ class Checker:
         if event["call"] == "decision":
             self._inquired(transaction, invoked, event)
             return
+        self._check_shown(id, transaction, event)
         now = _rank(event)
         if now == _FINISHED and outcome == COMMITTED:
             self._check_done(id, transaction, invoked.get("work"))
-        if event["call"] == "get" and not invoked.get("stale"):
+        if event["call"] in ("get", "retry") and not invoked.get("stale"):
             forgotten = now == 0 and self._run["forgets"] and not self._is_young(transaction)
             if now < own and not forgotten:
                 self._found("I10", id, f"{client} saw rank {own} before, now {event['state']}")
@@ -187,6 +197,18 @@ class Checker:
             return
         if not any(e["participant"] == name and e["work"] == work for e in transaction.committed()):
             transaction.ended[name, work] = f"{event['call']} of {event['client']}"
+
+    def _check_shown(self, id: str, transaction: Transaction, event: Event) -> None:
+        """An answer does not contradict itself, nor say of a branch what it has not done."""
+        branches, state = event.get("branches", {}), event["state"]
+        for name in contradicting(state, branches):
+            self._found("I3", id, f"told to be {state}, and {name} to be {branches[name]}")
+        if not self._run["ordered"]:
+            return
+        done = {event["participant"] for event in transaction.committed()}
+        for name, shown in branches.items():
+            if shown == COMMITTED and name not in done and not transaction.is_by_hand(name):
+                self._found("I4", id, f"{name} is told to have committed, and has not")
 
     def _check_done(self, id: str, transaction: Transaction, work: str | None) -> None:
         """It is told to be finished: every participant has done its part."""
@@ -388,8 +410,13 @@ class Checker:
 
     # --- nodes
 
+    def _on_settled(self, _: Event) -> None:
+        self._is_quiet = True
+
     def _on_leader(self, event: Event) -> None:
         self._led_s = event["at"]
+        if self._is_quiet:
+            self._found("I17", event["node"], f"leads term {event['term']}, and nothing had struck")
         self._takes_part(event["node"])
         other = self._leaders.setdefault(event["term"], event["node"])
         if other != event["node"]:
@@ -427,6 +454,7 @@ class Checker:
             self._found("I4", node, f"comes back with {last} entries, {applied} were applied")
 
     def _on_fault(self, event: Event) -> None:
+        self._is_quiet = False
         if event["kind"] in DAMAGE:
             node = event["target"].split()[0]
             self._excused[node] = None

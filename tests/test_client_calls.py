@@ -268,12 +268,13 @@ def test_only_what_keeps_method_and_body_is_followed(status: int, asked: list[st
     asyncio.run(test())
 
 
-def test_a_nodes_own_refusal_is_final_whatever_came_before() -> None:
+@pytest.mark.parametrize("first", [NoAnswer("lost"), HttpAnswer(503, {}, b"{}")], ids=str)
+def test_a_nodes_own_refusal_is_final_whatever_came_before(first: HttpAnswer | NoAnswer) -> None:
     words = b'{"error": {"code": "transaction_id_conflict", "message": "other", "details": {}}}'
 
     async def test() -> None:
         refusal = HttpAnswer(409, {}, words)
-        exchange = Scripted(NoAnswer("lost"), HttpAnswer(409, {}, b"a proxy's"), refusal)
+        exchange = Scripted(first, HttpAnswer(409, {}, b"a proxy's"), refusal)
         caller = Caller(Nodes(["a:1"], Random(1)), exchange, timeout=2.0, random=Random(1))
         deadline = asyncio.get_running_loop().time() + 1_000
         assert await caller.call(Call("POST", "/x"), deadline) is refusal

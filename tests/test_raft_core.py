@@ -849,6 +849,21 @@ def test_an_entry_of_an_earlier_term_is_not_committed_by_counting(tmp_path: Path
     assert leader.lines == ["early"]
 
 
+def test_a_leadership_counts_nobody_for_what_was_acknowledged_to_an_earlier_one(
+    tmp_path: Path,
+) -> None:
+    """What a follower had then, another leader may have replaced since."""
+    world = World(tmp_path)
+    leader = world.elect("A", "B", "C")
+    leader.put("early")
+    world.pass_rounds()
+    assert leader.core.match_index("B") == leader.journal.last_index
+    world.elect("B", "A", "C")
+    world.elect("A", "B", "C")
+    assert leader.core.role is Role.LEADER
+    assert leader.core.match_index("B") == leader.core.match_index("C") == 0
+
+
 def test_a_follower_that_lost_what_it_acknowledged_gets_it_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -873,6 +888,13 @@ def test_a_follower_that_lost_what_it_acknowledged_gets_it_again(
 
 
 # --- clocks
+
+
+def test_a_follower_knows_its_leaders_clock(tmp_path: Path) -> None:
+    """Its own readiness says whether the two agree, and it may lead next."""
+    follower = World(tmp_path, "LAB").nodes["A"]
+    follower.hear("L", append(1, (1, 0), [], 1))
+    assert follower.core.clock_offsets_ms == {"L": 0}
 
 
 def test_the_clock_of_a_silent_peer_goes_on(tmp_path: Path) -> None:

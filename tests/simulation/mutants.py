@@ -22,6 +22,7 @@ import cluster.storage.fellows
 import cluster.storage.journal_segments
 import coordinator.api
 import coordinator.api_connection
+import coordinator.api_shapes
 import coordinator.courier
 import coordinator.driver
 import coordinator.inquiry
@@ -61,6 +62,7 @@ from participants.inquiry import Inquirer
 from participants.sdk import Participant
 from tests.model import mutants as model
 from tests.model.broken_rules import Taken, replaced, together
+from tests.simulation import broken_answers as answers
 from tests.simulation import broken_disk as disk
 from tests.simulation import broken_fronts as fronts
 from tests.simulation import broken_leftovers as left
@@ -685,6 +687,27 @@ MUTANTS = {
             "whose transaction is finished waits no more",
             left.retries_of_the_finished,
         ),
+        # What is shown, what is lost between groups, who leads on.
+        Mutant(
+            "branches-remembered",
+            "what is shown of branches is of this transaction, and of now",
+            replaced(coordinator.api_shapes, "_standing", answers.branches_remembered),
+        ),
+        Mutant(
+            "retry-from-the-past",
+            "what an operator is answered is current",
+            replaced(Transactions, "retry", answers.retry_from_the_past),
+        ),
+        Mutant(
+            "dropped-from-a-group",
+            "what a group has no room for goes in the next",
+            replaced(Proposals, "next_group", answers.dropped_from_a_group),
+        ),
+        Mutant(
+            "answers-not-noted",
+            "who leads and is answered leads on",
+            replaced(RaftCore, "set_last_reply", answers.answers_not_noted),
+        ),
     )
 }
 """By name."""
@@ -757,5 +780,6 @@ QUICK = (
     "taking-for-ever",
     "refusal-leaves-something",
     "set-clock-believed",
+    "branches-remembered",
 )
 """Those that most seeds show, whatever changes in them: for the tests of every day."""
