@@ -29,7 +29,7 @@ async def retry_from_the_past(
     try:
         transaction = transactions._driver.retry_now(transaction_id)
     except LogError as error:
-        transactions._leadership_lost(request, error)
+        transactions._leadership.lost(request, error)
     return text_answer(200, transactions._show(transaction))
 
 
