@@ -125,12 +125,14 @@ class Api:
                 raise too_large("The body", len(request.body), endpoint.body_bytes)
             answer = endpoint.answer(request, transaction_id)
         except Exception as error:
-            return _answer_of(error, request)
+            return _answer_of(error, request.method, request.path)
         if isinstance(answer, Answer):
             return answer
+        # What waits holds no body, which may be large.
+        method, path = request.method, request.path
         if isinstance(answer, Later):
-            return Later(answer.future, functools.partial(_made, answer.made, request))
-        task = asyncio.get_running_loop().create_task(_awaited(answer, request))
+            return Later(answer.future, functools.partial(_made, answer.made, method, path))
+        task = asyncio.get_running_loop().create_task(_awaited(answer, method, path))
         return Later(task, asyncio.Future.result)
 
     def admit(self, request: Request) -> Answer | int:
@@ -142,7 +144,7 @@ class Api:
             if endpoint.admit is not None:
                 endpoint.admit(request, transaction_id)
         except Exception as error:
-            return _answer_of(error, request)
+            return _answer_of(error, request.method, request.path)
         return endpoint.body_bytes
 
     def _endpoint(self, request: Request) -> tuple[Endpoint, str]:
@@ -171,29 +173,32 @@ class Api:
 
 
 def _made(
-    made: Callable[[asyncio.Future[Any]], Answer], request: Request, future: asyncio.Future[Any]
+    made: Callable[[asyncio.Future[Any]], Answer],
+    method: str,
+    path: str,
+    future: asyncio.Future[Any],
 ) -> Answer:
     try:
         return made(future)
     except Exception as error:
-        return _answer_of(error, request)
+        return _answer_of(error, method, path)
 
 
-async def _awaited(answer: Coroutine[Any, Any, Answer], request: Request) -> Answer:
+async def _awaited(answer: Coroutine[Any, Any, Answer], method: str, path: str) -> Answer:
     try:
         return await answer
     except Exception as error:
-        return _answer_of(error, request)
+        return _answer_of(error, method, path)
 
 
-def _answer_of(error: Exception, request: Request) -> Answer:
+def _answer_of(error: Exception, method: str, path: str) -> Answer:
     """The one place where a failure becomes an answer."""
     match error:
         case ApiError():
             return error_answer(error)
         case CoordinatorError():
             return error_answer(refusal(error))
-    LOG.error("%s %s failed; this is a defect", request.method, request.path, exc_info=error)
+    LOG.error("%s %s failed; this is a defect", method, path, exc_info=error)
     what = "The node failed on this request; its log says how."
     return error_answer(ApiError(500, "internal_error", what))
 

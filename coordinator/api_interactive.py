@@ -5,8 +5,8 @@ All are answered by the leader, and may be repeated: an answer that was lost is 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from coordinator import api_fields
 from coordinator.api_errors import log_refusal
@@ -24,6 +24,7 @@ from coordinator.api_requests import (
 from coordinator.api_shapes import read_participant
 from coordinator.api_show import show, show_branch
 from coordinator.driver import Driver
+from coordinator.errors import unknown
 from coordinator.facts import Transaction
 from coordinator.live import is_reached
 from coordinator.log import LogError
@@ -81,41 +82,45 @@ class InteractiveCalls:
         transaction, position = await self._asked(request, transaction_id, enlisting)
         return text_answer(201, show_branch(transaction, position))
 
-    async def commit(self, request: Request, transaction_id: str) -> Answer:
+    def commit(self, request: Request, transaction_id: str) -> Coroutine[Any, Any, Answer]:
         """POST /v1/transactions/{id}/commit: 200 with the outcome, whatever it is."""
-        wait = _read_wait(request)
-        ending = self._driver.interactive.commit(transaction_id)
-        return await self._ended(request, await self._asked(request, transaction_id, ending), wait)
+        return self._end(request, transaction_id, self._driver.interactive.commit)
 
-    async def rollback(self, request: Request, transaction_id: str) -> Answer:
+    def rollback(self, request: Request, transaction_id: str) -> Coroutine[Any, Any, Answer]:
         """POST /v1/transactions/{id}/rollback: likewise; of a committed one nothing is undone."""
+        return self._end(request, transaction_id, self._driver.interactive.rollback)
+
+    async def _end(
+        self,
+        request: Request,
+        transaction_id: str,
+        ask: Callable[[str], Coroutine[Any, Any, Transaction]],
+    ) -> Answer:
+        """When its outcome is known, as far as `wait` says; 202 where that takes too long."""
         wait = _read_wait(request)
-        ending = self._driver.interactive.rollback(transaction_id)
-        return await self._ended(request, await self._asked(request, transaction_id, ending), wait)
+        transaction = await self._asked(request, transaction_id, ask(transaction_id))
+        if wait is not Wait.NONE and not is_reached(transaction, wait):
+            left_s = max(0, transaction.deadline_ms - self._now_ms()) / 1000 + END_MARGIN_S
+            del transaction  # who waits holds no payloads
+            future = self._driver.wait_for(transaction_id, wait)
+            waiting = self._patience.settled(future, left_s)
+            present = await self._asked(request, transaction_id, waiting)
+            present = present or self._machine.get(transaction_id)
+            if present is None:  # it ended, and was forgotten meanwhile
+                raise unknown(transaction_id)
+            transaction = present
+        status = 200 if wait is not Wait.NONE and is_reached(transaction, wait) else 202
+        is_finished = transaction.finished_ms is not None
+        progress = None if is_finished else self._driver.progress(transaction_id)
+        return text_answer(status, show(transaction, progress))
 
     async def _asked(self, request: Request, transaction_id: str, asked: Awaitable[Asked]) -> Asked:
         try:
             return await asked
         except LogError as error:
-            self._leadership.redirect(request)  # what is asked again happens once
+            # What is asked again happens once.
+            self._leadership.redirect(request.path, request.query)
             raise log_refusal(error, transaction_id) from error
-
-    async def _ended(self, request: Request, transaction: Transaction, wait: Wait) -> Answer:
-        """When its outcome is known, as far as `wait` says; 202 where that takes too long."""
-        if wait is not Wait.NONE and not is_reached(transaction, wait):
-            future = self._driver.wait_for(transaction.id, wait)
-            left_s = max(0, transaction.deadline_ms - self._now_ms()) / 1000
-            try:
-                settled = await self._patience.settled(future, left_s + END_MARGIN_S)
-            except LogError as error:
-                self._leadership.redirect(request)
-                raise log_refusal(error, transaction.id) from error
-            transaction = settled or self._machine.get(transaction.id) or transaction
-        status = 200 if wait is not Wait.NONE and is_reached(transaction, wait) else 202
-        progress = None
-        if transaction.finished_ms is None:
-            progress = self._driver.progress(transaction.id)
-        return text_answer(status, show(transaction, progress))
 
 
 def _read_wait(request: Request) -> Wait:

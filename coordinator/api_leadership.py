@@ -28,20 +28,20 @@ class Leadership:
     def require(self, request: Request) -> None:
         """Raises the 307 or 503 of a node that does not lead."""
         if self._log.epoch is None:
-            self.redirect(request)
+            self.redirect(request.path, request.query)
             raise no_leader()
 
-    def redirect(self, request: Request) -> None:
+    def redirect(self, path: str, query: str) -> None:
         """Raises the 307 to another node that leads, if one was heard of."""
         leader = self._log.leader
         if leader is None or leader == self._node or leader not in self._apis:
             return
-        query = f"?{request.query}" if request.query else ""
-        raise not_leader(f"{self._apis[leader].rstrip('/')}{request.path}{query}", leader)
+        asked = f"?{query}" if query else ""
+        raise not_leader(f"{self._apis[leader].rstrip('/')}{path}{asked}", leader)
 
     def lost(self, request: Request, error: LogError) -> NoReturn:
         """For requests that change nothing, or may be repeated at will."""
-        self.redirect(request)
+        self.redirect(request.path, request.query)
         raise log_refusal(error, None) from error
 
     async def barrier(self, request: Request) -> None:

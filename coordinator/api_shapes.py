@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from coordinator import ids
 from coordinator.api_errors import ApiError, bad_field, clock_unsettled, too_large
@@ -30,12 +30,9 @@ from coordinator.facts import (
     Outcome,
     participant_of,
 )
-from coordinator.plan import Plan, Planned, Wait
+from coordinator.plan import Awaited, Plan, Planned, Wait
 from coordinator.settings import Limits, Timings
 from participants.contract import BadMessage, encode_json, fingerprint
-
-if TYPE_CHECKING:  # for its type alone: this file is pure, that one is not
-    pass
 
 MAX_AHEAD_MS = 300_000
 """How far ahead an id's time may be: or it could not be forgotten in time (PROTOCOL, 9)."""
@@ -73,6 +70,11 @@ class Submission(NamedTuple):
     plan: Plan
     wait: Wait
     named: bool
+
+    @property
+    def awaited(self) -> Awaited:
+        plan, wait, named = self
+        return Awaited(plan.id, plan.fingerprint, plan.mode, wait, named)
 
 
 def read_submission(

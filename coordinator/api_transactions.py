@@ -53,7 +53,7 @@ from coordinator.live import Waiting, is_reached
 from coordinator.log import LogError
 from coordinator.machine import Machine
 from coordinator.patience import Patience
-from coordinator.plan import Wait
+from coordinator.plan import Awaited, Wait
 from coordinator.settings import Limits, Timings
 from coordinator.turn import begun_in_turn
 from participants.contract import read_traceparent
@@ -130,7 +130,7 @@ class Transactions:
         body = request.body
         traceparent = read_traceparent(request.headers.get("traceparent"))
         if is_batch(body):
-            return self._submit_batch(request, traceparent)
+            return self._submit_batch(body, request.address, traceparent)
         if len(body) > self._limits.body_bytes:
             raise too_large("The body", len(body), self._limits.body_bytes)
         if len(body) > LARGE_BYTES:
@@ -145,7 +145,7 @@ class Transactions:
         await asyncio.sleep(0)
         self._leadership.require(request)
         answer = self._submit_one(request, value, traceparent)
-        del value  # it may take sixty times the memory of its JSON
+        del value, request  # the former may take sixty times the memory of its JSON
         return answer if isinstance(answer, Answer) else await answer.come()
 
     def _submit_one(self, request: Request, value: Any, traceparent: str | None) -> Answer | Later:
@@ -166,45 +166,48 @@ class Transactions:
             line = self._driver.line
             future = begun_in_turn(line, request.address, size, self._patience, begin)
         self._patience.bound(future, _bound_s(submission))
-        return Later(future, functools.partial(self._submitted, request, submission))
+        where, awaited = (request.path, request.query), submission.awaited
+        return Later(future, functools.partial(self._submitted, *where, awaited))
 
-    def _submitted(self, request: Request, submission: Submission, future: Waiting) -> Answer:
+    def _submitted(self, path: str, query: str, awaited: Awaited, future: Waiting) -> Answer:
         try:
-            transaction = self._settled(submission, future)
+            transaction = self._settled(awaited, future)
         except LogError as error:
-            if submission.named:
-                self._leadership.redirect(request)
-            raise log_refusal(error, submission.plan.id, named=submission.named) from error
-        status = _status_of(transaction, submission.wait)
-        if submission.plan.mode is Mode.INTERACTIVE:  # it may have ended, or its id be refused
+            if awaited.named:
+                self._leadership.redirect(path, query)
+            raise log_refusal(error, awaited.id, named=awaited.named) from error
+        status = _status_of(transaction, awaited.wait)
+        if awaited.mode is Mode.INTERACTIVE:  # it may have ended, or its id be refused
             status = 200 if transaction.closed else 201
         return text_answer(status, self._show(transaction))
 
-    async def _submit_batch(self, request: Request, traceparent: str | None) -> Answer:
+    async def _submit_batch(self, body: bytes, address: str, traceparent: str | None) -> Answer:
         def read(value: Any) -> Submission:
             submission = self._read(value, traceparent)
             if submission.plan.mode is Mode.INTERACTIVE:
                 raise bad_field("mode", "interactive transactions are begun one by one")
             return submission
 
-        elements = await self._batches.read(request.body, read)
-        return await self._batches.submit(elements, request.address)
+        reading = self._batches.read(body, read)
+        del body
+        return await self._batches.submit(await reading, address)
 
     def _begin_element(self, submission: Submission) -> Begun:
         until_s = asyncio.get_running_loop().time() + _bound_s(submission)
-        return Begun(submission, self._driver.submit(submission.plan, submission.wait), until_s)
+        future = self._driver.submit(submission.plan, submission.wait)
+        return Begun(submission.awaited, len(submission.plan.branches), future, until_s)
 
     def _answer_of(self, begun: Begun) -> str:
         """The JSON in a batch's place. Never a 307: each element has an answer of its own."""
-        submission = begun.submission
+        awaited = begun.awaited
         try:
-            return self._show(self._settled(submission, begun.future))
+            return self._show(self._settled(awaited, begun.future))
         except ApiError as error:
             refused = error
         except CoordinatorError as error:
             refused = refusal(error)
         except LogError as error:
-            refused = log_refusal(error, submission.plan.id, named=submission.named)
+            refused = log_refusal(error, awaited.id, named=awaited.named)
         return encode(refused.body())
 
     def _read(self, value: Any, traceparent: str | None, address: str | None = None) -> Submission:
@@ -220,13 +223,13 @@ class Transactions:
             self._require_not_ahead(submission.plan.id)
         return submission
 
-    def _settled(self, submission: Submission, future: Waiting) -> Transaction:
+    def _settled(self, awaited: Awaited, future: Waiting) -> Transaction:
         """What was waited for, or, where the wait ran out, the transaction as it is."""
         if not future.cancelled():
             return future.result()
-        present = self._machine.get(submission.plan.id)
-        if present is None or present.fingerprint != submission.plan.fingerprint:
-            raise outcome_unknown(submission.plan.id)
+        present = self._machine.get(awaited.id)
+        if present is None or present.fingerprint != awaited.fingerprint:
+            raise outcome_unknown(awaited.id)
         return present
 
     # --- reading ---
@@ -353,7 +356,7 @@ class Transactions:
                 reason=asked.reason,
             )
         except LogError as error:
-            self._leadership.redirect(request)
+            self._leadership.redirect(request.path, request.query)
             raise log_refusal(error, transaction_id) from error
         return text_answer(200, self._show(transaction))
 

@@ -26,6 +26,7 @@ from coordinator.batch_json import SHORT_BYTES, elements_of
 from coordinator.driver import Driver
 from coordinator.live import Waiting
 from coordinator.patience import Patience
+from coordinator.plan import Awaited
 from coordinator.settings import Limits
 from coordinator.turn import ROOM_WITHIN_S, Turn
 
@@ -43,7 +44,8 @@ Element = Submission | ApiError
 class Begun(NamedTuple):
     """An element of a batch, and until when it is waited for, a time of the event loop."""
 
-    submission: Submission
+    awaited: Awaited
+    branches: int
     future: Waiting
     until_s: float
 
@@ -80,7 +82,7 @@ class Batches:
                 try:
                     elements.append(read(value))
                 except ApiError as error:
-                    elements.append(error)
+                    elements.append(error.with_traceback(None))  # which knows the elements
                 if size >= SHORT_BYTES:
                     in_turn = 0
                     await asyncio.sleep(0)
@@ -91,6 +93,7 @@ class Batches:
         begun: list[Begun | ApiError] = []
         try:
             is_full = await self._begin_all(elements, address, begun)
+            del elements  # their payloads
             answers = await self._answers(begun)
         finally:
             for each in begun:
@@ -137,7 +140,7 @@ class Batches:
                 if not each.future.done():
                     await self._wait(each)
                 answers.append(self._answer(each))
-                shown += len(each.submission.plan.branches)
+                shown += each.branches
             if shown >= BRANCHES_SHOWN:
                 shown = 0
                 await asyncio.sleep(0)

@@ -288,6 +288,8 @@ class _Errand:
         self.left = True
         self.over_used = connection.used
         connection.ask(self.target, self.traceparent, self.body, self.limit, self.until_s, self)
+        if self.is_prepare:
+            self.body = b""  # it leaves once, and may be under way for an hour
 
     def replied(self, status: int, headers: Mapping[str, str], body: bytes | None) -> None:
         """The participant, or something in its place, has answered."""

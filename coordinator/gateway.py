@@ -172,7 +172,7 @@ class Gateway:
 
         One that is under way is answered, but does not go again.
         """
-        call.repeatable = False
+        call.repeatable, call.body = False, b""  # which may be large, and is under way for long
         door = self._doors.get((call.participant, call.operation is _PREPARE, call.shares))
         if door is None or not self._take_back(door, call):
             return False

@@ -3,7 +3,8 @@
 Counters and durations are told by the driver (`Metrics` is its Observer) and the gateway, as things
 happen; sizes and ages are asked for when /metrics is read. Each node has a registry of its own, so
 that several nodes may live in one process. No label is unbounded: participants are named in the
-backlog only, and there only the BACKLOG_PARTICIPANTS with most; the rest is one sum, "(others)".
+backlog only, and there only the BACKLOG_PARTICIPANTS with most, of those that have at least
+BACKLOG_NAMED; the rest is one sum, "(others)".
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from coordinator.steps import Observer
 from participants.contract import Acknowledged, Failed, Operation, Voted, Working
 
 BACKLOG_PARTICIPANTS = 50
+BACKLOG_NAMED = 10
+"""Branches. A service may have a URL for each order: that is 50 new names each time that somebody
+looks, hundreds of thousands in a day, each a series that Prometheus keeps."""
 OTHERS = "(others)"
 LAG_EVERY_S = 0.25
 
@@ -257,10 +261,12 @@ def _gauge(name: str, meaning: str, value: float) -> Metric:
 def _backlog(backlog: Mapping[str, int]) -> Metric:
     family = GaugeMetricFamily(
         "assent_backlog",
-        "Branches of unfinished transactions, by participant: the largest, and the rest as one.",
+        "Branches of unfinished transactions, by participant: the largest, if they are at least "
+        f"{BACKLOG_NAMED}, and the rest as one.",
         labels=["participant"],
     )
-    shown = largest(backlog, BACKLOG_PARTICIPANTS)
+    named = {name: count for name, count in backlog.items() if count >= BACKLOG_NAMED}
+    shown = largest(named, BACKLOG_PARTICIPANTS)
     for participant, count in shown:
         family.add_metric([participant], count)
     if len(backlog) > len(shown):

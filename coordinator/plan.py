@@ -67,3 +67,17 @@ class Plan(NamedTuple):
     def participants(self) -> list[str]:
         """See `Branches.participants`."""
         return [participant_of(url, prepare_url) for _, url, prepare_url, _, _ in self.branches]
+
+
+class Awaited(NamedTuple):
+    """What the answer needs of what was asked for. Not its payloads: who waits for a participant
+    that is down would hold them for as long, beside those that `Limits.undecided_bytes` counts.
+
+    `named`: the client gave the id.
+    """
+
+    id: str
+    fingerprint: str
+    mode: Mode
+    wait: Wait
+    named: bool

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from participants.branch import ENDED, Branch, State
+from participants.contract import BranchKey
 from participants.store import (
     BranchRecord,
     Ended,
@@ -44,6 +45,9 @@ FORMAT_VERSION = 1
 GROUP_S = 0.1
 """A local transaction begins no other piece of work after this time: all in it are answered
 together, and where each takes long nobody would be in time. The sync does not count."""
+
+LOG_BYTES = 64 << 20
+"""Of the write-ahead log, which grows while somebody reads, and would stay as large for ever."""
 
 _WORK = "assent_work"
 """A piece of work's savepoint. No name that a resource gives to one of its own: SQLite goes back to
@@ -109,6 +113,10 @@ _PREPARED, _ACTIVE = (
 )
 _ENDED = """SELECT ended_number, transaction_id, branch_id, state, changed_at_ms
     FROM assent_branches WHERE ended_number > ? ORDER BY ended_number LIMIT ?"""
+_NTH = """SELECT transaction_id, branch_id FROM assent_branches
+    WHERE (transaction_id, branch_id) > (?, ?) ORDER BY 1, 2 LIMIT 1 OFFSET ?"""
+_COUNT = """SELECT state, count(*) FROM assent_branches WHERE (transaction_id, branch_id) > (?, ?)
+    AND (transaction_id, branch_id) <= (?, ?) GROUP BY state"""
 # Without the condition SQLite looks at every row: the index holds only those that have a number.
 _LAST = "SELECT max(ended_number) FROM assent_branches WHERE ended_number IS NOT NULL"
 _NEWEST = f"SELECT changed_at_ms FROM assent_branches WHERE ended_number = ({_LAST})"
@@ -181,6 +189,7 @@ def _prepare_file(
     """Bring the file into shape; returns the number of its last tombstone."""
     is_new = _is_new(file, path, owner, adopt)
     file.execute("PRAGMA journal_mode=WAL")
+    file.execute(f"PRAGMA journal_size_limit={LOG_BYTES}")
     file.execute("PRAGMA synchronous=FULL")
     file.execute("PRAGMA foreign_keys=ON")  # the resource has no moment to say so: it is never
     # outside a local transaction, and inside one SQLite ignores it
@@ -368,9 +377,13 @@ def read_newest_end_ms(file: sqlite3.Connection) -> int:
     return 0 if row is None else int(row[0])
 
 
-def read_count(file: sqlite3.Connection) -> dict[State, int]:
-    rows = _plain(file).execute("SELECT state, count(*) FROM assent_branches GROUP BY state")
-    return {State(state): number for state, number in rows}
+def read_count(
+    file: sqlite3.Connection, after: BranchKey, most: int
+) -> tuple[dict[State, int], BranchKey | None]:
+    """Of the branches behind that one, `most` at most; and the last of these, None if all were."""
+    last = _plain(file).execute(_NTH, (*after, most - 1)).fetchone()
+    rows = _plain(file).execute(_COUNT, (*after, *(last or ("\U0010ffff", ""))))
+    return {State(state): number for state, number in rows}, last
 
 
 def drop_tombstones(file: sqlite3.Connection, ended_before_ms: int, after: int, last: int) -> int:

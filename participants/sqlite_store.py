@@ -15,6 +15,7 @@ connection and a thread of its own, which sees only what is synced.
 from __future__ import annotations
 
 import asyncio
+import functools
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 
 from participants import sqlite_file
 from participants.branch import State
+from participants.contract import BranchKey
 from participants.store import (
     BranchRecord,
     Ended,
@@ -42,6 +44,11 @@ MAX_GROUP = 1_000
 """Pieces of work in one local transaction: bounds how long the first waits for the last."""
 MAX_DROPPED = 1_000
 """Tombstones looked at in one local transaction, so that messages hardly wait for it."""
+MAX_QUESTIONS = 1_000
+"""That may wait for the reading thread; more are refused at once."""
+MAX_COUNTED = 100_000
+"""Branches in one question: some 50 ms. There may be millions, and whoever is in doubt waits for
+the same thread; and so long as one reads, the write-ahead log only grows."""
 
 
 class SqliteStore:
@@ -69,6 +76,8 @@ class SqliteStore:
         self._waiting: deque[_Waiting] = deque()
         self._waiting_works = 0
         self._busy = False
+        self._questions = 0
+        self._counting: asyncio.Task[dict[State, int]] | None = None
         self._closing = False
 
     async def open(self, create: Callable[[sqlite3.Connection], None]) -> None:
@@ -122,11 +131,17 @@ class SqliteStore:
         reading = self._reading
         if reading is None or self._closing:
             raise StoreUnavailable(f"the store {self.path} is not open")
+        if self._questions >= MAX_QUESTIONS:
+            full = f"{self._questions} questions wait for the store {self.path} already"
+            raise StoreUnavailable(full)
+        self._questions += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._reader, question, reading)
+            return await loop.run_in_executor(self._reader, _answer, question, reading)
         except sqlite3.Error as error:
             raise sqlite_file.unavailable(self.path, error) from error
+        finally:
+            self._questions -= 1
 
     async def in_doubt(self, limit: int) -> list[BranchRecord]:
         return await self.read(lambda file: sqlite_file.read_in_doubt(file, limit))
@@ -156,8 +171,19 @@ class SqliteStore:
             dropped_in_all += dropped
 
     async def count(self) -> dict[State, int]:
+        """Who asks while it is being counted gets the same answer."""
+        if self._counting is None or self._counting.done():
+            self._counting = asyncio.get_running_loop().create_task(self._count())
+        return dict(await asyncio.shield(self._counting))
+
+    async def _count(self) -> dict[State, int]:
         counts: dict[State, int] = {s: 0 for s in State if s is not State.ABSENT}
-        counts.update(await self.read(sqlite_file.read_count))
+        last: BranchKey | None = ("", "")
+        while last is not None:
+            count = functools.partial(sqlite_file.read_count, after=last, most=MAX_COUNTED)
+            counted, last = await self.read(count)
+            for state, number in counted.items():
+                counts[state] += number
         return counts
 
     # --- groups, in the event loop --------------------------------------------------------------
@@ -195,6 +221,16 @@ class SqliteStore:
             self._waiting.clear()
         elif self._waiting:
             self._start_group()
+
+
+def _answer(question: Callable[[sqlite3.Connection], R], reading: sqlite3.Connection) -> R:
+    """In the reading thread. What the question has begun ends with it: later ones would see the
+    file as it was then, and the write-ahead log would grow without end."""
+    try:
+        return question(reading)
+    finally:
+        if reading.in_transaction:
+            reading.execute("ROLLBACK")
 
 
 @dataclass(slots=True)

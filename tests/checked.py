@@ -110,6 +110,24 @@ class Transaction:
         return any(name == participant for name, _ in self.by_hand)
 
 
+_BRANCHES: Mapping[str, frozenset[str]] = {
+    "active": frozenset(("active",)),
+    "preparing": frozenset(("preparing", "prepared", "not_prepared")),
+    "committing": frozenset(("committing", "committed")),
+    "committed": frozenset(("committed",)),
+    "aborting": frozenset(("rolling_back", "rolled_back", "not_prepared")),
+    "aborted": frozenset(("rolled_back", "not_prepared")),
+}
+_IN_ANY = frozenset(("read_only", "resolved"))
+"""What a branch may be whatever became of the whole."""
+
+
+def contradicting(state: str, branches: Mapping[str, str]) -> list[str]:
+    """Participants shown in a state in which no branch of a transaction in `state` is."""
+    may_be = _BRANCHES.get(state, frozenset()) | _IN_ANY
+    return [name for name, shown in branches.items() if shown not in may_be]
+
+
 def wrong_money(
     transactions: Iterable[Transaction], participants: Mapping[str, Event]
 ) -> Iterator[tuple[str, str]]:

@@ -29,7 +29,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.checked import ABORTED, COMMITTED, Event, Nameless, Transaction, wrong_money
+from tests.checked import (
+    ABORTED,
+    COMMITTED,
+    Event,
+    Nameless,
+    Transaction,
+    contradicting,
+    wrong_money,
+)
 
 PROBE_LIMIT_S = 15.0
 WIPED = "wipe"
@@ -50,7 +58,7 @@ _BEGIN = ("submit", "open")
 _ENLIST = ("enlist", "work")
 """Calls after which a participant is in: the client enlists it, or has it do work, and it enlists
 itself before."""
-_CURRENT = ("get", "enlist", "commit", "rollback")
+_CURRENT = ("get", "retry", "enlist", "commit", "rollback")
 """Calls whose answers tell no less than was told to anybody before they were made."""
 _CALLS = {"commit": COMMITTED, "rollback": ABORTED}
 
@@ -104,6 +112,7 @@ class Checker:
         self._calls: dict[tuple[str, int], tuple[Event, int, int]] = {}
         self._leaders: dict[int, str] = {}
         self._led_s = -math.inf  # when a leader began to lead last
+        self._is_quiet = False  # all has settled, and nothing has struck since
         self._entries: dict[int, tuple[int, str]] = {}
         self._applied: dict[tuple[str, int], int] = {}
         self._excused: dict[str, None] = {}
@@ -181,6 +190,7 @@ class Checker:
         if event["call"] == "decision":
             self._inquired(transaction, invoked, event)
             return
+        self._check_shown(id, transaction, event)
         if event["call"] in _ENLIST:
             self._enlisted(id, transaction, invoked, event)
         elif event["call"] == "rollback":
@@ -232,6 +242,18 @@ class Checker:
             return
         if not any(e["participant"] == name and e["work"] == work for e in transaction.committed()):
             transaction.ended[name, work] = f"{event['call']} of {event['client']}"
+
+    def _check_shown(self, id: str, transaction: Transaction, event: Event) -> None:
+        """An answer does not contradict itself, nor say of a branch what it has not done."""
+        branches, state = event.get("branches", {}), event["state"]
+        for name in contradicting(state, branches):
+            self._found("I3", id, f"told to be {state}, and {name} to be {branches[name]}")
+        if not self._run["ordered"]:
+            return
+        done = {event["participant"] for event in transaction.committed()}
+        for name, shown in branches.items():
+            if shown == COMMITTED and name not in done and not transaction.is_by_hand(name):
+                self._found("I4", id, f"{name} is told to have committed, and has not")
 
     def _check_done(self, id: str, transaction: Transaction, work: str | None) -> None:
         """It is told to be finished: every participant has done its part."""
@@ -462,8 +484,13 @@ class Checker:
 
     # --- nodes
 
+    def _on_settled(self, _: Event) -> None:
+        self._is_quiet = True
+
     def _on_leader(self, event: Event) -> None:
         self._led_s = event["at"]
+        if self._is_quiet:
+            self._found("I17", event["node"], f"leads term {event['term']}, and nothing had struck")
         self._takes_part(event["node"])
         other = self._leaders.setdefault(event["term"], event["node"])
         if other != event["node"]:
@@ -501,6 +528,7 @@ class Checker:
             self._found("I4", node, f"comes back with {last} entries, {applied} were applied")
 
     def _on_fault(self, event: Event) -> None:
+        self._is_quiet = False
         if event["kind"] in DAMAGE:
             node = event["target"].split()[0]
             self._excused[node] = None

@@ -106,6 +106,10 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
             [*COMMITTED, invoke(2, "get"), ok(2, "get", outcome="aborted", state="aborted")],
         ),
         ("a call says otherwise", [*COMMITTED, at("p2", "rollback")]),
+        (
+            "an answer contradicts itself",
+            [*COMMITTED, invoke(2, "get"), ok(2, "get", branches={"p1": "rolled_back"})],
+        ),
         ("refused, then done all the same", [*COMMITTED[:3], fail(), *without("ok")[3:]]),
         ("done, then refused", [*without("ok"), fail()]),
     ],
@@ -119,6 +123,10 @@ BROKEN: dict[str, list[tuple[str, list[Event]]]] = {
             [*COMMITTED, event("applied", node="n1", start=1, index=2, digest=8, synced_on=1)],
         ),
         ("told to be finished, and it is not done", [*COMMITTED[:-2], *FINISHED]),
+        (
+            "of a branch too much is told",
+            [*COMMITTED[:-2], invoke(2, "get"), ok(2, "get", branches={"p2": "committed"})],
+        ),
         (
             "nobody knows it any more",
             [*COMMITTED, *end()[:2], event("node_end", node="n1", digest="d", outcomes={})],
@@ -325,6 +333,13 @@ def test_a_new_leader_may_abort_what_was_under_way_when_it_came() -> None:
     assert check([NO_END, led, {**probe, "took_s": 2.9}]) != []
 
 
+def test_who_leads_when_all_is_well_goes_on() -> None:
+    settled, elected = event("settled", after_s=1.0), event("leader", node="n2", term=2)
+    assert invariants([*COMMITTED, settled, elected, *end()]) == {"I17"}
+    struck = event("fault", kind="clock of tomorrow", target="leader")
+    assert check([*COMMITTED, settled, struck, elected, *end()]) == []
+
+
 def test_who_forgets_may_answer_unknown() -> None:
     ask = [invoke(2, "get"), ok(2, "get", outcome=None, state="unknown")]
     history = [*COMMITTED, *ask, *end()]
@@ -351,6 +366,17 @@ def test_a_read_that_began_before_may_answer_the_past() -> None:
     past = ok(2, "get", client="c2", outcome=None, state="preparing")
     assert check([*COMMITTED[:3], ask, *COMMITTED[3:], past, *end()]) == []
     assert invariants([*COMMITTED, ask, past, *end()]) == {"I11"}
+
+
+def test_what_an_operator_is_answered_is_current_too() -> None:
+    past = [invoke(2, "retry", client="c2"), ok(2, "retry", client="c2", outcome=None, state="x")]
+    assert invariants([*COMMITTED, *past, *end()]) == {"I11"}
+
+
+def test_what_an_answer_shows_of_branches_agrees_with_what_they_have_done() -> None:
+    shown = {"p1": "committed", "p2": "committing"}
+    told = [invoke(2, "get"), ok(2, "get", branches=shown)]
+    assert check([*COMMITTED[:-2], *told, *COMMITTED[-2:], *end()]) == []
 
 
 def test_a_ghost_that_is_rolled_back_is_no_split() -> None:

@@ -66,6 +66,16 @@ def test_only_its_own_failure_makes_the_leader_forgotten() -> None:
     assert {nodes.any() for _ in range(2)} == {"http://a:1", "http://new:1"}
 
 
+def test_where_nodes_have_been_nobody_is_asked_any_more() -> None:
+    """A client lives for months; each address that was left would cost a try at every failure."""
+    nodes = Nodes(["a:1"], Random(1))
+    for number in range(100):
+        nodes.leads(f"http://b:{number}")
+        nodes.learn([f"http://b:{number}", f"http://c:{number}"])
+        nodes.failed(f"http://b:{number}")
+    assert {nodes.any() for _ in range(10)} == {"http://a:1", "http://b:99", "http://c:99"}
+
+
 def test_silence_is_told_from_a_connection_that_could_not_be_made() -> None:
     async def test(nodes: list[FakeNode]) -> None:
         nodes[0].usual = hangs
@@ -258,12 +268,13 @@ def test_only_what_keeps_method_and_body_is_followed(status: int, asked: list[st
     asyncio.run(test())
 
 
-def test_a_nodes_own_refusal_is_final_whatever_came_before() -> None:
+@pytest.mark.parametrize("first", [NoAnswer("lost"), HttpAnswer(503, {}, b"{}")], ids=str)
+def test_a_nodes_own_refusal_is_final_whatever_came_before(first: HttpAnswer | NoAnswer) -> None:
     words = b'{"error": {"code": "transaction_id_conflict", "message": "other", "details": {}}}'
 
     async def test() -> None:
         refusal = HttpAnswer(409, {}, words)
-        exchange = Scripted(NoAnswer("lost"), HttpAnswer(409, {}, b"a proxy's"), refusal)
+        exchange = Scripted(first, HttpAnswer(409, {}, b"a proxy's"), refusal)
         caller = Caller(Nodes(["a:1"], Random(1)), exchange, timeout=2.0, random=Random(1))
         deadline = asyncio.get_running_loop().time() + 1_000
         assert await caller.call(Call("POST", "/x"), deadline) is refusal

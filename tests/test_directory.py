@@ -175,9 +175,13 @@ def test_a_crash_at_any_operation_of_a_bootstrap_is_recovered_by_doing_it_again(
                 with pytest.raises(NotBootstrapped):
                     start(disk)
                 start(disk, bootstrap=True).close()
-            start(disk).close()
+            birth = start(disk)
+            birth.close()
             assert not disk.open_files
-            start(disk.after_power_loss(draw)).close()
+            for _ in range(20):
+                again = start(disk.after_power_loss(draw))
+                assert again.birth == birth.birth
+                again.close()
 
 
 def test_a_disk_that_fails_at_any_operation_of_a_bootstrap_leaves_it_repeatable() -> None:

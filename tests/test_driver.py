@@ -1185,6 +1185,21 @@ def test_an_inquiry_is_answered_from_the_record() -> None:
     play(scene)
 
 
+def test_an_inquiry_is_answered_from_what_is_recorded_once_it_is_current() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.gateway.script = silence
+        rig.driver.submit(plan(), Wait.NONE)
+        await rig.settle()
+        rig.gateway.answer_all()
+        await rig.settle()
+        asked = asyncio.create_task(rig.driver.inquire("t", "1", "f1"))
+        await asyncio.sleep(0)  # it waits for the barrier
+        rig.machine.step(Acknowledge(1, NOW_MS, "t", 0b1))
+        assert await asked is Decision.ABORT
+
+    play(scene)
+
+
 def test_an_inquiry_about_an_expired_id_is_answered_and_nothing_is_written() -> None:
     async def scene(rig: Rig) -> None:
         rig.log.propose(encode(Forget(1, NOW_MS, NOW_MS)), 1, lambda _result: None)

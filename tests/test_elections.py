@@ -20,6 +20,26 @@ def asks(node: Node) -> list[PreVote]:
     return [message for message in node.step() if isinstance(message, PreVote)]
 
 
+def test_nobody_stands_unasked_whose_time_is_over_in_the_middle_of_a_tick(tmp_path: Path) -> None:
+    """The library looks at the clock itself: a moment after it was too early to ask the others."""
+    world = World(tmp_path, "ABC")
+    node = world.nodes["A"]
+    looks = 0
+
+    def now() -> float:
+        nonlocal looks
+        looks += 1
+        return world.now + looks
+
+    node.core.now = now
+    for looks_before in range(12):
+        world.now += 100
+        looks = 0
+        node.core.set_deadline(world.now + looks_before + 0.5)
+        assert not any(isinstance(message, RequestVote) for message in node.step())
+        assert node.core.role is Role.FOLLOWER
+
+
 # --- a leader whose connections have ended
 
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import tracemalloc
+from collections.abc import Callable
 
 import pytest
+from multidict import CIMultiDict
 
 from cluster.raft import snapshots
 from coordinator import participant_connections
+from coordinator.api_requests import Later, Request
+from coordinator.bodies import LARGE_BYTES
+from coordinator.log import FateUnknown
 from coordinator.machine import Machine
 from coordinator.table import BLOCK
 from participants.contract import Vote
-from tests.api_rig import ApiNode, api_node, run
+from tests.api_rig import ApiNode, ScriptedDriver, answered, api_node, run
 from tests.builders import begin, decide, led_machine, snapshot
 
 PATH = "/v1/transactions"
@@ -73,3 +80,50 @@ def test_a_state_that_is_restored_leaves_the_collector_little_to_look_at(
         gc.set_threshold(*before)
     assert len(chunks) > 12
     assert len(watched) <= 2 * 3, "ids and records of those that came after the last look"
+
+
+@pytest.mark.parametrize("kind", ["usual", "large", "batch"])
+def test_who_waits_holds_nothing_of_what_was_sent(kind: str) -> None:
+    """A client may wait for an hour, until a participant is back: its payloads, which the machine
+    counts only until the decision, would be held for as long. Nor does a wait that has ended leave
+    them to the collector, as when leadership ends with thousands waiting."""
+    scripted = ScriptedDriver()
+
+    async def held_after(asked: Callable[[], Later]) -> tuple[int, int]:
+        """Bytes that are held while it is waited for, and when it has failed."""
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            answer = asked()
+            await scripted.asked.wait()
+            scripted.asked.clear()
+            await asyncio.sleep(0)  # of a batch the rest is read, and it waits
+            scripted.submitted.clear()  # the plan
+            waiting = tracemalloc.get_traced_memory()[0]
+            scripted.futures.pop().set_exception(FateUnknown("leadership ended"))
+            assert (await answered(answer)).status in (200, 503)
+            return waiting, tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+
+    async def test() -> None:
+        async with api_node(scripted=scripted) as node:
+            size = LARGE_BYTES * (2 if kind == "large" else 1) - 1_000
+
+            def asked() -> Later:
+                one = node.body("yes", wait="completion")
+                one["participants"][0]["payload"] = "x" * size
+                many = {"transactions": [one, {"unknown": "field"}]}
+                body = json.dumps(many if kind == "batch" else one).encode()
+                headers = CIMultiDict({"Content-Type": "application/json"})
+                later = node.api.respond(Request("POST", PATH, "", headers, body))
+                assert isinstance(later, Later)
+                return later
+
+            await held_after(asked)  # caches are filled
+            held = await held_after(asked)
+            assert max(held) < size // 2, held
+
+    run(test())

@@ -241,6 +241,23 @@ def test_a_withdrawn_call_is_neither_sent_nor_answered() -> None:
     run(scenario, limits=Limits(calls_per_participant=1))
 
 
+def test_of_a_prepare_that_hangs_after_its_decision_nothing_is_kept_but_its_place() -> None:
+    """It may be under way for an hour, and nobody counts its payload once it is decided."""
+
+    async def scenario(gateway: Gateway) -> None:
+        async with Stub(hang) as stub:
+            call, answered = call_for(stub.url, within=1.0)
+            gateway.begin(call)
+            await stub.until_received(1)
+            assert not gateway.withdraw(call)
+            assert call.body == b""
+            assert [errand.body for errand in gateway._courier._errands] == [b""]
+            assert stub.received[0].body["transaction_id"] == "t1"
+            failed(await answered)
+
+    run(scenario)
+
+
 def test_what_is_withdrawn_after_its_answer_was_not_waiting() -> None:
     async def scenario(gateway: Gateway) -> None:
         async with Stub(YES) as stub:

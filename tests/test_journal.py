@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import DiskFailed, FailStop
-from cluster.storage.disk import PosixDisk
+from cluster.storage.disk import PosixDisk, read_file
 from cluster.storage.journal import Journal
 from cluster.storage.journal_recovery import segment_numbers, segment_path
 from tests.journal_histories import (
@@ -292,13 +292,41 @@ def test_a_journal_that_nobody_syncs_still_removes_what_it_compacted() -> None:
     assert len(open_journal(disk)) == 2
 
 
-def test_writes_syncs_and_bytes_are_counted() -> None:
+def test_writes_and_syncs_are_counted() -> None:
     journal = open_journal(MemoryDisk())
-    writes, size = journal.writes, journal.bytes
+    writes = journal.writes
     append(journal, 3)
     sync(journal)
     assert (journal.writes - writes, journal.syncs) == (1, 1)
-    assert journal.bytes - size > 3 * 10
+
+
+def test_its_size_is_that_of_the_files_which_are_there() -> None:
+    """One that only grew would show a full disk long before there was one."""
+    disk = MemoryDisk()
+
+    def on_disk() -> int:
+        return sum(
+            len(read_file(disk, HOME / name, 1 << 20))
+            for name in disk.names(HOME)
+            if name.startswith("segment-")
+        )
+
+    journal = open_journal(disk, segment_bytes=200)
+    for _ in range(6):
+        append(journal, 10)
+        journal.write()
+        assert journal.bytes == on_disk()
+    full = journal.bytes
+    journal.compact_to(45)
+    sync(journal)
+    assert journal.bytes == on_disk() < full
+    journal.reset([(b"c", 99, 1), (b"c", 100, 1)])
+    sync(journal)
+    append(journal, 30)
+    journal.write()
+    assert journal.bytes == on_disk()
+    journal.close()
+    assert open_journal(disk).bytes == on_disk()
 
 
 def test_a_sync_covers_what_was_written_before_it_began_and_not_what_came_later() -> None:

@@ -294,6 +294,27 @@ def test_a_torn_tail_behind_the_last_sync_is_told_and_is_no_damage(home: Path, r
     assert path.read_bytes() == whole + whole[:20]
 
 
+def test_a_cut_that_makes_older_segments_needed_again_is_no_damage(home: Path) -> None:
+    """
+    1. The log is compacted: the group that says so, and a new segment that names the older ones it
+       needs, none. They are removed when both are synced.
+    2. The power fails before that. The new segment is there, the group is not.
+    """
+    before = [segment for segment in inspect(home).segments if segment.groups]
+    older = sorted((home / "journal").glob("segment-*"))
+    journal = open_journal(home)
+    size = older[-1].stat().st_size
+    journal.compact_to(journal.last_index)
+    os.truncate(older[-1], size)
+    found = inspect(home, verify=True)
+    assert found.findings == []
+    assert found.tear is not None
+    assert found.tear.position == (len(older), size)
+    assert [segment for segment in found.segments if segment.groups] == before
+    assert starts(home)
+    journal.close()
+
+
 def test_a_lost_watermark_is_told(home: Path, run: Run) -> None:
     (home / "journal" / "watermark").unlink()
     code, out, _ = run("verify", home)

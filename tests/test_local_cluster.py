@@ -126,6 +126,29 @@ def test_a_local_cluster_bounds_the_logs_of_all(
     asyncio.run(test())
 
 
+def test_a_service_is_ready_however_much_it_has_to_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first page counts all that ended in seven days: with four million branches that took
+    longer than the answer is waited for, and the cluster did not start again."""
+    asked: list[str] = []
+    ask = local_cluster._ask
+
+    async def noted(session: Any, url: str, *more: Any, **named: Any) -> tuple[int | None, Any]:
+        asked.append(url)
+        return await ask(session, url, *more, **named)
+
+    monkeypatch.setattr(local_cluster, "_ask", noted)
+    local = LocalCluster(tmp_path, nodes=1, find_ports=True, services=("activity",))
+
+    async def test() -> None:
+        async with local:
+            assert f"{local.url('activity')}/healthz" in asked
+            assert f"{local.url('activity')}/" not in asked
+
+    asyncio.run(test())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the wish to die with the parent is Linux's")
 def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = (

@@ -11,7 +11,14 @@ from prometheus_client.exposition import generate_latest
 from coordinator.driver import Figures
 from coordinator.facts import Outcome
 from coordinator.gateway import Call
-from coordinator.metrics import BACKLOG_PARTICIPANTS, OTHERS, LogFigures, LoopLag, Metrics
+from coordinator.metrics import (
+    BACKLOG_NAMED,
+    BACKLOG_PARTICIPANTS,
+    OTHERS,
+    LogFigures,
+    LoopLag,
+    Metrics,
+)
 from coordinator.steps import Observer
 from participants.contract import Acknowledged, Failed, Operation, Vote, Voted, Working
 
@@ -25,7 +32,7 @@ FIGURES = Figures(
     remembered_bytes=180_000,
     horizon_ms=1_750_000_000_500,
     oldest_in_doubt_ms=2_500,
-    backlog={"http://a": 3, "http://b": 9},
+    backlog={"http://a": BACKLOG_NAMED, "http://b": 90},
 )
 LOG = LogFigures(
     term=4, commit_index=120, applied_index=119, journal_bytes=65_536, journal_syncs=77
@@ -123,7 +130,7 @@ def test_figures_are_asked_for_at_each_reading() -> None:
         ("assent_journal_syncs_total", 77),
     ):
         assert value(registry, name) == expected, name
-    assert value(registry, "assent_backlog", participant="http://b") == 9
+    assert value(registry, "assent_backlog", participant="http://b") == 90
     assert value(registry, "assent_backlog", participant=OTHERS) is None
 
 
@@ -138,10 +145,22 @@ def test_a_thousand_participants_are_not_a_thousand_series() -> None:
     assert sum(sample.value for sample in shown) == sum(backlog.values())
 
 
+def test_participants_that_come_once_are_no_series_that_stay() -> None:
+    """A service may have a URL for each order."""
+    registry = CollectorRegistry()
+    few = {f"http://orders/{number}": BACKLOG_NAMED - 1 for number in range(30)}
+    backlog = {**few, "http://p": BACKLOG_NAMED}
+    Metrics(registry).watch(lambda: FIGURES._replace(backlog=backlog), lambda: LOG)
+    shown = next(m for m in registry.collect() if m.name == "assent_backlog").samples
+    assert {sample.labels["participant"]: sample.value for sample in shown} == {
+        "http://p": BACKLOG_NAMED, OTHERS: 30 * (BACKLOG_NAMED - 1)
+    }  # fmt: skip
+
+
 def test_a_participant_s_name_cannot_forge_a_line() -> None:
     registry = CollectorRegistry()
     evil = 'http://h"} 1\nassent_leading 0\n'
-    Metrics(registry).watch(lambda: FIGURES._replace(backlog={evil: 1}), lambda: LOG)
+    Metrics(registry).watch(lambda: FIGURES._replace(backlog={evil: BACKLOG_NAMED}), lambda: LOG)
     lines = generate_latest(registry).decode().splitlines()
     assert [line for line in lines if line.startswith("assent_leading")] == ["assent_leading 1.0"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from pysyncobj import SyncObj
 
-from cluster.errors import FailStop
+from cluster.errors import Damaged, FailStop
 from cluster.raft import core as raft_core
 from cluster.raft import snapshots as raft_snapshots
-from cluster.raft.barriers import Barriers
 from cluster.raft.core import check_library
 from cluster.raft.entries import MEMBERS, decode_group, encode_group
 from cluster.raft.members import Configurations, decode_members, encode_members, is_one_change
@@ -273,49 +272,6 @@ def test_failing_tells_what_waits_from_what_is_under_way() -> None:
     assert [type(error) for _, error in told] == [FateUnknown, NotLeader]
     assert proposals.is_idle
     assert proposals.next_group(0.0) is None
-
-
-def test_a_read_waits_for_a_round_that_began_after_it() -> None:
-    async def scenario() -> None:
-        barriers = Barriers()
-        loop = asyncio.get_running_loop()
-        first, second = loop.create_future(), loop.create_future()
-        barriers.add(first)
-        assert barriers.want_round
-        barriers.round_begun(5, 100)
-        barriers.add(second)
-        assert not barriers.want_round, "one round at a time"
-        barriers.settle(lambda number: number <= 4, 100)
-        assert not first.done()
-        barriers.settle(lambda number: number <= 5, 99)
-        assert not first.done(), "what was committed then is not applied"
-        barriers.settle(lambda number: number <= 5, 100)
-        assert first.done()
-        assert not second.done()
-        assert barriers.want_round
-        barriers.fail(NotLeader())
-        assert isinstance(second.exception(), NotLeader)
-        assert not barriers.want_round
-
-    asyncio.run(scenario())
-
-
-def test_a_read_that_nobody_waits_for_any_more_is_in_nobodys_way() -> None:
-    async def scenario() -> None:
-        barriers = Barriers()
-        loop = asyncio.get_running_loop()
-        gone, waits, late = (loop.create_future() for _ in range(3))
-        barriers.add(gone)
-        barriers.add(waits)
-        gone.cancel()
-        barriers.round_begun(5, 100)
-        barriers.settle(lambda _: True, 100)
-        assert waits.done()
-        barriers.add(late)
-        late.cancel()
-        barriers.fail(NotLeader())
-
-    asyncio.run(scenario())
 
 
 # --- one core
@@ -817,6 +773,31 @@ def test_a_start_finishes_what_a_crash_interrupted_between_snapshot_and_log(
     assert again.lines == leader.lines
 
 
+def test_a_leader_whose_snapshot_is_damaged_stops_and_does_not_ship_it_for_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world, _ = lagging(tmp_path)
+    file = tmp_path / "L" / "snapshots" / "snapshot"
+    whole = bytearray(file.read_bytes())
+    whole[-3] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(Damaged, match=re.escape(f"{file} is damaged")):
+        world.pass_rounds("L", "B", rounds=40)
+    assert "B: a snapshot came damaged and is asked for again: byte " in caplog.text
+    assert "Keep this directory aside" not in caplog.text, "B's directory is as it was"
+
+
+def test_who_lost_a_whole_snapshot_that_is_no_damage_gets_it_again(tmp_path: Path) -> None:
+    """It was restarted when it had all of it."""
+    world, leader, follower = installing(tmp_path)
+    follower.core.receiving = None
+    follower.core.installing = False
+    follower.jobs.clear()
+    follower.jobs_run_at_once = True
+    world.pass_rounds("L", "B", rounds=40)
+    assert follower.lines == leader.lines
+
+
 def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -868,6 +849,21 @@ def test_an_entry_of_an_earlier_term_is_not_committed_by_counting(tmp_path: Path
     assert leader.lines == ["early"]
 
 
+def test_a_leadership_counts_nobody_for_what_was_acknowledged_to_an_earlier_one(
+    tmp_path: Path,
+) -> None:
+    """What a follower had then, another leader may have replaced since."""
+    world = World(tmp_path)
+    leader = world.elect("A", "B", "C")
+    leader.put("early")
+    world.pass_rounds()
+    assert leader.core.match_index("B") == leader.journal.last_index
+    world.elect("B", "A", "C")
+    world.elect("A", "B", "C")
+    assert leader.core.role is Role.LEADER
+    assert leader.core.match_index("B") == leader.core.match_index("C") == 0
+
+
 def test_a_follower_that_lost_what_it_acknowledged_gets_it_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -892,6 +888,13 @@ def test_a_follower_that_lost_what_it_acknowledged_gets_it_again(
 
 
 # --- clocks
+
+
+def test_a_follower_knows_its_leaders_clock(tmp_path: Path) -> None:
+    """Its own readiness says whether the two agree, and it may lead next."""
+    follower = World(tmp_path, "LAB").nodes["A"]
+    follower.hear("L", append(1, (1, 0), [], 1))
+    assert follower.core.clock_offsets_ms == {"L": 0}
 
 
 def test_the_clock_of_a_silent_peer_goes_on(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 from cluster.storage.records import (
     MAGIC,
@@ -52,6 +53,18 @@ def test_records_behind_damage_are_found() -> None:
     assert list(find_records(damaged, 9, 0)) == [places[0], *places[2:]]
     assert list(find_records(blob, 8, 0)) == []
     assert list(find_records(b"", 9, 0)) == []
+
+
+def test_of_a_record_that_claims_more_than_there_is_nothing_is_copied() -> None:
+    """A megabyte of a client's text, full of what begins a record, kept a start for minutes."""
+    claims = "¥ZR1    ".encode()
+    assert MAGIC in claims
+    blob = claims * 1_000 + bytes(1 << 20)
+    tracemalloc.start()
+    assert list(find_records(blob, 1, 0)) == []
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 16
 
 
 def test_what_is_no_record_claims_no_length() -> None:

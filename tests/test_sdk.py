@@ -411,6 +411,23 @@ def test_tombstones_are_dropped_when_they_are_old_and_not_before(
     run(scenario, tmp_path, settings=TOMBSTONES, now_ms=grown.wall_ms)
 
 
+def test_a_tombstone_is_as_old_as_the_end_however_long_the_branch_was_in_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a commit that is repeated finds nothing, and its transaction never ends."""
+    grown = Grown(monkeypatch)
+
+    async def scenario(r: Rig) -> None:
+        await r.call.prepare("t1")
+        grown.ms += 120_000
+        await r.call.commit("t1")
+        await r.call.rollback("t2")  # the newest is never dropped
+        await grown.two_sweeps()
+        assert await r.states() == {"committed": 1, "rolled_back": 1}
+
+    run(scenario, tmp_path, settings=TOMBSTONES, now_ms=grown.wall_ms)
+
+
 def test_no_tombstone_is_dropped_by_a_clock_that_was_set_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

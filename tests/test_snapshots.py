@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -327,6 +328,29 @@ def test_s9_a_power_loss_while_a_snapshot_is_received_leaves_the_old_or_the_new_
     found = loaded(store(disk.after_power_loss(random.Random(stop_after))))
     new = meta(200), chunks(seed=1)
     assert found == new if adopted else found in (new, (meta(100), chunks(seed=2)))
+
+
+@pytest.mark.parametrize("stop_after", range(1, 20))
+def test_the_snapshot_that_a_start_finds_is_there_after_a_power_loss(stop_after: int) -> None:
+    """
+    1. A node is killed when a snapshot has its name, which is not synced yet.
+    2. It is started, finds the snapshot, and its journal begins where that ends.
+    3. The power fails: with the older snapshot there would be entries missing.
+    """
+    source, disk = store(MemoryDisk()), MemoryDisk()
+    source.write(meta(200), chunks(seed=1))
+    target = store(disk)
+    target.write(meta(100), chunks(seed=2))
+    disk.stop_at = disk.operations + stop_after
+    with contextlib.suppress(PowerCut):
+        receiving = target.receive(KEY)
+        ship(source, receiving)
+        received(receiving)
+        receiving.adopt()
+    disk = disk.after_kill()
+    found = store(disk).meta
+    for seed in range(20):
+        assert store(disk.after_power_loss(random.Random(seed))).meta == found
 
 
 def test_s18_the_snapshot_of_another_cluster_is_refused() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from participants import sqlite_file, sqlite_store
 from participants.branch import ENDED, Branch, State
+from participants.contract import BranchKey
 from participants.memory_store import MemoryStore
 from participants.sqlite_store import SqliteStore
 from participants.store import BranchRecord, LocalTransaction, StoreRefused, StoreUnavailable
@@ -519,6 +520,127 @@ def test_who_reads_beside_the_writing_cannot_write(tmp_path: Path) -> None:
             with pytest.raises(StoreUnavailable, match="readonly"):
                 await store.read(lambda file: file.execute("DELETE FROM assent_branches"))
             assert len(await store.in_doubt(10)) == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_is_counted_is_looked_at_piece_by_piece(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be millions of branches; whoever is in doubt is not to wait for all of them."""
+    monkeypatch.setattr(sqlite_store, "MAX_COUNTED", 3)
+    pieces = note_pieces(monkeypatch)
+
+    async def scenario() -> None:
+        async with opened(store):
+            await store.perform([keep(f"t{n}", State.COMMITTED) for n in range(10)])
+            await store.perform([both(*[keep_branch(n) for n in range(2, 9)])])
+            await store.perform([keep("t5", State.PREPARED)])
+            assert await store.count() == {
+                State.ACTIVE: 0, State.PREPARED: 1, State.COMMITTED: 9, State.ROLLED_BACK: 7
+            }  # fmt: skip
+            assert isinstance(store, MemoryStore) or pieces == [3, 3, 3, 3, 3, 2]
+
+    asyncio.run(scenario())
+
+
+def keep_branch(number: int) -> Work:
+    """Another one of `t1`."""
+    rolled_back = BranchRecord("t1", f"{number}", Branch(State.ROLLED_BACK))
+    return lambda local: local.keep(rolled_back)
+
+
+def note_pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many branches a SqliteStore counts at a time from now on."""
+    pieces: list[int] = []
+    read_count = sqlite_file.read_count
+
+    def noted(file: sqlite3.Connection, after: BranchKey, most: int) -> Any:
+        counted = read_count(file, after, most)
+        pieces.append(sum(counted[0].values()))
+        return counted
+
+    monkeypatch.setattr(sqlite_file, "read_count", noted)
+    return pieces
+
+
+def test_who_asks_for_the_count_while_it_is_made_shares_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who ask every few seconds, and give up, would never be done with."""
+    pieces = note_pieces(monkeypatch)
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            await store.perform([keep("t1", State.PREPARED)])
+            impatient, *others = [asyncio.create_task(store.count()) for _ in range(6)]
+            await asyncio.sleep(0)
+            impatient.cancel()
+            counts = await asyncio.gather(*others)
+            assert [each[State.PREPARED] for each in counts] == [1] * 5
+            assert pieces == [1]
+            await store.perform([keep("t2", State.PREPARED)])
+            assert (await store.count())[State.PREPARED] == 2
+
+    asyncio.run(scenario())
+
+
+def test_only_so_many_questions_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_store, "MAX_QUESTIONS", 3)
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            asked = [store.read(lambda _: 1) for _ in range(5)]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            assert answers[:3] == [1, 1, 1]
+            assert all(isinstance(answer, StoreUnavailable) for answer in answers[3:])
+            assert await store.read(lambda _: 2) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_question_that_breaks_off_does_not_keep_the_next_from_what_is_new(
+    tmp_path: Path,
+) -> None:
+    """It had begun a local transaction of its own; inquiries would see nothing of what follows."""
+
+    def broken(file: sqlite3.Connection) -> None:
+        file.execute("BEGIN")
+        file.execute("SELECT * FROM own").fetchall()
+        raise LookupError("a mistake")
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            with pytest.raises(LookupError):
+                await store.read(broken)
+            await store.perform([keep("t1", State.PREPARED)])
+            assert [record.transaction_id for record in await store.in_doubt(10)] == ["t1"]
+
+    asyncio.run(scenario())
+
+
+def test_the_log_that_grew_while_somebody_read_becomes_small_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "LOG_BYTES", 1 << 16)
+    log = tmp_path / "store.sqlite-wal"
+
+    def large(name: str) -> Work:
+        kept = BranchRecord(name, "1", Branch(State.PREPARED), b'"%b"' % (b"x" * 1_000_000))
+        return lambda local: local.keep(kept)
+
+    async def scenario() -> None:
+        async with opened(sqlite(tmp_path)) as store:
+            backup = sqlite3.connect(store.path, isolation_level=None)
+            with contextlib.closing(backup):
+                backup.execute("BEGIN")
+                backup.execute("SELECT * FROM own").fetchall()
+                for number in range(10):
+                    await store.perform([large(f"t{number}")])
+                assert log.stat().st_size > 10_000_000
+            for number in range(3):
+                await store.perform([keep(f"u{number}", State.PREPARED)])
+            assert log.stat().st_size <= 1 << 16
 
     asyncio.run(scenario())
 

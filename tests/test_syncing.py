@@ -87,6 +87,25 @@ def test_a_slow_disk_is_waited_for_in_a_thread_until_it_is_quick_again() -> None
     asyncio.run(scenario())
 
 
+def test_a_sync_in_a_thread_waits_for_no_name_that_is_looked_up() -> None:
+    """asyncio looks names up in the loop's own threads, and nothing ends that."""
+
+    async def scenario() -> None:
+        answered = threading.Event()
+        loop = asyncio.get_running_loop()
+        lookups = [loop.run_in_executor(None, answered.wait) for _ in range(64)]
+        try:
+            disk = Disk()
+            async with asyncio.timeout(10):
+                assert not await sync(disk.syncs(0.0), disk, 0.001)
+            assert not any(lookup.done() for lookup in lookups)
+        finally:
+            answered.set()
+            await asyncio.wait(lookups)
+
+    asyncio.run(scenario())
+
+
 def test_a_sync_in_place_raises_what_its_job_raises() -> None:
     def fails() -> None:
         raise OSError("torn")

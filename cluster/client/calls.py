@@ -159,7 +159,8 @@ class Nodes:
     """The nodes that are known, and which of them led last. Shared by all requests of a client."""
 
     def __init__(self, given: Iterable[str], random: Random) -> None:
-        self._urls = [node_url(text) for text in given]
+        self._given = [node_url(text) for text in given]
+        self._urls = list(self._given)
         if not self._urls:
             raise ValueError("nodes: name at least one, for example http://127.0.0.1:8101")
         self._next = random.randrange(len(self._urls))  # so that not every client asks the first
@@ -180,7 +181,8 @@ class Nodes:
         return self.any() if candidate == url else candidate
 
     def leads(self, url: str) -> None:
-        self.learn((url,))
+        if url not in self._urls:
+            self._urls.append(url)
         self._leader = url
 
     def failed(self, url: str) -> None:
@@ -188,8 +190,9 @@ class Nodes:
             self._leader = None
 
     def learn(self, urls: Iterable[str]) -> None:
-        """Add nodes that the cluster named: after the first answer a client knows them all."""
-        self._urls.extend(url for url in urls if url not in self._urls)
+        """The cluster has named its nodes: they are all, with those that were given. Where one has
+        moved since, nobody is asked any more."""
+        self._urls = list(dict.fromkeys((*self._given, *urls)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,7 +214,7 @@ class LocalCluster:
     async def wait_ready(self, name: str) -> None:
         """A node: it says so. A service: it answers. Raises LocalClusterError."""
         process = self._processes[name]
-        path = "/readyz" if name in self.node_ids else "/"
+        path = "/readyz" if name in self.node_ids else "/healthz"  # where nothing is counted
         loop = asyncio.get_running_loop()
         until = loop.time() + _READY_TIMEOUT_S
         async with aiohttp.ClientSession() as session:

@@ -10,8 +10,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from coordinator.log import LogError
+
+LOOK_AT: Final = 1_024
+"""When so many wait for a round, those of them that gave up are let go of. No round begins while a
+sync hangs, and clients that hear nothing ask again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +31,18 @@ class Barriers:
 
     def __init__(self) -> None:
         self._new: list[asyncio.Future[None]] = []
+        self._look_at = LOOK_AT  # when so many are new
         self._asked: deque[_Asked] = deque()
 
     def add(self, future: asyncio.Future[None]) -> None:
+        if len(self._new) >= self._look_at:
+            self._new = [each for each in self._new if not each.done()]
+            self._look_at = LOOK_AT + 2 * len(self._new)
         self._new.append(future)
+
+    def __len__(self) -> int:
+        """How many are kept, perhaps some that gave up among them."""
+        return len(self._new) + sum(len(asked.futures) for asked in self._asked)
 
     @property
     def want_round(self) -> bool:

@@ -307,8 +307,13 @@ class RaftCore(Elections, Snapshots, LibraryFields, SyncObj):  # type: ignore[mi
         self._SyncObj__onNodeDisconnected(self._node(peer))
 
     def tick(self) -> None:
-        """Everything that time or what was received makes due; applies what is committed."""
-        _Clock.now = self.now
+        """Everything that time or what was received makes due; applies what is committed.
+
+        It is one moment for the library: else it could find an election due, and begin it without
+        pre-votes, a moment after it was none for `prepare_election`.
+        """
+        now = self.now()
+        _Clock.now = lambda: now
         self.prepare_election()
         if self.wants_snapshot:
             SyncObj.forceLogCompaction(self)

@@ -207,7 +207,7 @@ class Replica:
         await self.transport.wait_closed()
         if self._core is not None:
             self._core.close()
-        await asyncio.get_running_loop().run_in_executor(None, self._journal.close)
+        await self.syncs.in_thread(self._journal.close)
 
     # --- the log
 

@@ -141,8 +141,9 @@ class Replication(RaftState):
         without sync and lost power. Not to listen would leave it behind until somebody else leads.
         """
         log.error(
-            "%s acknowledged entry %d and asks for %d: its disk lost what was synced (or it runs "
-            "without sync); look at that disk before it fails again",
+            "%s acknowledged entry %d and asks for %d: its disk lost what was synced, or its data "
+            "directory is an older copy (or it runs without sync); look at that disk before it "
+            "fails again, and start no node from a backup",
             *(peer, self.match_index(peer), following),
         )
         self.set_match_index(peer, following - 1)

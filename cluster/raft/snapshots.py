@@ -8,7 +8,8 @@ Rules
   only as that grows. A transfer has a key; pieces of two are never mixed.
 - Reading, verifying and writing files happen in a thread, and so does making a state of a
   snapshot; that it takes the place of the present one is a step of its own, and costs nothing.
-- A snapshot that cannot be written, or one of our own that cannot be read, stops the node.
+- A snapshot that cannot be written, or one of our own that cannot be read, stops the node. A file
+  that somebody had all of, and asks for again, is looked at from end to end.
 """
 
 from __future__ import annotations
@@ -162,9 +163,20 @@ class Snapshots(Replication):
             shipment.sent = max(shipment.sent, held)
             shipment.progressed_at = self.now()
         elif self.now() - shipment.progressed_at > _RESEND_AFTER_S:
+            if shipment.acknowledged == shipment.sending.size:
+                self._begin_again(peer)
+                return
             shipment.acknowledged = shipment.sent = held
             shipment.progressed_at = self.now()
         self._send_pieces(peer, shipment)
+
+    def _begin_again(self, peer: str) -> None:
+        """`peer` had all of it, and asks for it again: it came damaged, or the peer has restarted.
+
+        Frames have checksums, so the file may be damaged here: then nobody would ever be served.
+        """
+        self.stop_shipping(peer)
+        self.in_background(lambda: self.store.load(_pass_over), _expect_no_error)
 
     def _send_pieces(self, peer: str, shipment: _Shipment) -> bool:
         """Whether there was anything to send and room for it."""
@@ -262,7 +274,8 @@ class Snapshots(Replication):
         self.installing = False
         self.receiving = None
         if isinstance(error, Damaged | Foreign):
-            log.error("%s: a snapshot came damaged and is asked for again: %s", self.node, error)
+            what = f"byte {error.offset}: {error.what}" if isinstance(error, Damaged) else error
+            log.error("%s: a snapshot came damaged and is asked for again: %s", self.node, what)
             return
         if isinstance(error, ValueError):
             raise FailStop(f"the leader's snapshot cannot be restored: {error}") from error
@@ -324,6 +337,10 @@ def _gently(chunks: Iterator[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         yield chunk
         time.sleep(0)
+
+
+def _pass_over(_: bytes) -> None:
+    time.sleep(0)
 
 
 def _use_up(steps: Iterator[None]) -> None:

@@ -9,6 +9,8 @@ Rules
   itself, a snapshot say: then a single sync took 60 ms where the average was below one.
 - A disk is quick while its syncs take less than `quick_s` on the average of the latest ones. One
   that gets slow holds the loop up until the average says so; from then on only the log waits.
+- The thread is the journal's own. asyncio looks up the names of peers in those of the loop, which
+  a name server that is silent keeps for as long as it likes.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 QUICK_S: Final = 0.01
@@ -40,6 +43,7 @@ class Syncs:
         self.leader_quick_s = leader_quick_s
         self._now = now
         self._average_s = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
     def run(
         self, job: Callable[[], None], *, leads: bool, disk_is_busy: bool = False
@@ -51,7 +55,11 @@ class Syncs:
         if self.is_quick(leads=leads, disk_is_busy=disk_is_busy):
             self._timed(job)
             return None
-        return asyncio.get_running_loop().run_in_executor(None, self._timed, job)
+        return self.in_thread(lambda: self._timed(job))
+
+    def in_thread(self, job: Callable[[], None]) -> asyncio.Future[None]:
+        """Run `job` behind those that were begun before; the future of its end."""
+        return asyncio.get_running_loop().run_in_executor(self._thread, job)
 
     def is_quick(self, *, leads: bool, disk_is_busy: bool = False) -> bool:
         """Whether `run` would run a job at once."""

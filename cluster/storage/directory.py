@@ -123,6 +123,7 @@ def open_directory(
             _bootstrap(path, identity, birth, bootstrap=bootstrap, disk=disk)
         else:
             birth = _check_identity(path, identity, disk)
+            disk.sync_directory(path)  # what a process that was killed had only begun to
         return Directory(path, made, birth, lock)
     except BaseException:
         lock.close()

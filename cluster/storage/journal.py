@@ -252,8 +252,8 @@ class Journal:
 
     @property
     def bytes(self) -> int:
-        """How many bytes were written since then."""
-        return self._segments.bytes
+        """How many bytes its files have."""
+        return self._segments.total_size
 
     def _check(self) -> None:
         if self._segments.failed is not None:

@@ -40,7 +40,7 @@ from cluster.storage.journal_format import (
     Position,
     appended_indexes,
 )
-from cluster.storage.journal_recovery import Tear, segment_numbers, segment_path, survey
+from cluster.storage.journal_recovery import Seen, Tear, segment_numbers, segment_path, survey
 from cluster.storage.journal_segments import WATERMARK_NAME
 from cluster.storage.journal_words import Unreadable, words_of_entry
 from cluster.storage.snapshots import NAME as SNAPSHOT_NAME
@@ -163,6 +163,23 @@ def _look_at_journal(found: Inspection, directory: Path, disk: _ReadOnlyDisk) ->
             f"{directory / WATERMARK_NAME} says nothing: how far the journal was synced is known by"
             " the marks inside it only, all but the last sync"
         )
+    try:
+        found.log, found.tear = survey(
+            directory,
+            cluster=found.cluster,
+            node=found.node,
+            disk=disk,
+            watermark=found.watermark,
+            new_pass=lambda: _new_pass(found, directory, disk),
+        )
+    except Damaged as error:
+        found.findings.append(_finding(error, _PROMISED))
+
+
+def _new_pass(found: Inspection, directory: Path, disk: _ReadOnlyDisk) -> Seen:
+    """Forget what a pass before this one counted."""
+    found.synced_index = 0
+    found.segments = []
     for number in segment_numbers(directory, disk):
         path = segment_path(directory, number)
         found.segments.append(SegmentFound(number, path, disk.size(path)))
@@ -179,17 +196,7 @@ def _look_at_journal(found: Inspection, directory: Path, disk: _ReadOnlyDisk) ->
             segment.groups += 1
             _count_entries(found, segment, record, (number, offset + size))
 
-    try:
-        found.log, found.tear = survey(
-            directory,
-            cluster=found.cluster,
-            node=found.node,
-            disk=disk,
-            watermark=found.watermark,
-            seen=seen,
-        )
-    except Damaged as error:
-        found.findings.append(_finding(error, _PROMISED))
+    return seen
 
 
 _PROMISED = "What stood there was promised: votes that were given, entries that were acknowledged."

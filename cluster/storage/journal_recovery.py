@@ -127,22 +127,32 @@ def recover(
 
 
 def survey(
-    directory: Path, *, cluster: str, node: str, disk: Disk, watermark: Position, seen: Seen
+    directory: Path,
+    *,
+    cluster: str,
+    node: str,
+    disk: Disk,
+    watermark: Position,
+    new_pass: Callable[[], Seen],
 ) -> tuple[Log, Tear | None]:
     """What `recover` would find: the log, and the tear at which it would cut. Changes nothing.
 
-    Raises what `recover` raises; `seen` has been told of what was whole before.
+    Like `recover` it reads anew what a cut would leave: without the newest segment an older one
+    may be needed. `new_pass` gives who is told of what a pass finds whole; the last one counts.
+    Raises what `recover` raises.
     """
     numbers = segment_numbers(directory, disk)
-    reading = _Reading(directory, cluster, node, disk, watermark, seen)
     if not numbers:
         raise Damaged(segment_path(directory, max(1, watermark[0])), 0, "all segments are missing")
-    try:
-        return reading.run(numbers).log, None
-    except Tear as tear:
-        reading.refuse_if_promised(tear, numbers)
-        reading.refuse_if_incomplete()
-        return reading.log, tear
+    last: Tear | None = None
+    while True:
+        end = None if last is None else last.position
+        reading = _Reading(directory, cluster, node, disk, watermark, new_pass(), end)
+        try:
+            return reading.run(numbers).log, last
+        except Tear as tear:
+            reading.refuse_if_promised(tear, numbers)
+            numbers, last = [n for n in numbers if n <= _last_kept(tear)], tear
 
 
 class _Reading:
@@ -156,12 +166,15 @@ class _Reading:
         disk: Disk,
         watermark: Position,
         seen: Seen = lambda *_: None,
+        end: Position | None = None,
     ) -> None:
+        """As if nothing stood at or behind `end`."""
         self._directory = directory
         self._owner = (cluster, node)
         self._disk = disk
         self._mark = watermark
         self._seen = seen
+        self._end = end
         self.log = Log()
         self._segments: list[Segment] = []
 
@@ -241,7 +254,7 @@ class _Reading:
         blob = read_file(self._disk, path, MOST_SEGMENT_BYTES + 1)
         if len(blob) > MOST_SEGMENT_BYTES:
             raise self._damaged(number, MOST_SEGMENT_BYTES, "no node writes more into one file")
-        return blob
+        return blob[: self._end[1]] if self._end is not None and self._end[0] == number else blob
 
     def _continue(self, header: Header) -> None:
         """Go on from one segment to the next, or begin with the first."""
@@ -293,6 +306,12 @@ class _Reading:
         return Damaged(segment_path(self._directory, number), offset, what)
 
 
+def _last_kept(tear: Tear) -> int:
+    """The last segment of which a cut leaves anything."""
+    torn, offset = tear.position
+    return torn if offset > 0 else torn - 1
+
+
 def _cut(directory: Path, disk: Disk, numbers: list[int], tear: Tear) -> None:
     """Remove everything at and behind the tear, the newest first.
 
@@ -300,7 +319,7 @@ def _cut(directory: Path, disk: Disk, numbers: list[int], tear: Tear) -> None:
     journal syncs what is left, names and bytes, before anyone builds on it.
     """
     torn, offset = tear.position
-    kept = torn if offset > 0 else torn - 1
+    kept = _last_kept(tear)
     for number in reversed([number for number in numbers if number > kept]):
         _logger.warning("%s: removed: %s", segment_path(directory, number), tear)
         disk.unlink(segment_path(directory, number))

@@ -74,6 +74,8 @@ class Segments:
         self._current: _Segment
         self._older: list[tuple[int, int]] = []
         """(number, highest index) of the segments before the current one, ascending."""
+        self._sizes: dict[int, int] = {}
+        """Of the segments before the current one, as long as they are there."""
         self._left_behind: list[File] = []
         self._names_changed = False
         """Was a segment made whose name is not synced yet?"""
@@ -86,13 +88,18 @@ class Segments:
         """Held by a running job, so that `close` does not pull files from under it."""
         self._closed = False
         self.failed: str | None = None
-        self.writes = self.syncs = self.bytes = 0
+        self.writes = self.syncs = 0
         self.log = self._open()
 
     @property
     def size(self) -> int:
         """Of the current segment, in bytes."""
         return self._current.size
+
+    @property
+    def total_size(self) -> int:
+        """Of all segments that are there, in bytes."""
+        return self._current.size + sum(self._sizes.values())
 
     @property
     def unsynced(self) -> bool:
@@ -123,7 +130,7 @@ class Segments:
             raise
         current.size += len(record)
         current.highest = max(current.highest, highest)
-        self._count(record)
+        self.writes += 1
 
     def roll(self, log: Log, *, replaced: bool = False) -> None:
         """Begin a new segment in the state `log`, all of which is written.
@@ -142,6 +149,7 @@ class Segments:
         except DiskFailed as error:
             self._fail(error)
             raise
+        self._sizes[left.number] = left.size
         self._left_behind.append(left.file)
         self._names_changed = True
         self._stale += [number for number, _ in older if number < oldest]
@@ -161,6 +169,8 @@ class Segments:
         assert sync.done, "the job of the sync was not run to its end"
         self._running = None
         self._synced = sync.position
+        for number in sync.stale:
+            del self._sizes[number]
         self.syncs += 1
 
     def close(self, last_changes: Callable[[], None]) -> None:
@@ -210,12 +220,8 @@ class Segments:
                 file.close()
                 self._disk.unlink(path)
             raise
-        self._count(record)
-        return _Segment(header.number, file, len(record), 0)
-
-    def _count(self, record: bytes) -> None:
         self.writes += 1
-        self.bytes += len(record)
+        return _Segment(header.number, file, len(record), 0)
 
     def _fail(self, error: DiskFailed) -> None:
         if self.failed is None:
@@ -327,6 +333,7 @@ class Segments:
         _write_again(file, last, mark)
         self._current = _Segment(last.number, file, last.size, last.highest)
         self._older = [(segment.number, segment.highest) for segment in older]
+        self._sizes = {segment.number: segment.size for segment in older}
 
 
 def _write_again(file: File, segment: Segment, mark: Position) -> None:

@@ -36,10 +36,11 @@ def decode_record(blob: bytes, number: int, offset: int, start: int = 0) -> byte
     if position + OVERHEAD > len(blob):
         return None
     magic, length, checksum = _HEAD.unpack_from(blob, position)
-    body = blob[position + OVERHEAD : position + OVERHEAD + length]
-    if magic != MAGIC or len(body) != length or checksum != _checksum(number, offset, body):
+    begins = position + OVERHEAD
+    if magic != MAGIC or begins + length > len(blob):  # before anything of it is copied
         return None
-    return body
+    body = blob[begins : begins + length]
+    return body if checksum == _checksum(number, offset, body) else None
 
 
 def body_length(head: bytes) -> int | None:

@@ -3,6 +3,8 @@
 Rules:
 - a snapshot is written aside, synced, renamed into place, and the directory is synced: a crash
   leaves the old one or the new one;
+- a start syncs the directory, too, before the journal is made to fit what it finds there: it may
+  have been killed before it was synced;
 - a snapshot never replaces a newer one (the node's own may be ready after the leader's was
   installed);
 - `load` reads to the end or raises `Damaged`: what it gave until then counts for nothing;
@@ -85,6 +87,7 @@ class SnapshotStore:
         if disk.exists(self._path):
             with closing(disk.open(self._path)) as file:
                 self._meta, self.size = _decode_meta(file, self._path, cluster)[0], file.size()
+            disk.sync_directory(directory)
 
     @property
     def exists(self) -> bool:

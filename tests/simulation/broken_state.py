@@ -183,9 +183,9 @@ def still_in_hand(original: Any, driver: Driver, live: Any, *begun: Any) -> None
 
 def prepare_goes_again(original: Any, courier: Courier, errand: Any, error: Any) -> None:
     """A prepare whose connection broke is sent once more, though it may have arrived."""
-    again = errand.is_prepare and errand.over_used and not errand.again
+    again = errand.is_prepare and errand.over_used and not (errand.again or errand.is_batch)
     if again:
-        errand.again = True
+        errand.again, errand.body = True, errand.messages[0].body
         courier._dial(errand)
     else:
         original(courier, errand, error)

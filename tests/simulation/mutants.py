@@ -22,6 +22,7 @@ import cluster.storage.fellows
 import cluster.storage.journal_segments
 import coordinator.api
 import coordinator.api_connection
+import coordinator.api_show
 import coordinator.courier
 import coordinator.driver
 import coordinator.facts
@@ -65,6 +66,7 @@ from participants.inquiry import Inquirer
 from participants.sdk import Participant
 from tests.model import mutants as model
 from tests.model.broken_rules import Taken, other_move, replaced, together
+from tests.simulation import broken_answers as answers
 from tests.simulation import broken_disk as disk
 from tests.simulation import broken_fronts as fronts
 from tests.simulation import broken_interactive as interactive
@@ -761,6 +763,27 @@ MUTANTS = {
             "what is said without the log's word is said after a barrier",
             replaced(Interactive, "_standing", interactive.without_a_barrier),
         ),
+        # What is shown, what is lost between groups, who leads on.
+        Mutant(
+            "branches-remembered",
+            "what is shown of branches is of this transaction, and of now",
+            replaced(coordinator.api_show, "_standing", answers.branches_remembered),
+        ),
+        Mutant(
+            "retry-from-the-past",
+            "what an operator is answered is current",
+            replaced(Transactions, "retry", answers.retry_from_the_past),
+        ),
+        Mutant(
+            "dropped-from-a-group",
+            "what a group has no room for goes in the next",
+            replaced(Proposals, "next_group", answers.dropped_from_a_group),
+        ),
+        Mutant(
+            "answers-not-noted",
+            "who leads and is answered leads on",
+            replaced(RaftCore, "set_last_reply", answers.answers_not_noted),
+        ),
     )
 }
 """By name."""
@@ -836,5 +859,6 @@ QUICK = (
     "refuser-holds-nothing",
     "decided-as-if-closed",
     "enlisted-after-close",
+    "branches-remembered",
 )
 """Those that most seeds show, whatever changes in them: for the tests of every day."""

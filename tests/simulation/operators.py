@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 
 from cluster.client.answers import ClientError, Refused, UnknownTransaction
+from tests.simulation.sessions import shown
 from tests.simulation.workload import Load, User
 from tests.simulation.world import ClientHost, ServiceHost
 
@@ -85,7 +86,8 @@ class Operator:
         kept = states.get(branch) == "resolved"
         if kept:
             self._world.count("branches resolved by hand")
-        call.end("ok", outcome=answer.outcome, state=answer.state, kept=kept)
+        told = {"outcome": answer.outcome, "state": answer.state, "branches": shown(answer)}
+        call.end("ok", **told, kept=kept)
         return kept
 
     async def _is_finished(self, id: str) -> bool:

@@ -55,7 +55,8 @@ class RawRequests(Session):
 
     async def read(self) -> None:
         """Ask one node, rather another than the leader, and wait for its own answer: about one
-        transaction as it is, or as it is when it has ended or a while is over, or for the latest.
+        transaction as it is, or as it is when it has ended or a while is over, or when it is called
+        again at once; or for the latest.
 
         One that was asleep, or cut off, and believes that it leads, must not answer from the past.
         """
@@ -73,10 +74,12 @@ class RawRequests(Session):
 
     async def read_at(self, node: NodeHost, id: str) -> None:
         call = self.invoke("get", id, stale=False, node=node.name)
-        how = self.world.draw("how to read").choice((f"/{id}", f"/{id}?wait_ms=300", "?limit=20"))
+        hows = (f"/{id}", f"/{id}?wait_ms=300", "?limit=20", f"/{id}/retry")
+        how = self.world.draw("how to read").choice(hows)
         url = f"{node.settings.api.url}/v1/transactions{how}"
+        method, body = ("POST", b"{}") if how == hows[-1] else ("GET", None)
         try:
-            answer = await self.library._exchange.send("GET", url, None, READ_S)
+            answer = await self.library._exchange.send(method, url, body, READ_S)
         except NoAnswer as error:
             call.end("info", error=str(error)[:80])
             return

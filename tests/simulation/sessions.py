@@ -54,7 +54,7 @@ class Call:
         user.record("invoke", op=number, call=call, id=id, **fields)
 
     def answered(self, answer: Transaction) -> None:
-        self.end("ok", outcome=answer.outcome, state=answer.state)
+        self.end("ok", outcome=answer.outcome, state=answer.state, branches=shown(answer))
         if self._call == "submit" and answer.outcome is not None:
             self._user.world.count(answer.outcome)
             self._user.load.told.append(answer.id)
@@ -82,7 +82,8 @@ class Call:
             if row is None:
                 self.end("info", error="not on this page")
             else:
-                self.end("ok", outcome=row["outcome"], state=row["state"])
+                branches = {branch["name"]: branch["state"] for branch in row["branches"]}
+                self.end("ok", outcome=row["outcome"], state=row["state"], branches=branches)
         else:
             self.end("info", error=str(answer.status))
             if answer.status == 500:
@@ -100,6 +101,11 @@ class Call:
 
     def end(self, event: str, **fields: Any) -> None:
         self._user.record(event, op=self._number, call=self._call, id=self.id, **fields)
+
+
+def shown(answer: Transaction) -> Body:
+    """What history keeps of an answer's branches."""
+    return {branch.name: branch.state for branch in answer.branches}
 
 
 def told_of(body: Body) -> Body:

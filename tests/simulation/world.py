@@ -54,7 +54,7 @@ DIRECTORY = Path("/node")
 RAFT_PORT, API_PORT, SERVICE_PORT = 7100, 8100, 9000
 CLUSTER = "simulated"
 LITTLE_ROOM = Limits(unfinished=12, unfinished_per_participant=8, calls_per_participant=2)
-LITTLE_WAITS = ProposalLimits(waiting_commands=6, group_commands=3)
+LITTLE_WAITS = ProposalLimits(waiting_commands=6, group_commands=3, group_bytes=1_000)
 
 STEADY_MS = {"": 1, "leader": 1_500, "all": 600_000}
 """Of one wrong clock others tell, but not before they are heard of again. Of all it is told by its
