@@ -98,6 +98,7 @@ LONGER = {
     "coordinator/conversation.py": 500,
     "coordinator/openapi_schemas.py": 500,  # one shape after another
     "participants/contract.py": 445,
+    "participants/sqlite_file.py": 455,
 }
 
 
