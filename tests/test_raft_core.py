@@ -798,6 +798,20 @@ def test_who_lost_a_whole_snapshot_that_is_no_damage_gets_it_again(tmp_path: Pat
     assert follower.lines == leader.lines
 
 
+def test_a_snapshot_is_not_begun_again_while_who_has_all_of_it_installs_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That may take seconds, and the leader would read all of its file again in each of them."""
+    caplog.set_level("INFO")
+    world, leader, follower = installing(tmp_path)
+    world.pass_rounds("L", "B", rounds=40)
+    assert follower.core.installing
+    assert caplog.text.count("L: ships its snapshot") == 1
+    follower.jobs_run_at_once = True
+    world.pass_rounds("L", "B", rounds=4)
+    assert follower.lines == leader.lines
+
+
 def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 

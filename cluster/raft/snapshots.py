@@ -162,6 +162,8 @@ class Snapshots(Replication):
             shipment.acknowledged = held
             shipment.sent = max(shipment.sent, held)
             shipment.progressed_at = self.now()
+        elif held == shipment.sending.size:
+            return  # the peer installs it, for as long as that takes
         elif self.now() - shipment.progressed_at > _RESEND_AFTER_S:
             if shipment.acknowledged == shipment.sending.size:
                 self._begin_again(peer)
