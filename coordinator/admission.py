@@ -48,7 +48,7 @@ batch of the largest size is less."""
 OUTSIDE_BYTES = 64 * 1024 * 1024
 """Who waits outside or in line is in no record yet, so `Capacity` does not count its payloads: what
 was sent by all that are in no batch is no more than this and one body. `LEAST` bodies of 64 KiB
-find place. (Those of batches are held as they came until the answer, see `bodies`.)"""
+find place. (Those of batches count as held until the answer, see `http_connection`.)"""
 
 ROOM_LEAST = 64
 ROOM_MOST = 1_024
