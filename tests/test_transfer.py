@@ -102,3 +102,22 @@ def test_leadership_goes_to_who_was_named_or_lacks_least_and_answers() -> None:
             await Transfer().hand_over(cast(RaftCore, core), "n9", lambda: None)
 
     run(scenario())
+
+
+def test_who_waits_for_his_turn_is_let_go_when_the_node_does_nothing_any_more() -> None:
+    """A node that failed is what it was, a leader too: nothing else would end his wait in time."""
+
+    async def scenario() -> None:
+        core = cast(RaftCore, Followers(n2=0, n3=0))
+        transfer = Transfer()
+        asking = [
+            asyncio.ensure_future(transfer.hand_over(core, to, lambda: None)) for to in ("n2", "n3")
+        ]
+        await asyncio.sleep(0)
+        assert transfer.is_under_way
+        transfer.close()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*asking)
+        assert not transfer.is_under_way
+
+    run(scenario())

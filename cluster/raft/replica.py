@@ -577,7 +577,7 @@ class Replica:
         self._caught_up.set()
         self.transport.close()
         self._inbox.clear()
-        self._transfer.end()
+        self._transfer.close()
         self._lose(waiting, under_way)
 
     def _die(self, error: BaseException) -> None:

@@ -31,6 +31,7 @@ class Transfer:
         self._done: asyncio.Future[None] | None = None
         self._to: str | None = None
         self._asked_at = NEVER
+        self._closed = False
 
     @property
     def is_under_way(self) -> bool:
@@ -38,13 +39,13 @@ class Transfer:
 
     async def hand_over(self, core: RaftCore, to: str | None, kick: Callable[[], None]) -> None:
         """To `to`, or to whoever lacks least, until `end`; nothing is handed over any more if
-        another leads when its turn has come.
+        another leads when its turn has come, or after `close`.
 
         `kick` has a step run. Whoever calls this bounds it. Raises NotHandedOver if nobody can take
         over as it looks now.
         """
         async with self._turn:
-            if core.role is not Role.LEADER:
+            if self._closed or core.role is not Role.LEADER:
                 return
             self._to, self._asked_at = to, NEVER
             if self._successor(core) is None:
@@ -58,9 +59,14 @@ class Transfer:
                 kick()
 
     def end(self) -> None:
-        """Another node leads, or this one does nothing any more."""
+        """Another node leads."""
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
+
+    def close(self) -> None:
+        """This node does nothing any more, nor for those whose turn has not come."""
+        self._closed = True
+        self.end()
 
     def holds_back(self, core: RaftCore) -> bool:
         """Whether what is proposed has to wait."""
