@@ -290,6 +290,27 @@ def test_branches_and_payloads_are_bounded() -> None:
     run(test())
 
 
+def test_they_are_bounded_too_where_many_are_enlisted_at_once() -> None:
+    async def test() -> None:
+        async with api_node(limits=Limits(branches=3, body_bytes=300)) as node:
+            for names, size, taken in (("aabcdef", 10, 3), ("aabc", 150, 1)):
+                id_ = f"t-{size}"
+                await opened(node, id_)
+                bodies = [node.service("yes", name=name, payload="x" * size) for name in names]
+                answers = await asyncio.gather(
+                    *[node.post(f"{PATH}/{id_}/branches", body) for body in bodies]
+                )
+                assert [status for status, _ in answers[:2]] == [201, 201], "the same twice is one"
+                record = node.machine.get(id_)
+                assert record is not None
+                assert len(record.branches) == taken
+                refused = [code_of(answer) for status, answer in answers if status == 409]
+                assert refused == ["not_allowed"] * (len(set(names)) - taken)
+            assert node.driver.interactive._coming == {}
+
+    run(test())
+
+
 def test_a_participant_with_too_much_unfinished_is_not_enlisted() -> None:
     async def test() -> None:
         async with api_node(limits=Limits(unfinished_per_participant=1)) as node:
