@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from typing import Any
 
 import pytest
 
+from coordinator.api_requests import Later, Request
 from coordinator.facts import Mode
 from coordinator.interactive import ROLLED_BACK
 from coordinator.log import NotLeader
@@ -337,6 +339,29 @@ def test_another_node_sends_it_on(how: str) -> None:
             )
             assert (status, code_of(answer)) == (307, "not_leader")
             assert headers["Location"] == f"{node.apis['n2']}{PATH}/t/{how}"
+
+    run(test())
+
+
+@pytest.mark.parametrize("how", ["commit", "rollback"])
+def test_who_waits_for_an_end_holds_no_request(how: str) -> None:
+    class Headers(dict[str, str]):
+        pass
+
+    async def test() -> None:
+        async with api_node() as node:
+            await opened(node)
+            await enlisted(node, "slow")
+            headers = Headers()
+            held = weakref.ref(headers)
+            request = Request("POST", f"{PATH}/t/{how}", "", headers, b'{"wait": "completion"}')
+            answer = node.api.respond(request)
+            del request, headers
+            await node.services.until_called("slow", "prepare" if how == "commit" else "rollback")
+            assert held() is None
+            node.services.go_on()
+            assert isinstance(answer, Later)
+            assert (await answer.come()).status == 200
 
     run(test())
 
