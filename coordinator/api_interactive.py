@@ -5,6 +5,7 @@ All are answered by the leader, and may be repeated: an answer that was lost is 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from coordinator.api_requests import (
 )
 from coordinator.api_shapes import read_participant
 from coordinator.api_show import show, show_branch
+from coordinator.bodies import LARGE_BYTES
 from coordinator.driver import Driver
 from coordinator.errors import unknown
 from coordinator.facts import Transaction
@@ -77,7 +79,11 @@ class InteractiveCalls:
 
     async def enlist(self, request: Request, transaction_id: str) -> Answer:
         """POST /v1/transactions/{id}/branches: 201 with the branch, which may work from now on."""
-        place, payload = read_participant(api_fields.decode_json(request.body))
+        value = api_fields.decode_json(request.body)
+        if len(request.body) > LARGE_BYTES:
+            await asyncio.sleep(0)  # read in the next turn: see `bodies`
+        place, payload = read_participant(value)
+        del value  # which may take sixty times the memory of its JSON
         enlisting = self._driver.interactive.enlist(transaction_id, place, payload)
         where = request.path, request.query
         transaction, position = await self._asked(where, transaction_id, enlisting)
