@@ -426,6 +426,23 @@ def test_when_an_operator_aborts_it_nobody_waits_for_prepares_that_were_never_se
     run(test())
 
 
+@pytest.mark.parametrize("how", ["commit", "rollback"])
+def test_what_it_was_open_is_not_the_coordinators_time(how: str) -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            await opened(node)
+            await enlisted(node, "yes")
+            await asyncio.sleep(0.3)
+            await ended(node, how, wait="completion")
+            outcome = {"outcome": "commit" if how == "commit" else "abort"}
+            for name in ("decision", "completion"):
+                spent_s = node.registry.get_sample_value(f"assent_{name}_seconds_sum", outcome)
+                assert spent_s is not None
+                assert spent_s < 0.3
+
+    run(test())
+
+
 def test_it_is_listed_while_it_is_open() -> None:
     async def test() -> None:
         async with api_node() as node:
