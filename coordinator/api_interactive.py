@@ -5,6 +5,7 @@ All are answered by the leader, and may be repeated: an answer that was lost is 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from coordinator.api_requests import (
 )
 from coordinator.api_shapes import read_participant
 from coordinator.api_show import show, show_branch
+from coordinator.bodies import LARGE_BYTES
 from coordinator.driver import Driver
 from coordinator.errors import unknown
 from coordinator.facts import Transaction
@@ -77,34 +79,42 @@ class InteractiveCalls:
 
     async def enlist(self, request: Request, transaction_id: str) -> Answer:
         """POST /v1/transactions/{id}/branches: 201 with the branch, which may work from now on."""
-        place, payload = read_participant(api_fields.decode_json(request.body))
+        value = api_fields.decode_json(request.body)
+        if len(request.body) > LARGE_BYTES:
+            await asyncio.sleep(0)  # read in the next turn: see `bodies`
+        place, payload = read_participant(value)
+        del value  # which may take sixty times the memory of its JSON
         enlisting = self._driver.interactive.enlist(transaction_id, place, payload)
-        transaction, position = await self._asked(request, transaction_id, enlisting)
+        where = request.path, request.query
+        transaction, position = await self._asked(where, transaction_id, enlisting)
         return text_answer(201, show_branch(transaction, position))
 
     def commit(self, request: Request, transaction_id: str) -> Coroutine[Any, Any, Answer]:
         """POST /v1/transactions/{id}/commit: 200 with the outcome, whatever it is."""
-        return self._end(request, transaction_id, self._driver.interactive.commit)
+        where = request.path, request.query  # who waits holds no body, which may be large
+        ask = self._driver.interactive.commit
+        return self._end(where, transaction_id, _read_wait(request), ask)
 
     def rollback(self, request: Request, transaction_id: str) -> Coroutine[Any, Any, Answer]:
         """POST /v1/transactions/{id}/rollback: likewise; of a committed one nothing is undone."""
-        return self._end(request, transaction_id, self._driver.interactive.rollback)
+        where, ask = (request.path, request.query), self._driver.interactive.rollback
+        return self._end(where, transaction_id, _read_wait(request), ask)
 
     async def _end(
         self,
-        request: Request,
+        where: tuple[str, str],
         transaction_id: str,
+        wait: Wait,
         ask: Callable[[str], Coroutine[Any, Any, Transaction]],
     ) -> Answer:
         """When its outcome is known, as far as `wait` says; 202 where that takes too long."""
-        wait = _read_wait(request)
-        transaction = await self._asked(request, transaction_id, ask(transaction_id))
+        transaction = await self._asked(where, transaction_id, ask(transaction_id))
         if wait is not Wait.NONE and not is_reached(transaction, wait):
             left_s = max(0, transaction.deadline_ms - self._now_ms()) / 1000 + END_MARGIN_S
             del transaction  # who waits holds no payloads
             future = self._driver.wait_for(transaction_id, wait)
             waiting = self._patience.settled(future, left_s)
-            present = await self._asked(request, transaction_id, waiting)
+            present = await self._asked(where, transaction_id, waiting)
             present = present or self._machine.get(transaction_id)
             if present is None:  # it ended, and was forgotten meanwhile
                 raise unknown(transaction_id)
@@ -114,12 +124,14 @@ class InteractiveCalls:
         progress = None if is_finished else self._driver.progress(transaction_id)
         return text_answer(status, show(transaction, progress))
 
-    async def _asked(self, request: Request, transaction_id: str, asked: Awaitable[Asked]) -> Asked:
+    async def _asked(
+        self, where: tuple[str, str], transaction_id: str, asked: Awaitable[Asked]
+    ) -> Asked:
         try:
             return await asked
         except LogError as error:
             # What is asked again happens once.
-            self._leadership.redirect(request.path, request.query)
+            self._leadership.redirect(*where)
             raise log_refusal(error, transaction_id) from error
 
 

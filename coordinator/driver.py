@@ -331,7 +331,7 @@ class Driver:
             if transaction is None or transaction.finished_ms is not None:
                 looked_at += 1
                 continue
-            looked_at += len(transaction.branches)
+            looked_at += len(transaction.branches) or 1  # an open one may have none yet
             if transaction.id not in self._talks.lives:
                 self._take_up(transaction)
         if ids:

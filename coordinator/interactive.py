@@ -58,6 +58,9 @@ class Interactive:
         self._limits = limits
         self._now_ms = now_ms
         self._live_of = live_of
+        self._coming: dict[str, list[tuple[str, int]]] = {}
+        """Name and payload's size of those whose `Enlist` is under way: they are in no record yet,
+        and many may be asked for at once."""
 
     async def enlist(
         self, transaction_id: str, place: Planned, payload: bytes
@@ -76,7 +79,9 @@ class Interactive:
         repeatable = self._gateway.repeatable([participant_of(place.url, place.prepare_url)])
         branch = Branch("", *place, *repeatable)
         command = Enlist(epoch, self._now_ms(), transaction_id, branch, payload)
-        told = functools.partial(self._enlisted, place.name)
+        coming = place.name, len(payload)
+        self._coming.setdefault(transaction_id, []).append(coming)
+        told = functools.partial(self._enlisted, transaction_id, coming)
         match await proposed(self._log, encode(command), epoch, told):
             case Applied(transaction=transaction):
                 names = [each.name for each in transaction.branches]
@@ -149,13 +154,18 @@ class Interactive:
 
     def _require_room(self, standing: Transaction, place: Planned, payload: bytes) -> None:
         limits = self._limits
-        if len(standing.branches) >= limits.branches:
+        others = dict(self._coming.get(standing.id, ()))
+        for name in (place.name, *[branch.name for branch in standing.branches]):
+            others.pop(name, None)  # asked for twice, or on record
+        count = len(standing.branches) + len(others)
+        if count >= limits.branches:
             raise NotAllowed(
-                f"transaction {standing.id} has {len(standing.branches)} branches: at most"
+                f"transaction {standing.id} has {count} branches: at most"
                 f" {limits.branches} are taken",
                 id=standing.id,
             )
         size = len(standing.metadata) + sum(map(len, standing.payloads)) + len(payload)
+        size += sum(others.values())
         if size > limits.body_bytes:
             raise NotAllowed(
                 f"the payloads of transaction {standing.id} would have {size} bytes: at most"
@@ -173,9 +183,12 @@ class Interactive:
 
     # Told by the log, whether or not the one who asked is still there.
 
-    def _enlisted(self, name: str, result: object) -> None:
+    def _enlisted(self, transaction_id: str, coming: tuple[str, int], result: object) -> None:
+        self._coming[transaction_id].remove(coming)
+        if not self._coming[transaction_id]:
+            del self._coming[transaction_id]
         if isinstance(result, Applied) and result.changed:
-            self._steps.enlisted(result.transaction.id, name)
+            self._steps.enlisted(transaction_id, coming[0])
             self._talks.record_changed(result.transaction)
 
     def _closed(self, result: object) -> None:

@@ -74,12 +74,14 @@ class Metrics(Observer):
         )
         self._decision_seconds = self._durations(
             "decision_seconds",
-            "From begin (or takeover) to the durable decision; not what was waited for room.",
+            "From begin (or takeover) to the durable decision; not what was waited for room, nor "
+            "what an interactive transaction was open.",
             Outcome,
         )
         self._completion_seconds = self._durations(
             "completion_seconds",
-            "From begin (or takeover) to the last acknowledgement; not what was waited for room.",
+            "From begin (or takeover) to the last acknowledgement; not what was waited for room, "
+            "nor what an interactive transaction was open.",
             Outcome,
         )
         self._calls = Counts(

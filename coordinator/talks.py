@@ -353,6 +353,8 @@ class Talks:
         if live is None or live.conversation is None:
             return
         conversation, now_s = live.conversation, self._loop.time()
+        if not conversation.transaction.closed:
+            live.started_s = now_s  # until now its client had it in hand
         if transaction.outcome is not None and conversation.transaction.outcome is None:
             self._steps.decided(transaction, now_s - live.started_s)
         if transaction.finished_ms is not None:  # in the log before anyone is told

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from typing import Any
 
 import pytest
 
+from coordinator.api_requests import Later, Request
 from coordinator.facts import Mode
 from coordinator.interactive import ROLLED_BACK
 from coordinator.log import NotLeader
@@ -290,6 +292,27 @@ def test_branches_and_payloads_are_bounded() -> None:
     run(test())
 
 
+def test_they_are_bounded_too_where_many_are_enlisted_at_once() -> None:
+    async def test() -> None:
+        async with api_node(limits=Limits(branches=3, body_bytes=300)) as node:
+            for names, size, taken in (("aabcdef", 10, 3), ("aabc", 150, 1)):
+                id_ = f"t-{size}"
+                await opened(node, id_)
+                bodies = [node.service("yes", name=name, payload="x" * size) for name in names]
+                answers = await asyncio.gather(
+                    *[node.post(f"{PATH}/{id_}/branches", body) for body in bodies]
+                )
+                assert [status for status, _ in answers[:2]] == [201, 201], "the same twice is one"
+                record = node.machine.get(id_)
+                assert record is not None
+                assert len(record.branches) == taken
+                refused = [code_of(answer) for status, answer in answers if status == 409]
+                assert refused == ["not_allowed"] * (len(set(names)) - taken)
+            assert node.driver.interactive._coming == {}
+
+    run(test())
+
+
 def test_a_participant_with_too_much_unfinished_is_not_enlisted() -> None:
     async def test() -> None:
         async with api_node(limits=Limits(unfinished_per_participant=1)) as node:
@@ -316,6 +339,29 @@ def test_another_node_sends_it_on(how: str) -> None:
             )
             assert (status, code_of(answer)) == (307, "not_leader")
             assert headers["Location"] == f"{node.apis['n2']}{PATH}/t/{how}"
+
+    run(test())
+
+
+@pytest.mark.parametrize("how", ["commit", "rollback"])
+def test_who_waits_for_an_end_holds_no_request(how: str) -> None:
+    class Headers(dict[str, str]):
+        pass
+
+    async def test() -> None:
+        async with api_node() as node:
+            await opened(node)
+            await enlisted(node, "slow")
+            headers = Headers()
+            held = weakref.ref(headers)
+            request = Request("POST", f"{PATH}/t/{how}", "", headers, b'{"wait": "completion"}')
+            answer = node.api.respond(request)
+            del request, headers
+            await node.services.until_called("slow", "prepare" if how == "commit" else "rollback")
+            assert held() is None
+            node.services.go_on()
+            assert isinstance(answer, Later)
+            assert (await answer.come()).status == 200
 
     run(test())
 
@@ -376,6 +422,23 @@ def test_when_an_operator_aborts_it_nobody_waits_for_prepares_that_were_never_se
             )
             assert status == 200
             assert (await until_finished(node))["branches"][0]["state"] == "rolled_back"
+
+    run(test())
+
+
+@pytest.mark.parametrize("how", ["commit", "rollback"])
+def test_what_it_was_open_is_not_the_coordinators_time(how: str) -> None:
+    async def test() -> None:
+        async with api_node() as node:
+            await opened(node)
+            await enlisted(node, "yes")
+            await asyncio.sleep(0.3)
+            await ended(node, how, wait="completion")
+            outcome = {"outcome": "commit" if how == "commit" else "abort"}
+            for name in ("decision", "completion"):
+                spent_s = node.registry.get_sample_value(f"assent_{name}_seconds_sum", outcome)
+                assert spent_s is not None
+                assert spent_s < 0.3
 
     run(test())
 

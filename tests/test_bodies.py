@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import api_fields, api_shapes, http_connection
+from coordinator import api_fields, api_interactive, api_shapes, http_connection
 from coordinator.api_requests import Later, Request
 from coordinator.bodies import LARGE_BYTES, Bodies
 from tests.api_rig import answered, api_node
@@ -128,8 +128,9 @@ def test_of_packed_and_large_bodies_one_is_looked_at_in_two_turns(
 # --- large ones at the API ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("enlists", [False, True])
 def test_a_large_body_is_decoded_in_one_turn_and_read_in_another(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, *, enlists: bool
 ) -> None:
     async def test() -> None:
         turn = 0
@@ -143,19 +144,26 @@ def test_a_large_body_is_decoded_in_one_turn_and_read_in_another(
             return note
 
         monkeypatch.setattr(api_fields, "decode_json", noted("decoded", api_fields.decode_json))
-        monkeypatch.setattr(
-            api_shapes, "read_submission", noted("read", api_shapes.read_submission)
+        reads = (
+            (api_interactive, "read_participant") if enlists else (api_shapes, "read_submission")
         )
+        monkeypatch.setattr(*reads, noted("read", getattr(*reads)))
         async with api_node() as node:
-            for payload in ("", "x" * LARGE_BYTES):
-                body = json.dumps({"participants": [node.service(payload=payload)]}).encode()
-                answer = node.api.respond(Request("POST", PATH, "", {}, body))
+            if enlists:
+                await node.post(PATH, {"id": "t", "mode": "interactive"})
+                done.clear()
+            for name, payload in (("small", ""), ("large", "x" * LARGE_BYTES)):
+                participant = node.service(name=name, payload=payload)
+                asked = participant if enlists else {"participants": [participant]}
+                path = f"{PATH}/t/branches" if enlists else PATH
+                body = json.dumps(asked).encode()
+                answer = node.api.respond(Request("POST", path, "", {}, body))
                 assert isinstance(answer, Later)
                 while not answer.future.done():
                     await asyncio.sleep(0)
                     turn += 1
                 shown = json.loads(answer.made(answer.future).body)
-                assert shown["outcome"] == "committed"
+                assert shown["state"] == "active" if enlists else shown["outcome"] == "committed"
         assert [name for name, _ in done] == ["decoded", "read"] * 2
         small, large = done[:2], done[2:]
         assert small[0][1] == small[1][1]

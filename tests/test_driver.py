@@ -38,7 +38,7 @@ from coordinator.errors import (
     NotAllowed,
     UnknownTransaction,
 )
-from coordinator.facts import Effect, Outcome, Transaction
+from coordinator.facts import Effect, Mode, Outcome, Transaction
 from coordinator.gateway import Call
 from coordinator.log import FateUnknown, LogError, NotLeader, Overloaded
 from coordinator.plan import Wait
@@ -903,6 +903,21 @@ def test_a_new_leadership_takes_up_many_transactions_without_holding_up_the_loop
         await last
         await asyncio.sleep(1)
         assert rig.machine.unfinished_count == 0
+
+    play(scene)
+
+
+def test_of_open_transactions_without_branches_no_more_are_taken_up_at_once() -> None:
+    async def scene(rig: Rig) -> None:
+        epoch = rig.machine.epoch
+        for number in range(2 * TAKE_UP_AT_ONCE):
+            id_ = f"t{number}"
+            rig.machine.step(begin(id_, of=0, mode=Mode.INTERACTIVE, epoch=epoch, now_ms=NOW_MS))
+        rig.log.stop_leading()
+        rig.log.lead()
+        assert rig.driver.live_count == TAKE_UP_AT_ONCE
+        await rig.settle()
+        assert rig.driver.live_count == 2 * TAKE_UP_AT_ONCE
 
     play(scene)
 
