@@ -13,17 +13,10 @@ from coordinator import api_fields
 from coordinator.api_errors import log_refusal
 from coordinator.api_fields import object_of, one_of
 from coordinator.api_leadership import Leadership
-from coordinator.api_requests import (
-    Answer,
-    Endpoint,
-    Request,
-    read_query,
-    require_id,
-    require_json,
-    text_answer,
-)
+from coordinator.api_requests import Answer, Endpoint, Request, text_answer
 from coordinator.api_shapes import read_participant
 from coordinator.api_show import show, show_branch
+from coordinator.api_transactions import ONE, WAIT_MARGIN_MS
 from coordinator.bodies import LARGE_BYTES
 from coordinator.driver import Driver
 from coordinator.errors import unknown
@@ -34,11 +27,6 @@ from coordinator.machine import Machine
 from coordinator.patience import Patience
 from coordinator.plan import Wait
 from coordinator.settings import Limits
-
-ONE = "/v1/transactions/{id}"
-
-END_MARGIN_S = 5.0
-"""An end waits until the deadline and this for the decision; then 202."""
 
 Asked = TypeVar("Asked")
 
@@ -66,16 +54,10 @@ class InteractiveCalls:
     def endpoints(self) -> tuple[Endpoint, ...]:
         body = self._limits.body_bytes
         return (
-            Endpoint("POST", ONE + "/branches", self.enlist, self.admit, body),
-            Endpoint("POST", ONE + "/commit", self.commit, self.admit, body),
-            Endpoint("POST", ONE + "/rollback", self.rollback, self.admit, body),
+            Endpoint("POST", ONE + "/branches", self.enlist, self._leadership.admit, body),
+            Endpoint("POST", ONE + "/commit", self.commit, self._leadership.admit, body),
+            Endpoint("POST", ONE + "/rollback", self.rollback, self._leadership.admit, body),
         )
-
-    def admit(self, request: Request, transaction_id: str) -> None:
-        read_query(request, ())
-        require_id(transaction_id)
-        self._leadership.require(request)
-        require_json(request)
 
     async def enlist(self, request: Request, transaction_id: str) -> Answer:
         """POST /v1/transactions/{id}/branches: 201 with the branch, which may work from now on."""
@@ -110,7 +92,7 @@ class InteractiveCalls:
         """When its outcome is known, as far as `wait` says; 202 where that takes too long."""
         transaction = await self._asked(where, transaction_id, ask(transaction_id))
         if wait is not Wait.NONE and not is_reached(transaction, wait):
-            left_s = max(0, transaction.deadline_ms - self._now_ms()) / 1000 + END_MARGIN_S
+            left_s = (max(0, transaction.deadline_ms - self._now_ms()) + WAIT_MARGIN_MS) / 1000
             del transaction  # who waits holds no payloads
             future = self._driver.wait_for(transaction_id, wait)
             waiting = self._patience.settled(future, left_s)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from coordinator.api_errors import log_refusal, no_leader, not_leader
-from coordinator.api_requests import Request
+from coordinator.api_requests import Request, read_query, require_id, require_json
 from coordinator.log import LogError, ReplicatedLog
 
 
@@ -30,6 +30,13 @@ class Leadership:
         if self._log.epoch is None:
             self.redirect(request.path, request.query)
             raise no_leader()
+
+    def admit(self, request: Request, transaction_id: str) -> None:
+        """What can be said of a call that is to change a transaction before its body is read."""
+        read_query(request, ())
+        require_id(transaction_id)
+        self.require(request)
+        require_json(request)
 
     def redirect(self, path: str, query: str) -> None:
         """Raises the 307 to another node that leads, if one was heard of."""

@@ -62,7 +62,7 @@ TRANSACTIONS = "/v1/transactions"
 ONE = TRANSACTIONS + "/{id}"
 
 WAIT_MARGIN_MS = 5_000
-"""A POST waits for its transaction's timeout and this, to hear of the decision; then 202."""
+"""A POST waits until its transaction's deadline and this, to hear of the decision; then 202."""
 
 MAX_WAIT_MS = 60_000
 """A GET waits no longer, whatever `wait_ms` asks: the client asks again. Proxies give up too."""
@@ -111,8 +111,8 @@ class Transactions:
             Endpoint("GET", TRANSACTIONS, self.page),
             Endpoint("GET", ONE, self.get),
             Endpoint("GET", ONE + "/decision", self.decision),
-            Endpoint("POST", ONE + "/resolve", self.resolve, self.admit_operator, small),
-            Endpoint("POST", ONE + "/retry", self.retry, self.admit_operator, small),
+            Endpoint("POST", ONE + "/resolve", self.resolve, self._leadership.admit, small),
+            Endpoint("POST", ONE + "/retry", self.retry, self._leadership.admit, small),
         )
 
     # --- beginning ---
@@ -329,12 +329,6 @@ class Transactions:
         return json_answer(200, {"decision": decision, **named})
 
     # --- an operator's calls ---
-
-    def admit_operator(self, request: Request, transaction_id: str) -> None:
-        read_query(request, ())
-        require_id(transaction_id)
-        self._leadership.require(request)
-        require_json(request)
 
     async def resolve(self, request: Request, transaction_id: str) -> Answer:
         """POST /v1/transactions/{id}/resolve: force an abort, or say what became of a branch."""
